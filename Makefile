@@ -1,0 +1,107 @@
+# tideloop: the only commands anyone needs. CI calls the same ones.
+#
+#   PYTHON=python3.13   the interpreter          VENV=.venv-3.13   its virtual environment
+#
+# Every target builds what it needs and does nothing when nothing changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := $(VENV)/bin/python
+# An extension of each interpreter has its own build folder: switching between them rebuilds nothing.
+BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
+PYTEST_ARGS ?=
+
+.PHONY: help demo test build bench lint fmt docs clean check-python check-cargo test-rust test-python test-stubs
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- what a machine must have; each complaint is one line ---------------------------------------
+
+check-python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: no interpreter '$(PYTHON)'; tideloop needs CPython 3.11 or newer (PYTHON= names one)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.implementation.name != "cpython" or sys.version_info < (3, 11))' \
+	  || { echo "make: '$(PYTHON)' is $$("$(PYTHON)" -c 'import platform as p; print(p.python_implementation(), p.python_version())'); tideloop needs CPython 3.11 or newer (PYTHON= names one)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "make: '$(PYTHON)' has no venv module; install it (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+
+check-cargo:
+	@command -v cargo >/dev/null || { echo "make: cargo not found; tideloop's core is Rust (1.88 or newer), see rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "make: no C compiler 'cc'; Rust links with one (on Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+
+# --- set-up -------------------------------------------------------------------------------------
+
+# The stamp is named for the interpreter: a folder made for another one is made anew.
+VENV_TAG := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || echo none)
+VENV_STAMP := $(VENV)/.made-$(VENV_TAG)
+
+$(VENV_STAMP): requirements/test.txt | check-python
+	@if [ -e $(VENV) ] && ! [ -e $@ ] && ls $(VENV)/.made-* >/dev/null 2>&1; then \
+	  echo "make: $(VENV) was made for another Python; making it anew for $(VENV_TAG) (VENV= keeps both)"; fi
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.lab: requirements/lab.txt $(VENV_STAMP)
+	@while read -r line; do case "$$line" in ''|'#'*) continue;; esac; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check "$$line" \
+	    || echo "make: $$line does not install here; the lab will report it as skipped" >&2; \
+	done < requirements/lab.txt
+	@touch $@
+
+$(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
+	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
+	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet
+	@cargo build --release --quiet -p tideloop-load
+	@cp target/release/tideloop-load$(if $(filter Windows_NT,$(OS)),.exe) $(VENV)/bin/
+	@touch $@
+
+build: check-python check-cargo $(VENV)/.built ## release build, installed in VENV
+
+# --- for people ---------------------------------------------------------------------------------
+
+demo: build $(VENV)/.lab ## real aiohttp on tideloop against stock asyncio, then the lab's quick profile
+	@$(PY) examples/aiohttp_pages.py --compare
+	@$(VENV)/bin/tideloop lab --profile quick
+
+bench: build $(VENV)/.lab ## the figures that the README quotes
+	@$(PY) benches/run.py
+
+docs: build ## API pages under docs/api
+	@$(PY) docs/build.py
+
+# --- for contributors ---------------------------------------------------------------------------
+
+test: lint test-rust test-python test-stubs ## everything a contributor must pass
+
+test-rust: check-cargo
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --no-fail-fast; else cargo test --locked --no-fail-fast; fi
+
+test-python: build $(VENV)/.lab
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+test-stubs: build
+	@$(PY) -m mypy.stubtest tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt
+
+lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
+	@cargo fmt --all --check
+	@cargo clippy --locked --quiet --all-targets -- -D warnings
+	@PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=$(BUILD_DIR) cargo clippy --locked --quiet -p tideloop-py -- -D warnings
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+fmt: build ## format both languages
+	@cargo fmt --all
+	@$(PY) -m ruff check --fix --quiet .
+	@$(PY) -m ruff format --quiet .
+
+clean: ## remove what make made
+	@rm -rf target .venv $(VENV) results python/tideloop/*.so docs/api
+	@find python tests examples -name __pycache__ -type d -exec rm -rf {} +
