@@ -1,0 +1,15 @@
+//! The operating system as tideloop sees it. All unsafe code that talks to it lives in this crate.
+//!
+//! What every system must supply, and nothing more:
+//!
+//! * [`selector::Selector`]: readiness of descriptors, with nanosecond timeouts where the system has
+//!   them, level-triggered, wakeable from any thread. `epoll` on Linux; `portable` (the `polling`
+//!   crate: kqueue, IOCP, epoll) everywhere, Linux included, so that it is tested there.
+//! * [`socket`]: owned non-blocking sockets.
+//! * [`clock`]: monotonic nanoseconds.
+//!
+//! Differences between systems end here: nothing above this crate asks what system it runs on.
+
+pub mod clock;
+pub mod selector;
+pub mod socket;

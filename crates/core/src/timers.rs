@@ -1,0 +1,352 @@
+//! Timers: deadlines in nanoseconds, fired in order of deadline, then of insertion.
+//!
+//! Most programs give most timers one of a few delays, so deadlines mostly arrive already sorted.
+//! Such a deadline is appended to a plain FIFO in O(1); only one that is earlier than the newest in
+//! the FIFO goes to the heap beside it. Every entry carries a sequence number, so that two timers
+//! with one deadline fire in the order in which they were made (asyncio's heap does not promise
+//! that; uvloop does, and programs have come to rely on it).
+//!
+//! Cancelling is lazy: the owner marks its own payload stale and calls [`Timers::note_cancelled`];
+//! stale entries are passed over when they come up and swept out once they are more than half.
+//!
+//! Deadlines are whole nanoseconds rounded *up* ([`deadline_ns`]), and an entry is due when `now` has
+//! reached its deadline, never before: a sleep is never shorter than asked.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+
+/// Below this many cancelled entries a sweep is not worth its walk.
+const SWEEP_MIN: usize = 64;
+
+#[derive(Debug)]
+struct Entry<T> {
+    deadline: u64,
+    seq: u64,
+    item: T,
+}
+
+impl<T> Entry<T> {
+    fn rank(&self) -> (u64, u64) {
+        (self.deadline, self.seq)
+    }
+}
+
+// Reversed: `BinaryHeap` is a max-heap and the earliest entry must be on top.
+impl<T> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.rank().cmp(&self.rank())
+    }
+}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank() == other.rank()
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+/// A set of timers with payloads of type `T`.
+#[derive(Debug)]
+pub struct Timers<T> {
+    fifo: VecDeque<Entry<T>>,
+    heap: BinaryHeap<Entry<T>>,
+    seq: u64,
+    cancelled: usize,
+}
+
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Self {
+            fifo: VecDeque::new(),
+            heap: BinaryHeap::new(),
+            seq: 0,
+            cancelled: 0,
+        }
+    }
+}
+
+impl<T> Timers<T> {
+    /// Adds a timer that is due once the clock has reached `deadline`.
+    pub fn insert(&mut self, deadline: u64, item: T) {
+        let seq = self.seq;
+        self.seq += 1;
+        let entry = Entry {
+            deadline,
+            seq,
+            item,
+        };
+        match self.fifo.back() {
+            Some(last) if deadline < last.deadline => self.heap.push(entry),
+            _ => self.fifo.push_back(entry),
+        }
+    }
+
+    /// The deadline of the earliest timer, stale or not.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<u64> {
+        match (self.fifo.front(), self.heap.peek()) {
+            (Some(a), Some(b)) => Some(a.deadline.min(b.deadline)),
+            (Some(a), None) => Some(a.deadline),
+            (None, Some(b)) => Some(b.deadline),
+            (None, None) => None,
+        }
+    }
+
+    /// Takes the earliest timer whose deadline `now` has reached. The caller passes over stale ones,
+    /// telling [`Timers::forget_cancelled`].
+    pub fn pop_due(&mut self, now: u64) -> Option<T> {
+        self.pop_first_if(|entry| entry.deadline <= now)
+    }
+
+    /// Takes the earliest timer if it is stale, due or not, so that a cancelled timer does not wake
+    /// the loop for nothing.
+    pub fn pop_stale(&mut self, stale: impl Fn(&T) -> bool) -> Option<T> {
+        if self.cancelled == 0 {
+            return None;
+        }
+        let item = self.pop_first_if(|entry| stale(&entry.item));
+        if item.is_some() {
+            self.forget_cancelled();
+        }
+        item
+    }
+
+    fn pop_first_if(&mut self, wanted: impl Fn(&Entry<T>) -> bool) -> Option<T> {
+        let in_fifo = match (self.fifo.front(), self.heap.peek()) {
+            (Some(a), Some(b)) => a.rank() < b.rank(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let first = if in_fifo {
+            self.fifo.front()
+        } else {
+            self.heap.peek()
+        };
+        if !wanted(first?) {
+            return None;
+        }
+        let entry = if in_fifo {
+            self.fifo.pop_front()
+        } else {
+            self.heap.pop()
+        };
+        entry.map(|entry| entry.item)
+    }
+
+    /// Says that one entry has become stale. True means that a [`Timers::sweep`] is worth it now.
+    #[must_use]
+    pub fn note_cancelled(&mut self) -> bool {
+        self.cancelled += 1;
+        self.cancelled >= SWEEP_MIN && self.cancelled * 2 > self.len()
+    }
+
+    /// Says that one stale entry was taken out with [`Timers::pop_due`].
+    pub fn forget_cancelled(&mut self) {
+        self.cancelled = self.cancelled.saturating_sub(1);
+    }
+
+    /// Removes all stale entries and hands them over.
+    pub fn sweep(&mut self, stale: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut removed = Vec::with_capacity(self.cancelled);
+        let mut keep = |entry: Entry<T>| {
+            if stale(&entry.item) {
+                removed.push(entry.item);
+                None
+            } else {
+                Some(entry)
+            }
+        };
+        self.fifo = std::mem::take(&mut self.fifo)
+            .into_iter()
+            .filter_map(&mut keep)
+            .collect();
+        self.heap = std::mem::take(&mut self.heap)
+            .into_vec()
+            .into_iter()
+            .filter_map(&mut keep)
+            .collect();
+        self.cancelled = 0;
+        removed
+    }
+
+    /// Empties the set and hands everything over, in no particular order.
+    pub fn take_all(&mut self) -> Vec<T> {
+        self.cancelled = 0;
+        std::mem::take(&mut self.fifo)
+            .into_iter()
+            .chain(std::mem::take(&mut self.heap))
+            .map(|entry| entry.item)
+            .collect()
+    }
+
+    /// How many entries there are, stale ones included.
+    pub fn len(&self) -> usize {
+        self.fifo.len() + self.heap.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.fifo
+            .iter()
+            .chain(self.heap.iter())
+            .map(|entry| &entry.item)
+    }
+}
+
+/// A deadline in seconds, as asyncio gives it, in nanoseconds, rounded up.
+///
+/// Total: a negative or NaN deadline is long past (asyncio runs both at once), one beyond the range
+/// (infinity included) never comes.
+pub fn deadline_ns(seconds: f64) -> u64 {
+    if seconds.is_nan() {
+        return 0;
+    }
+    // `as` saturates: below zero is 0, beyond the range is u64::MAX.
+    (seconds * 1e9).ceil() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn equal_deadlines_fire_in_order_of_insertion() {
+        let mut timers = Timers::default();
+        // 5 goes to the FIFO; the 3s and the later 5 meet in FIFO and heap.
+        for (deadline, item) in [(5, 'a'), (3, 'b'), (5, 'c'), (3, 'd'), (4, 'e')] {
+            timers.insert(deadline, item);
+        }
+        let order: String = std::iter::from_fn(|| timers.pop_due(10)).collect();
+        assert_eq!(order, "bdeac");
+    }
+
+    #[test]
+    fn nothing_fires_early() {
+        let mut timers = Timers::default();
+        timers.insert(100, ());
+        assert_eq!(timers.pop_due(99), None);
+        assert_eq!(timers.pop_due(100), Some(()));
+    }
+
+    #[test]
+    fn stale_heads_go_without_being_due() {
+        let mut timers = Timers::default();
+        timers.insert(1, 1);
+        timers.insert(2, 2);
+        assert_eq!(timers.pop_stale(|&n| n == 1), None, "none was cancelled");
+        assert!(!timers.note_cancelled());
+        assert_eq!(timers.pop_stale(|&n| n == 1), Some(1));
+        assert_eq!(timers.pop_stale(|&n| n == 1), None);
+        assert_eq!(timers.next_deadline(), Some(2));
+    }
+
+    #[test]
+    fn sweeping_is_asked_for_when_more_than_half_is_stale() {
+        let mut timers = Timers::default();
+        for n in 0..200_u32 {
+            timers.insert(u64::from(n), n);
+        }
+        let asked = (0..200).position(|_| timers.note_cancelled());
+        assert_eq!(asked, Some(100), "the 101st of 200");
+        let mut removed = timers.sweep(|&n| n <= 100);
+        removed.sort_unstable();
+        assert_eq!(removed, (0..=100).collect::<Vec<_>>());
+        assert_eq!(timers.len(), 99);
+    }
+
+    #[test]
+    fn deadlines_are_total_and_round_up() {
+        assert_eq!(deadline_ns(f64::NAN), 0);
+        assert_eq!(deadline_ns(-1.0), 0);
+        assert_eq!(deadline_ns(f64::INFINITY), u64::MAX);
+        assert_eq!(deadline_ns(1e300), u64::MAX);
+        assert_eq!(deadline_ns(1.000_000_000_5), 1_000_000_001);
+        assert_eq!(deadline_ns(0.0), 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Insert(u64),
+        Cancel(usize),
+        Advance(u64),
+        Sweep,
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            4 => (0_u64..50).prop_map(Op::Insert),
+            2 => (0_usize..200).prop_map(Op::Cancel),
+            2 => (0_u64..20).prop_map(Op::Advance),
+            1 => Just(Op::Sweep),
+        ];
+        proptest::collection::vec(op, 0..200)
+    }
+
+    proptest! {
+        /// Against a sorted list: same timers, same order, nothing early, nothing lost.
+        #[test]
+        fn fires_like_a_sorted_list(ops in ops()) {
+            let mut timers = Timers::default();
+            let mut model: Vec<(u64, usize)> = Vec::new();
+            let mut cancelled = std::collections::HashSet::new();
+            let (mut now, mut made) = (0_u64, 0_usize);
+            for op in ops {
+                match op {
+                    Op::Insert(delay) => {
+                        timers.insert(now + delay, made);
+                        model.push((now + delay, made));
+                        made += 1;
+                    }
+                    Op::Cancel(n) => {
+                        if let Some(at) = model.iter().position(|&(_, id)| id == n) {
+                            model.remove(at);
+                            cancelled.insert(n);
+                            if timers.note_cancelled() {
+                                for id in timers.sweep(|id| cancelled.contains(id)) {
+                                    prop_assert!(cancelled.contains(&id));
+                                }
+                            }
+                        }
+                    }
+                    Op::Sweep => {
+                        for id in timers.sweep(|id| cancelled.contains(id)) {
+                            prop_assert!(cancelled.contains(&id));
+                        }
+                        prop_assert_eq!(timers.len(), model.len());
+                    }
+                    Op::Advance(by) => {
+                        now += by;
+                        let mut fired = Vec::new();
+                        while let Some(id) = timers.pop_due(now) {
+                            if cancelled.contains(&id) {
+                                timers.forget_cancelled();
+                            } else {
+                                fired.push(id);
+                            }
+                        }
+                        model.sort();
+                        let due = model.partition_point(|&(deadline, _)| deadline <= now);
+                        let expected: Vec<usize> = model.drain(..due).map(|(_, id)| id).collect();
+                        prop_assert_eq!(fired, expected);
+                    }
+                }
+            }
+            let mut left: Vec<usize> = timers.take_all().into_iter().filter(|id| !cancelled.contains(id)).collect();
+            let mut expected: Vec<usize> = model.into_iter().map(|(_, id)| id).collect();
+            left.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(left, expected);
+        }
+    }
+}

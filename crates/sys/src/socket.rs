@@ -1,0 +1,180 @@
+//! Owned, non-blocking sockets.
+//!
+//! A descriptor has exactly one owner: closing it twice would close whatever another thread has
+//! opened under the same number in between, and send one connection's bytes to another. Whoever
+//! builds a [`Socket`] from a raw descriptor gives the ownership up.
+
+use std::io::{self, IoSlice, Read};
+use std::net::Shutdown;
+
+use socket2::SockRef;
+
+/// A descriptor's number: a file descriptor on UNIX, a SOCKET on Windows.
+#[cfg(unix)]
+pub type RawSource = std::os::fd::RawFd;
+#[cfg(windows)]
+pub type RawSource = std::os::windows::io::RawSocket;
+
+/// Bytes to a peer that is gone are an error of the call, never a SIGPIPE.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+const SEND_FLAGS: i32 = 0;
+
+/// A socket that this value owns; dropping it closes the descriptor.
+#[derive(Debug)]
+pub struct Socket(socket2::Socket);
+
+impl Socket {
+    /// Takes ownership of a non-blocking socket.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is an open socket, and nobody else will close it.
+    pub unsafe fn from_raw(raw: RawSource) -> Self {
+        // SAFETY: the caller hands over an open socket that is owned by nobody else.
+        #[cfg(unix)]
+        let socket = unsafe { <socket2::Socket as std::os::fd::FromRawFd>::from_raw_fd(raw) };
+        // SAFETY: as above.
+        #[cfg(windows)]
+        let socket = unsafe {
+            <socket2::Socket as std::os::windows::io::FromRawSocket>::from_raw_socket(raw)
+        };
+        Self(socket)
+    }
+
+    pub fn raw(&self) -> RawSource {
+        raw_of(&self.0)
+    }
+
+    /// Receives into `buffer`; zero bytes mean that the peer will send no more.
+    #[inline]
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(buffer)
+    }
+
+    #[inline]
+    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send_with_flags(bytes, SEND_FLAGS)
+    }
+
+    pub fn send_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.send_vectored_with_flags(slices, SEND_FLAGS)
+    }
+
+    /// Tells the peer that no more bytes will come.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
+    }
+
+    /// Sends small writes at once (TCP_NODELAY); fails on sockets that are not TCP.
+    pub fn set_nodelay(&self) -> io::Result<()> {
+        self.0.set_tcp_nodelay(true)
+    }
+}
+
+/// Accepts one connection on a listening socket, non-blocking and not inherited by child processes.
+///
+/// # Safety
+///
+/// `listener` is an open listening socket for the duration of the call.
+#[cfg(target_os = "linux")]
+pub unsafe fn accept(listener: RawSource) -> io::Result<Socket> {
+    // SAFETY: null address pointers ask for no address; the flags are valid for accept4.
+    let raw = unsafe {
+        libc::accept4(
+            listener,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: accept4 has just returned this descriptor, so it is open and only ours.
+    Ok(unsafe { Socket::from_raw(raw) })
+}
+
+/// Accepts one connection on a listening socket, non-blocking and not inherited by child processes.
+///
+/// # Safety
+///
+/// `listener` is an open listening socket for the duration of the call.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn accept(listener: RawSource) -> io::Result<Socket> {
+    // SAFETY: the caller keeps the listener open during the call.
+    let listener = unsafe { borrow(listener) };
+    let (socket, _) = SockRef::from(&listener).accept()?;
+    socket.set_nonblocking(true)?;
+    Ok(Socket(socket))
+}
+
+/// Whether an error says "not now, later", not "no".
+#[inline]
+pub fn would_block(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Checks that a descriptor number is open, as far as the system can tell.
+///
+/// # Errors
+///
+/// The system's own error (EBADF, ENOTSOCK, …) if it is not.
+pub fn check_open(raw: RawSource) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        // SAFETY: F_GETFD takes no pointer and fails cleanly on a number that is not open.
+        if unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+    #[cfg(windows)]
+    {
+        // SAFETY: the borrow ends with this call, and a SOCKET that is not open only fails it.
+        let source = unsafe { borrow(raw) };
+        SockRef::from(&source).r#type().map(drop)
+    }
+}
+
+#[cfg(unix)]
+pub(crate) type Borrowed<'a> = std::os::fd::BorrowedFd<'a>;
+#[cfg(windows)]
+pub(crate) type Borrowed<'a> = std::os::windows::io::BorrowedSocket<'a>;
+
+/// Borrows a descriptor for calls that want proof that it is open.
+///
+/// # Safety
+///
+/// The descriptor stays open for `'a`.
+pub(crate) unsafe fn borrow<'a>(raw: RawSource) -> Borrowed<'a> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        #[cfg(unix)]
+        return Borrowed::borrow_raw(raw);
+        #[cfg(windows)]
+        return Borrowed::borrow_raw(raw);
+    }
+}
+
+fn raw_of(socket: &socket2::Socket) -> RawSource {
+    #[cfg(unix)]
+    return std::os::fd::AsRawFd::as_raw_fd(socket);
+    #[cfg(windows)]
+    return std::os::windows::io::AsRawSocket::as_raw_socket(socket);
+}
+
+/// Whether the socket is a TCP stream.
+pub fn is_tcp(socket: &Socket) -> bool {
+    let socket = SockRef::from(&socket.0);
+    let inet = socket
+        .local_addr()
+        .is_ok_and(|address| address.is_ipv4() || address.is_ipv6());
+    inet && socket
+        .r#type()
+        .is_ok_and(|kind| kind == socket2::Type::STREAM)
+}
