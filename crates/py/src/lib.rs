@@ -1,4 +1,40 @@
+//! The Python extension: the only crate that knows CPython.
+//!
+//! It translates and nothing else: Python calls become inputs of the machines in `tideloop-core`,
+//! their decisions become Python calls. What talks to CPython below PyO3 is fenced in [`ffi`].
+//!
+//! **The rule of re-entrancy.** Any Python call may run any code, and so may dropping the last
+//! reference to a Python object: it may call back into this very loop or transport. State is
+//! therefore only touched inside [`ffi::cell::LoopCell::with`], whose closures never call Python and
+//! never drop Python objects: collect first, call out and drop later.
+
+mod errors;
+mod event_loop;
+mod ffi;
+mod listener;
+mod reactor;
+mod transport;
+mod turn;
+
 use pyo3::prelude::*;
 
 #[pymodule]
-mod _tideloop {}
+mod _tideloop {
+    use super::*;
+
+    #[pymodule_export]
+    use crate::event_loop::LoopCore;
+    #[pymodule_export]
+    use crate::listener::Listener;
+    #[pymodule_export]
+    use crate::transport::StreamTransport;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        let types = ffi::handle::types(py)?;
+        module.add("Handle", types.handle(py))?;
+        module.add("TimerHandle", types.timer(py))?;
+        ffi::methods::install(&py.get_type::<LoopCore>())
+    }
+}

@@ -7,9 +7,11 @@
 //!   crate: kqueue, IOCP, epoll) everywhere, Linux included, so that it is tested there.
 //! * [`socket`]: owned non-blocking sockets.
 //! * [`clock`]: monotonic nanoseconds.
+//! * [`fork`]: whether we are in a forked child.
 //!
 //! Differences between systems end here: nothing above this crate asks what system it runs on.
 
 pub mod clock;
+pub mod fork;
 pub mod selector;
 pub mod socket;

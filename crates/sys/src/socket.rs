@@ -178,3 +178,62 @@ pub fn is_tcp(socket: &Socket) -> bool {
         .r#type()
         .is_ok_and(|kind| kind == socket2::Type::STREAM)
 }
+
+/// An address as far as it can be told without asking the system again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    V4(std::net::SocketAddrV4),
+    V6(std::net::SocketAddrV6),
+    /// A UNIX path; empty if unnamed. The bytes of an abstract name begin with a zero.
+    Unix(Vec<u8>),
+    /// Another family: ask a Python socket.
+    Other,
+}
+
+impl Socket {
+    /// Our end's address, if there is one.
+    pub fn local_address(&self) -> Option<Address> {
+        self.0.local_addr().ok().map(|address| tell(&address))
+    }
+
+    /// The peer's address, if there is one.
+    pub fn peer_address(&self) -> Option<Address> {
+        self.0.peer_addr().ok().map(|address| tell(&address))
+    }
+}
+
+fn tell(address: &socket2::SockAddr) -> Address {
+    match address.as_socket() {
+        Some(std::net::SocketAddr::V4(address)) => return Address::V4(address),
+        // A scope is shown by the interface's name, which takes another system call.
+        Some(std::net::SocketAddr::V6(address)) if address.scope_id() == 0 => {
+            return Address::V6(address);
+        }
+        Some(_) => return Address::Other,
+        None => {}
+    }
+    #[cfg(unix)]
+    if address.is_unix() {
+        use std::os::unix::ffi::OsStrExt;
+        if let Some(path) = address.as_pathname() {
+            return Address::Unix(path.as_os_str().as_bytes().to_vec());
+        }
+        if let Some(name) = address.as_abstract_namespace() {
+            return Address::Unix([b"\0", name].concat());
+        }
+        return Address::Unix(Vec::new());
+    }
+    Address::Other
+}
+
+/// Whether an accept failed because the process or the system has run out of something.
+pub fn out_of_resources(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    // WSAEMFILE and WSAENOBUFS.
+    #[cfg(windows)]
+    let codes = [10024, 10055];
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
+}

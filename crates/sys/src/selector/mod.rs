@@ -113,7 +113,8 @@ pub trait Selector: Send + Sync + Debug {
     /// Changes what a watched descriptor waits for.
     fn modify(&self, source: RawSource, key: u64, interest: Interest) -> io::Result<()>;
 
-    /// Stops watching. Events already found are the caller's to pass over.
+    /// Stops watching. Events already found are the caller's to pass over. Removing what is not
+    /// watched is an error on some systems and nothing on others.
     fn remove(&self, source: RawSource) -> io::Result<()>;
 
     /// Replaces `events` with what is ready, waiting for at most `timeout` nanoseconds (`None`: until

@@ -1,0 +1,439 @@
+//! The loop's native half: what is scheduled, what is watched, and in which phase the loop is.
+//!
+//! The Python half (`tideloop.loop`) subclasses this and asyncio's own selector loop, in this order:
+//! what is defined here replaces asyncio's engine, everything else is asyncio's.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+use tideloop_core::ready::Ready;
+use tideloop_core::timers::{Timers, deadline_ns};
+use tideloop_sys::clock;
+use tideloop_sys::selector::Backend;
+
+use crate::errors::os_error;
+use crate::ffi::cell::LoopCell;
+use crate::ffi::{call, handle};
+use crate::reactor::{Reactor, Side, Target, source_from};
+use crate::turn;
+
+/// One static receive buffer per loop: data is copied out of it into bytes of the exact size, which
+/// costs less than letting the allocator map and unmap a large block for every read.
+pub const RECV_BUFFER: usize = 256 * 1024;
+
+/// Where the loop is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    Idle,
+    Running,
+    Closed,
+}
+
+/// What is to run, now and later. Every item is a handle made by [`handle::new`].
+#[derive(Default)]
+pub struct Queue {
+    pub ready: Ready<Py<PyAny>>,
+    pub timers: Timers<Py<PyAny>>,
+}
+
+/// A time on the loop's clock, as asyncio gives it and as the timers keep it.
+#[derive(Debug, Clone, Copy)]
+pub struct When {
+    pub seconds: f64,
+    pub deadline: u64,
+}
+
+impl When {
+    pub fn at(seconds: f64) -> Self {
+        Self {
+            seconds,
+            deadline: deadline_ns(seconds),
+        }
+    }
+
+    pub fn after(_core: &Bound<'_, LoopCore>, delay: f64) -> PyResult<Self> {
+        Ok(Self::at(seconds_of(clock::monotonic_ns()) + delay))
+    }
+}
+
+/// Nanoseconds as Python's float seconds.
+pub fn seconds_of(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// The native half of the event loop.
+#[pyclass(frozen, subclass, module = "tideloop._tideloop")]
+pub struct LoopCore {
+    queue: LoopCell<Queue>,
+    reactor: Reactor,
+    received: LoopCell<Vec<u8>>,
+    phase: AtomicU8,
+    stopping: AtomicBool,
+    debug: AtomicBool,
+    sleeping: AtomicBool,
+    selector_name: &'static str,
+}
+
+impl LoopCore {
+    fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn is_running(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == Phase::Running as u8
+    }
+
+    #[inline]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub fn debug(&self) -> bool {
+        self.debug.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub fn queue<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Queue) -> R) -> R {
+        self.queue.with(py, f)
+    }
+
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// Lends the receive buffer.
+    pub fn received<R>(&self, py: Python<'_>, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.received.with(py, |buffer| {
+            if buffer.is_empty() {
+                buffer.resize(RECV_BUFFER, 0);
+            }
+            f(buffer)
+        })
+    }
+
+    #[inline]
+    pub fn push_ready(&self, py: Python<'_>, handle: Py<PyAny>) {
+        self.queue.with(py, |queue| queue.ready.push(handle));
+    }
+
+    pub fn push_timer(&self, py: Python<'_>, when: When, timer: Py<PyAny>) {
+        handle::set_scheduled(&timer, true);
+        self.queue
+            .with(py, |queue| queue.timers.insert(when.deadline, timer));
+    }
+
+    /// A timer that is in the timers was cancelled.
+    pub fn timer_cancelled(&self, py: Python<'_>) {
+        let swept = self.queue.with(py, |queue| {
+            if queue.timers.note_cancelled() {
+                queue.timers.sweep(handle::is_cancelled)
+            } else {
+                Vec::new()
+            }
+        });
+        for timer in swept {
+            handle::set_scheduled(&timer, false);
+            drop(timer.into_bound(py));
+        }
+    }
+
+    /// Wakes the loop if it sleeps. A loop that does not sleep looks at its queue before it does.
+    pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        if self.sleeping.swap(false, Ordering::AcqRel) {
+            self.reactor.wake(py)?;
+        }
+        Ok(())
+    }
+
+    pub fn set_sleeping(&self, sleeping: bool) {
+        self.sleeping.store(sleeping, Ordering::Release);
+    }
+
+    /// Runs a bound method or another callable in the next turn.
+    pub fn schedule<'py>(
+        slf: &Bound<'py, Self>,
+        callback: &Bound<'py, PyAny>,
+        argument: &Bound<'py, PyAny>,
+        context: Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let handle = handle::new(
+            py,
+            handle::Spec {
+                callback,
+                args: &[argument.as_ptr()],
+                owner: slf.as_any(),
+                context,
+                source_traceback: None,
+                when: None,
+                persistent: false,
+                track: !state.is_running(),
+            },
+        )?;
+        state.push_ready(py, handle.unbind());
+        Ok(())
+    }
+
+    fn persistent_handle<'py>(
+        slf: &Bound<'py, Self>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let pointers: Vec<_> = args.iter_borrowed().map(|item| item.as_ptr()).collect();
+        handle::new(
+            py,
+            handle::Spec {
+                callback,
+                args: &pointers,
+                owner: slf.as_any(),
+                context: call::copy_context(py)?,
+                source_traceback: None,
+                when: None,
+                persistent: true,
+                track: true,
+            },
+        )
+    }
+
+    fn add_callback<'py>(
+        slf: &Bound<'py, Self>,
+        side: Side,
+        file: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let state = slf.get();
+        if state.is_closed() {
+            return Err(call::closed_error());
+        }
+        let source = source_from(file)?;
+        let handle = Self::persistent_handle(slf, callback, args)?;
+        let kept = file.extract::<i64>().is_err().then(|| file.clone().unbind());
+        let replaced =
+            state
+                .reactor
+                .set_callback(py, source, side, handle.clone().unbind(), kept)?;
+        if let Some(replaced) = replaced {
+            replaced.bind(py).call_method0("cancel")?;
+        }
+        Ok(handle)
+    }
+
+    fn remove_callback(&self, py: Python<'_>, side: Side, file: &Bound<'_, PyAny>) -> PyResult<bool> {
+        if self.is_closed() {
+            return Ok(false);
+        }
+        let source = match source_from(file) {
+            Ok(source) => source,
+            // A closed file no longer knows its descriptor; we may.
+            Err(error) => match self.reactor.source_of(py, file) {
+                Some(source) => source,
+                None if file.extract::<i64>().is_ok() => return Err(error),
+                None => return Err(error),
+            },
+        };
+        let Some(removed) = self.reactor.remove_callback(py, source, side) else {
+            return Ok(false);
+        };
+        for object in removed {
+            let object = object.into_bound(py);
+            if handle::is_handle(&object) {
+                object.call_method0("cancel")?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[pymethods]
+impl LoopCore {
+    #[new]
+    #[pyo3(signature = (*_args, selector = None, **_kwargs))]
+    fn new(
+        _args: &Bound<'_, PyTuple>,
+        selector: Option<&str>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
+        let backend = match selector {
+            None | Some("default") => Backend::Default,
+            Some("polling") => Backend::Portable,
+            Some(other) => {
+                return Err(PyValueError::new_err(format!(
+                    "selector is {other:?}; expected 'default' or 'polling'"
+                )));
+            }
+        };
+        let reactor = Reactor::new(backend).map_err(os_error)?;
+        let selector_name = reactor.selector(py)?.name();
+        Ok(Self {
+            queue: LoopCell::new(Queue::default()),
+            reactor,
+            received: LoopCell::new(Vec::new()),
+            phase: AtomicU8::new(Phase::Idle as u8),
+            stopping: AtomicBool::new(false),
+            debug: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            selector_name,
+        })
+    }
+
+    /// The time of the loop's clock, in seconds: that of time.monotonic().
+    fn time(&self) -> f64 {
+        seconds_of(clock::monotonic_ns())
+    }
+
+    /// Whether the loop was closed.
+    pub fn is_closed(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == Phase::Closed as u8
+    }
+
+    /// Whether debug mode is on.
+    fn get_debug(&self) -> bool {
+        self.debug()
+    }
+
+    /// Stop the loop at the end of this turn; what is scheduled by then still runs.
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The name of the selector in use: 'epoll' or 'polling'.
+    #[getter]
+    fn selector_name(&self) -> &'static str {
+        self.selector_name
+    }
+
+    /// Wake the loop if it sleeps; from any thread.
+    fn _wake_up(&self, py: Python<'_>) -> PyResult<()> {
+        self.wake(py)
+    }
+
+    fn _set_debug(&self, enabled: bool) {
+        self.debug.store(enabled, Ordering::Relaxed);
+    }
+
+    /// Run turns until stop() is called.
+    fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        if state.is_closed() {
+            return Err(call::closed_error());
+        }
+        if state.is_running() {
+            return Err(PyRuntimeError::new_err("This event loop is already running"));
+        }
+        state.set_phase(Phase::Running);
+        let result = turn::run(slf);
+        state.set_phase(Phase::Idle);
+        state.set_sleeping(false);
+        state.stopping.store(false, Ordering::Relaxed);
+        // From here on nothing on the stack keeps the loop alive: the collector must see its work.
+        state.queue.with(py, |queue| {
+            queue.ready.iter().for_each(handle::track);
+            queue.timers.iter().for_each(handle::track);
+        });
+        result
+    }
+
+    /// Let go of everything: scheduled calls are cancelled, nothing is watched any more.
+    fn _shutdown(&self, py: Python<'_>) -> PyResult<()> {
+        if self.is_running() {
+            return Err(PyRuntimeError::new_err("Cannot close a running event loop"));
+        }
+        self.set_phase(Phase::Closed);
+        let targets = self.reactor.close(py);
+        let handles = self.queue.with(py, |queue| {
+            let mut handles = queue.ready.take_all();
+            handles.extend(queue.timers.take_all());
+            handles
+        });
+        for handle in handles {
+            handle::set_scheduled(&handle, false);
+            handle.bind(py).call_method0("cancel")?;
+        }
+        drop(targets);
+        Ok(())
+    }
+
+    #[pyo3(signature = (fd, callback, *args))]
+    fn _add_reader<'py>(
+        slf: &Bound<'py, Self>,
+        fd: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Self::add_callback(slf, Side::Reader, fd, callback, args)
+    }
+
+    #[pyo3(signature = (fd, callback, *args))]
+    fn _add_writer<'py>(
+        slf: &Bound<'py, Self>,
+        fd: &Bound<'py, PyAny>,
+        callback: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Self::add_callback(slf, Side::Writer, fd, callback, args)
+    }
+
+    fn _remove_reader(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.remove_callback(py, Side::Reader, fd)
+    }
+
+    fn _remove_writer(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.remove_callback(py, Side::Writer, fd)
+    }
+
+    /// Raise RuntimeError if a transport owns the descriptor.
+    fn _ensure_fd_no_transport(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
+        let source = source_from(fd)?;
+        if let Some(transport) = self.reactor.transport_of(py, source) {
+            return Err(PyRuntimeError::new_err(format!(
+                "File descriptor {} is used by transport {}",
+                fd.repr()?,
+                transport.bind(py).repr()?
+            )));
+        }
+        Ok(())
+    }
+
+    /// Handles in the ready ring, timers, and registered descriptors.
+    fn _counts(&self, py: Python<'_>) -> (usize, usize, usize) {
+        let (ready, timers) = self
+            .queue
+            .with(py, |queue| (queue.ready.len(), queue.timers.len()));
+        (ready, timers, self.reactor.len(py))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let visited = self.queue.try_with(|queue| {
+            queue
+                .ready
+                .iter()
+                .chain(queue.timers.iter())
+                .try_for_each(|handle| visit.call(handle))
+        });
+        visited.unwrap_or(Ok(()))?;
+        self.reactor.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        Python::attach(|py| {
+            let targets: Vec<Target> = self.reactor.close(py);
+            let (ready, timers) = self
+                .queue
+                .with(py, |queue| (queue.ready.take_all(), queue.timers.take_all()));
+            self.set_phase(Phase::Closed);
+            drop((targets, ready, timers));
+        });
+    }
+}

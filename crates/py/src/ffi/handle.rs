@@ -1,0 +1,756 @@
+//! Handle and TimerHandle: one scheduled callback each, as raw types.
+//!
+//! A loop makes one of these for everything it runs, so their cost is the loop's cost: allocation
+//! without a constructor call, up to three arguments inline instead of in a tuple, and a vectorcall
+//! straight from where the arguments lie.
+//!
+//! **What a handle owns, and until when.** Callback, arguments, context and loop. A handle that has
+//! run or was cancelled owns none of them any more: an application that keeps such a handle keeps
+//! nothing else alive. Running *takes* callback and arguments out before the call, so that a callback
+//! may cancel its own handle, or drop the last reference to it, without pulling the arguments from
+//! under the call. A `PERSISTENT` handle (of add_reader, add_writer, add_signal_handler) runs again
+//! and again, so running it borrows instead of taking.
+//!
+//! **Garbage collection.** Handles are containers, but tracking each one costs more than running it.
+//! A handle made while its loop runs is not tracked: its loop is on the stack of a live thread, the
+//! handle is reachable from the loop, so it cannot be garbage; and once it has run it owns nothing.
+//! When the loop stops, it tracks whatever is still pending ([`track`]); handles made while it does
+//! not run are tracked at once. So a loop that is dropped with work in it is collected with it.
+//!
+//! **Identity.** `type(h)` is ours, `h.__class__` is asyncio's Handle or TimerHandle, so that
+//! `isinstance` holds without carrying the slots of asyncio's Python class.
+
+use std::os::raw::{c_char, c_int, c_void};
+use std::ptr::{self, null_mut};
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::ffi::{self, PyObject};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyTuple, PyType};
+
+use super::guard;
+use crate::event_loop::LoopCore;
+
+/// Arguments stored in the handle itself; more are stored as one tuple.
+pub const INLINE: usize = 3;
+
+const CANCELLED: u8 = 1;
+const PERSISTENT: u8 = 1 << 1;
+/// A timer that is in its loop's timers.
+const SCHEDULED: u8 = 1 << 2;
+/// The arguments are one tuple in `args[0]`.
+const SPILLED: u8 = 1 << 3;
+
+#[repr(C)]
+struct HandleObject {
+    head: PyObject,
+    weakrefs: *mut PyObject,
+    callback: *mut PyObject,
+    owner: *mut PyObject,
+    context: *mut PyObject,
+    source_traceback: *mut PyObject,
+    /// `args[-1]` of a vectorcall, which the callee may use as scratch.
+    scratch: *mut PyObject,
+    args: [*mut PyObject; INLINE],
+    count: u8,
+    flags: u8,
+    /// Seconds on the loop's clock. Only timers use it.
+    when: f64,
+}
+
+/// The two types, made once per process.
+pub struct Types {
+    handle: Py<PyType>,
+    timer: Py<PyType>,
+    asyncio_handle: Py<PyAny>,
+    asyncio_timer: Py<PyAny>,
+}
+
+impl Types {
+    pub fn handle<'py>(&self, py: Python<'py>) -> &Bound<'py, PyType> {
+        self.handle.bind(py)
+    }
+
+    pub fn timer<'py>(&self, py: Python<'py>) -> &Bound<'py, PyType> {
+        self.timer.bind(py)
+    }
+}
+
+static TYPES: PyOnceLock<Types> = PyOnceLock::new();
+
+/// The types, made on first use.
+pub fn types(py: Python<'_>) -> PyResult<&'static Types> {
+    TYPES.get_or_try_init(py, || {
+        let events = py.import("asyncio.events")?;
+        Ok(Types {
+            handle: make_type(py, Kind::Handle)?,
+            timer: make_type(py, Kind::Timer)?,
+            asyncio_handle: events.getattr("Handle")?.unbind(),
+            asyncio_timer: events.getattr("TimerHandle")?.unbind(),
+        })
+    })
+}
+
+/// What a new handle is made of.
+pub struct Spec<'a, 'py> {
+    pub callback: &'a Bound<'py, PyAny>,
+    /// Borrowed references, alive during the call.
+    pub args: &'a [*mut PyObject],
+    pub owner: &'a Bound<'py, PyAny>,
+    pub context: Bound<'py, PyAny>,
+    pub source_traceback: Option<Bound<'py, PyAny>>,
+    /// Seconds, for a timer.
+    pub when: Option<f64>,
+    pub persistent: bool,
+    pub track: bool,
+}
+
+/// Makes a handle.
+#[inline]
+pub fn new<'py>(py: Python<'py>, spec: Spec<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+    let types = types(py)?;
+    let kind = match spec.when {
+        None => &types.handle,
+        Some(_) => &types.timer,
+    };
+    let mut args = [null_mut(); INLINE];
+    let mut flags = if spec.persistent { PERSISTENT } else { 0 };
+    let count = if spec.args.len() <= INLINE {
+        for (slot, &argument) in args.iter_mut().zip(spec.args) {
+            // SAFETY: the caller's references are alive; the handle takes its own.
+            *slot = unsafe { ffi::Py_NewRef(argument) };
+        }
+        spec.args.len()
+    } else {
+        // SAFETY: as above; the tuple takes its own references.
+        args[0] = unsafe { tuple_of(py, spec.args) }?.into_ptr();
+        flags |= SPILLED;
+        1
+    };
+    // SAFETY: the type is one of ours, with HandleObject's size. Every field behind the head is
+    // written below before anything else can see the object.
+    unsafe {
+        let object = ffi::PyObject_GC_New::<HandleObject>(kind.as_ptr().cast());
+        if object.is_null() {
+            for slot in args {
+                ffi::Py_XDECREF(slot);
+            }
+            return Err(PyErr::fetch(py));
+        }
+        (*object).weakrefs = null_mut();
+        (*object).callback = ffi::Py_NewRef(spec.callback.as_ptr());
+        (*object).owner = ffi::Py_NewRef(spec.owner.as_ptr());
+        (*object).context = spec.context.into_ptr();
+        (*object).source_traceback = spec.source_traceback.map_or(null_mut(), Bound::into_ptr);
+        (*object).scratch = null_mut();
+        (*object).args = args;
+        (*object).count = count as u8;
+        (*object).flags = flags;
+        (*object).when = spec.when.unwrap_or(0.0);
+        let object = object.cast::<PyObject>();
+        if spec.track {
+            ffi::PyObject_GC_Track(object.cast());
+        }
+        Ok(Bound::from_owned_ptr(py, object))
+    }
+}
+
+/// Whether an object is a handle of ours.
+pub fn is_handle(object: &Bound<'_, PyAny>) -> bool {
+    types(object.py()).is_ok_and(|types| {
+        let kind = object.get_type_ptr();
+        kind == types.handle.as_ptr().cast() || kind == types.timer.as_ptr().cast()
+    })
+}
+
+#[inline]
+fn raw(handle: &Py<PyAny>) -> *mut HandleObject {
+    handle.as_ptr().cast()
+}
+
+/// Whether a handle was cancelled. The object must be a handle made by [`new`].
+#[inline]
+pub fn is_cancelled(handle: &Py<PyAny>) -> bool {
+    // SAFETY: the queues and the registry only hold objects made by `new`.
+    unsafe { (*raw(handle)).flags & CANCELLED != 0 }
+}
+
+/// Notes that a timer is in its loop's timers, or no longer is.
+#[inline]
+pub fn set_scheduled(handle: &Py<PyAny>, scheduled: bool) {
+    // SAFETY: as above.
+    unsafe {
+        if scheduled {
+            (*raw(handle)).flags |= SCHEDULED;
+        } else {
+            (*raw(handle)).flags &= !SCHEDULED;
+        }
+    }
+}
+
+/// Shows a handle to the garbage collector, unless it already is.
+pub fn track(handle: &Py<PyAny>) {
+    let object = handle.as_ptr();
+    // SAFETY: the object is a fully built instance of a GC type.
+    unsafe {
+        if ffi::PyObject_GC_IsTracked(object) == 0 {
+            ffi::PyObject_GC_Track(object.cast());
+        }
+    }
+}
+
+/// Runs a handle's callback in its context, unless it was cancelled.
+///
+/// # Errors
+///
+/// Only SystemExit and KeyboardInterrupt, or what the loop's exception handler itself raises of
+/// these. Every other exception goes to the loop's exception handler.
+pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = handle.py();
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: `handle` was made by `new` and is alive during the call. Fields are read and replaced
+    // without running other code in between; what is taken out is owned by this frame and dropped
+    // at its end.
+    unsafe {
+        let flags = (*object).flags;
+        if flags & CANCELLED != 0 || (*object).callback.is_null() {
+            return Ok(());
+        }
+        let callback = (*object).callback;
+        let context = (*object).context;
+        let mut stack = [null_mut::<PyObject>(); INLINE + 1];
+        stack[1..].copy_from_slice(&(*object).args);
+        if flags & PERSISTENT != 0 {
+            ffi::Py_INCREF(callback);
+            ffi::Py_INCREF(context);
+            for &argument in &stack[1..] {
+                ffi::Py_XINCREF(argument);
+            }
+        } else {
+            (*object).callback = null_mut();
+            (*object).context = null_mut();
+            (*object).args = [null_mut(); INLINE];
+        }
+        let count = usize::from((*object).count);
+
+        let mut result = null_mut();
+        if ffi::PyContext_Enter(context) == 0 {
+            result = if flags & SPILLED != 0 {
+                ffi::PyObject_Call(callback, stack[1], null_mut())
+            } else {
+                ffi::PyObject_Vectorcall(
+                    callback,
+                    stack.as_ptr().add(1),
+                    count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                    null_mut(),
+                )
+            };
+            if ffi::PyContext_Exit(context) < 0 {
+                ffi::Py_XDECREF(result);
+                result = null_mut();
+            }
+        }
+        let outcome = if result.is_null() {
+            let error = PyErr::fetch(py);
+            if flags & PERSISTENT == 0 && (*object).flags & CANCELLED == 0 {
+                // For the report, and for whoever keeps it: the handle shows what it ran.
+                (*object).callback = ffi::Py_NewRef(callback);
+                (*object).context = ffi::Py_NewRef(context);
+                for (slot, &argument) in (*object).args.iter_mut().zip(&stack[1..]) {
+                    *slot = ffi::Py_XNewRef(argument);
+                }
+                if ffi::PyObject_GC_IsTracked(object.cast()) == 0 {
+                    ffi::PyObject_GC_Track(object.cast());
+                }
+            }
+            report(handle, error)
+        } else {
+            ffi::Py_DECREF(result);
+            Ok(())
+        };
+        if flags & PERSISTENT == 0 {
+            let owner = std::mem::replace(&mut (*object).owner, null_mut());
+            ffi::Py_XDECREF(owner);
+        }
+        ffi::Py_DECREF(callback);
+        ffi::Py_DECREF(context);
+        for &argument in &stack[1..] {
+            ffi::Py_XDECREF(argument);
+        }
+        outcome
+    }
+}
+
+#[cold]
+fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
+    let py = handle.py();
+    if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return Err(error);
+    }
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: a live handle; the owner is null only once it has run.
+    let owner = unsafe { Bound::from_borrowed_ptr_or_opt(py, (*object).owner) };
+    match owner {
+        Some(owner) => owner
+            .call_method1(intern!(py, "_callback_failed"), (handle, error.into_value(py)))
+            .map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Cancels a handle: it will not run, and lets go of what it held.
+fn cancel(py: Python<'_>, object: *mut HandleObject) {
+    // SAFETY: a live handle; fields are taken out before anything else can run.
+    let (scheduled, owned) = unsafe {
+        if (*object).flags & CANCELLED != 0 {
+            return;
+        }
+        (*object).flags |= CANCELLED;
+        let scheduled = (*object).flags & SCHEDULED != 0;
+        ((scheduled), take_all(object))
+    };
+    if scheduled {
+        let owner = &owned[1];
+        if let Some(owner) = owner.as_ref().and_then(|owner| owner.bind(py).cast::<LoopCore>().ok()) {
+            owner.get().timer_cancelled(py);
+        }
+    }
+    for reference in owned.into_iter().flatten() {
+        drop(reference.into_bound(py));
+    }
+}
+
+/// Takes everything out of a handle: callback, owner, context, arguments.
+///
+/// # Safety
+///
+/// `object` is a live handle and the GIL is held.
+unsafe fn take_all(object: *mut HandleObject) -> [Option<Py<PyAny>>; 3 + INLINE] {
+    // SAFETY: each field holds an owned reference or null, and is null afterwards.
+    unsafe {
+        let py = Python::assume_attached();
+        let take = |field: *mut *mut PyObject| {
+            let taken = ptr::replace(field, null_mut());
+            Bound::from_owned_ptr_or_opt(py, taken).map(Bound::unbind)
+        };
+        [
+            take(&raw mut (*object).callback),
+            take(&raw mut (*object).owner),
+            take(&raw mut (*object).context),
+            take(&raw mut (*object).args[0]),
+            take(&raw mut (*object).args[1]),
+            take(&raw mut (*object).args[2]),
+        ]
+    }
+}
+
+/// A tuple of borrowed references.
+///
+/// # Safety
+///
+/// Every pointer is a live object.
+unsafe fn tuple_of<'py>(
+    py: Python<'py>,
+    items: &[*mut PyObject],
+) -> PyResult<Bound<'py, PyTuple>> {
+    PyTuple::new(
+        py,
+        items
+            .iter()
+            // SAFETY: the caller vouches for the pointers.
+            .map(|&item| unsafe { Bound::from_borrowed_ptr(py, item) }),
+    )
+}
+
+// --- slots -------------------------------------------------------------------------------------
+
+unsafe extern "C" fn dealloc(object: *mut PyObject) {
+    let handle = object.cast::<HandleObject>();
+    // SAFETY: the interpreter calls this once, when the last reference is gone. Untracking comes
+    // first, so that the collector does not see a half-dead object.
+    unsafe {
+        ffi::PyObject_GC_UnTrack(object.cast());
+        if !(*handle).weakrefs.is_null() {
+            ffi::PyObject_ClearWeakRefs(object);
+        }
+        clear(object);
+        let kind = ffi::Py_TYPE(object);
+        ffi::PyObject_GC_Del(object.cast());
+        ffi::Py_DECREF(kind.cast());
+    }
+}
+
+unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+    let handle = object.cast::<HandleObject>();
+    // SAFETY: a live handle with the GIL held; each reference is taken out before it is dropped.
+    unsafe {
+        let py = Python::assume_attached();
+        for reference in take_all(handle).into_iter().flatten() {
+            drop(reference.into_bound(py));
+        }
+        let traceback = ptr::replace(&raw mut (*handle).source_traceback, null_mut());
+        ffi::Py_XDECREF(traceback);
+    }
+    0
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut PyObject,
+    visit: ffi::visitproc,
+    argument: *mut c_void,
+) -> c_int {
+    let handle = object.cast::<HandleObject>();
+    // SAFETY: a live handle; `visit` is the collector's, called with references that it owns.
+    unsafe {
+        let fields = [
+            ffi::Py_TYPE(object).cast(),
+            (*handle).callback,
+            (*handle).owner,
+            (*handle).context,
+            (*handle).source_traceback,
+            (*handle).args[0],
+            (*handle).args[1],
+            (*handle).args[2],
+        ];
+        for field in fields {
+            if !field.is_null() {
+                let result = visit(field, argument);
+                if result != 0 {
+                    return result;
+                }
+            }
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: called by the interpreter with the GIL held and a live object.
+    unsafe {
+        guard(|py| {
+            let handle = Bound::from_borrowed_ptr(py, object);
+            py.import(intern!(py, "tideloop.loop.handles"))?
+                .call_method1(intern!(py, "describe"), (handle,))
+        })
+    }
+}
+
+unsafe extern "C" fn compare(a: *mut PyObject, b: *mut PyObject, op: c_int) -> *mut PyObject {
+    // SAFETY: called by the interpreter with the GIL held and live objects; `a` is a timer.
+    unsafe {
+        guard(|py| {
+            if ffi::Py_TYPE(a) != ffi::Py_TYPE(b) {
+                return Ok(py.NotImplemented().into_bound(py));
+            }
+            let (x, y) = (
+                (*a.cast::<HandleObject>()).when,
+                (*b.cast::<HandleObject>()).when,
+            );
+            let holds = match op {
+                ffi::Py_LT => x < y,
+                ffi::Py_LE => x <= y,
+                ffi::Py_GT => x > y,
+                ffi::Py_GE => x >= y,
+                ffi::Py_EQ => a == b,
+                _ => a != b,
+            };
+            Ok(holds.into_pyobject(py)?.to_owned().into_any())
+        })
+    }
+}
+
+unsafe extern "C" fn hash(object: *mut PyObject) -> ffi::Py_hash_t {
+    // SAFETY: called by the interpreter with the GIL held and a live timer. asyncio hashes `when`.
+    unsafe {
+        let when = ffi::PyFloat_FromDouble((*object.cast::<HandleObject>()).when);
+        if when.is_null() {
+            return -1;
+        }
+        let hash = ffi::PyObject_Hash(when);
+        ffi::Py_DECREF(when);
+        hash
+    }
+}
+
+// --- methods -----------------------------------------------------------------------------------
+
+unsafe extern "C" fn py_cancel(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type: `object` is a handle.
+    unsafe {
+        guard(|py| {
+            // Kept alive: dropping what it held may drop the last reference to the handle.
+            let handle = Bound::from_borrowed_ptr(py, object);
+            cancel(py, handle.as_ptr().cast());
+            Ok(py.None().into_bound(py))
+        })
+    }
+}
+
+unsafe extern "C" fn py_cancelled(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type: `object` is a handle.
+    unsafe {
+        let cancelled = (*object.cast::<HandleObject>()).flags & CANCELLED != 0;
+        ffi::PyBool_FromLong(cancelled.into())
+    }
+}
+
+unsafe extern "C" fn py_run(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type: `object` is a handle.
+    unsafe {
+        guard(|py| {
+            let handle = Bound::from_borrowed_ptr(py, object);
+            run(&handle)?;
+            Ok(py.None().into_bound(py))
+        })
+    }
+}
+
+unsafe extern "C" fn py_when(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of the timer type: `object` is a timer.
+    unsafe { ffi::PyFloat_FromDouble((*object.cast::<HandleObject>()).when) }
+}
+
+unsafe extern "C" fn py_get_context(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type: `object` is a handle.
+    unsafe { new_or_none((*object.cast::<HandleObject>()).context) }
+}
+
+// --- attributes, under asyncio's names ----------------------------------------------------------
+
+/// Which attribute a getter serves; smuggled through its closure pointer.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum Field {
+    Callback = 1,
+    Args,
+    Loop,
+    Context,
+    Cancelled,
+    Scheduled,
+    SourceTraceback,
+    Class,
+}
+
+unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut PyObject {
+    let handle = object.cast::<HandleObject>();
+    let is = |field: Field| closure as usize == field as usize;
+    // SAFETY: an attribute of this type: `object` is a handle, the GIL is held.
+    unsafe {
+        if is(Field::Callback) {
+            return new_or_none((*handle).callback);
+        }
+        if is(Field::Loop) {
+            return new_or_none((*handle).owner);
+        }
+        if is(Field::Context) {
+            return new_or_none((*handle).context);
+        }
+        if is(Field::SourceTraceback) {
+            return new_or_none((*handle).source_traceback);
+        }
+        let flags = (*handle).flags;
+        if is(Field::Cancelled) {
+            return ffi::PyBool_FromLong((flags & CANCELLED != 0).into());
+        }
+        if is(Field::Scheduled) {
+            return ffi::PyBool_FromLong((flags & SCHEDULED != 0).into());
+        }
+        guard(|py| {
+            if is(Field::Class) {
+                let types = types(py)?;
+                let timer = ffi::Py_TYPE(object) == types.timer.as_ptr().cast();
+                let class = if timer { &types.asyncio_timer } else { &types.asyncio_handle };
+                return Ok(class.bind(py).clone());
+            }
+            if (*handle).callback.is_null() {
+                return Ok(py.None().into_bound(py));
+            }
+            if flags & SPILLED != 0 {
+                return Ok(Bound::from_borrowed_ptr(py, (*handle).args[0]));
+            }
+            let (args, count) = ((*handle).args, usize::from((*handle).count));
+            Ok(tuple_of(py, &args[..count])?.into_any())
+        })
+    }
+}
+
+/// # Safety
+///
+/// `object` is null or alive; the GIL is held.
+unsafe fn new_or_none(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: None is immortal or at least always alive.
+    unsafe {
+        ffi::Py_NewRef(if object.is_null() {
+            ffi::Py_None()
+        } else {
+            object
+        })
+    }
+}
+
+// --- type objects ------------------------------------------------------------------------------
+
+const HANDLE_DOC: &std::ffi::CStr =
+    c"A scheduled callback, as call_soon, add_reader and the like return it.";
+const TIMER_DOC: &std::ffi::CStr = c"A callback scheduled for a time, as call_later and call_at return it.";
+
+const fn method(
+    name: &'static std::ffi::CStr,
+    function: ffi::PyCFunction,
+    doc: &'static std::ffi::CStr,
+) -> ffi::PyMethodDef {
+    ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: function,
+        },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: doc.as_ptr(),
+    }
+}
+
+struct Table<const N: usize>([ffi::PyMethodDef; N]);
+
+// SAFETY: the tables are constant; CPython only reads them.
+unsafe impl<const N: usize> Sync for Table<N> {}
+
+const CANCEL: ffi::PyMethodDef = method(
+    c"cancel",
+    py_cancel,
+    c"cancel($self, /)\n--\n\nCancel the callback. Does nothing if it has run or was cancelled.",
+);
+const IS_CANCELLED: ffi::PyMethodDef = method(
+    c"cancelled",
+    py_cancelled,
+    c"cancelled($self, /)\n--\n\nWhether the callback was cancelled.",
+);
+const GET_CONTEXT: ffi::PyMethodDef = method(
+    c"get_context",
+    py_get_context,
+    c"get_context($self, /)\n--\n\nThe context in which the callback runs; None once it has run.",
+);
+const RUN: ffi::PyMethodDef = method(
+    c"_run",
+    py_run,
+    c"_run($self, /)\n--\n\nRun the callback now. For the event loop.",
+);
+const WHEN: ffi::PyMethodDef = method(
+    c"when",
+    py_when,
+    c"when($self, /)\n--\n\nThe scheduled time, in seconds on the clock of loop.time().",
+);
+const END: ffi::PyMethodDef = ffi::PyMethodDef::zeroed();
+
+static HANDLE_METHODS: Table<5> = Table([CANCEL, IS_CANCELLED, GET_CONTEXT, RUN, END]);
+static TIMER_METHODS: Table<6> = Table([CANCEL, IS_CANCELLED, GET_CONTEXT, RUN, WHEN, END]);
+
+const fn attribute(name: &'static std::ffi::CStr, field: Field) -> ffi::PyGetSetDef {
+    ffi::PyGetSetDef {
+        name: name.as_ptr(),
+        get: Some(get),
+        set: None,
+        doc: ptr::null(),
+        closure: ptr::without_provenance_mut(field as usize),
+    }
+}
+
+struct Attributes([ffi::PyGetSetDef; 9]);
+
+// SAFETY: as the method tables.
+unsafe impl Sync for Attributes {}
+
+static ATTRIBUTES: Attributes = Attributes([
+    attribute(c"_callback", Field::Callback),
+    attribute(c"_args", Field::Args),
+    attribute(c"_loop", Field::Loop),
+    attribute(c"_context", Field::Context),
+    attribute(c"_cancelled", Field::Cancelled),
+    attribute(c"_scheduled", Field::Scheduled),
+    attribute(c"_source_traceback", Field::SourceTraceback),
+    attribute(c"__class__", Field::Class),
+    ffi::PyGetSetDef {
+        name: ptr::null(),
+        get: None,
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    },
+]);
+
+struct Members([ffi::PyMemberDef; 2]);
+
+// SAFETY: as the method tables.
+unsafe impl Sync for Members {}
+
+static MEMBERS: Members = Members([
+    ffi::PyMemberDef {
+        name: c"__weaklistoffset__".as_ptr(),
+        type_code: ffi::Py_T_PYSSIZET,
+        offset: std::mem::offset_of!(HandleObject, weakrefs) as ffi::Py_ssize_t,
+        flags: ffi::Py_READONLY,
+        doc: ptr::null(),
+    },
+    ffi::PyMemberDef {
+        name: ptr::null(),
+        type_code: 0,
+        offset: 0,
+        flags: 0,
+        doc: ptr::null(),
+    },
+]);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Handle,
+    Timer,
+}
+
+fn make_type(py: Python<'_>, kind: Kind) -> PyResult<Py<PyType>> {
+    let (name, doc, methods) = match kind {
+        Kind::Handle => (
+            c"tideloop._tideloop.Handle",
+            HANDLE_DOC,
+            HANDLE_METHODS.0.as_ptr(),
+        ),
+        Kind::Timer => (
+            c"tideloop._tideloop.TimerHandle",
+            TIMER_DOC,
+            TIMER_METHODS.0.as_ptr(),
+        ),
+    };
+    let slot = |slot: c_int, pfunc: *mut c_void| ffi::PyType_Slot { slot, pfunc };
+    let mut slots = vec![
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_clear, clear as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
+        slot(ffi::Py_tp_doc, doc.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_methods, methods as *mut c_void),
+        slot(ffi::Py_tp_getset, ATTRIBUTES.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_members, MEMBERS.0.as_ptr() as *mut c_void),
+    ];
+    if kind == Kind::Timer {
+        slots.push(slot(ffi::Py_tp_richcompare, compare as *mut c_void));
+        slots.push(slot(ffi::Py_tp_hash, hash as *mut c_void));
+    }
+    slots.push(slot(0, null_mut()));
+    let mut spec = ffi::PyType_Spec {
+        name: name.as_ptr().cast::<c_char>(),
+        basicsize: size_of::<HandleObject>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION
+            | ffi::Py_TPFLAGS_IMMUTABLETYPE) as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec and what it points to outlive the call; name, docs and tables are static.
+    unsafe {
+        let object = ffi::PyType_FromSpec(&mut spec);
+        Ok(Bound::from_owned_ptr_or_err(py, object)?
+            .cast_into_unchecked::<PyType>()
+            .unbind())
+    }
+}

@@ -1,0 +1,65 @@
+//! CPython below PyO3: raw types, raw methods and the cell that guards the loop's state.
+//!
+//! Everything here rests on three facts.
+//!
+//! 1. **The GIL is held** wherever one of these functions runs. Raw slots and methods are only called
+//!    by the interpreter, which holds it; the rest take a `Python<'_>` token. The module does not
+//!    declare itself free-threading-safe, so importing it into a free-threaded build turns the GIL on.
+//! 2. **A reference is owned by exactly one field or variable.** A field that is taken out is set to
+//!    null before anything else can run; a reference is dropped only after the object it was taken
+//!    from is consistent again, because dropping may run arbitrary code.
+//! 3. **No unwinding leaves an `extern "C"` function.** [`guard`] turns a panic, which would be a bug
+//!    of ours, into an exception instead of an abort.
+
+pub mod buffer;
+pub mod call;
+pub mod cell;
+pub mod handle;
+pub mod methods;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::exceptions::PySystemError;
+use pyo3::ffi::PyObject;
+use pyo3::prelude::*;
+use tideloop_sys::socket::{self, RawSource, Socket};
+
+/// Owns a descriptor that a Python socket has just detached.
+pub fn adopt_detached(source: RawSource) -> Socket {
+    // SAFETY: `socket.detach()` gives its descriptor up: it is open, and nobody else closes it.
+    unsafe { Socket::from_raw(source) }
+}
+
+/// Accepts a connection on a Python socket that its caller keeps alive and has not closed.
+pub fn accept_on(_py: Python<'_>, _sock: &Py<PyAny>, source: RawSource) -> io::Result<Socket> {
+    // SAFETY: a Python socket closes its descriptor only when told to, which takes the GIL that we
+    // hold. If it was told before, the system refuses the number (EBADF) or it names another open
+    // descriptor of this process, on which accept fails or does nothing harmful to memory.
+    unsafe { socket::accept(source) }
+}
+
+/// Runs the body of an `extern "C"` function that returns a new reference, or null with an exception
+/// set.
+///
+/// # Safety
+///
+/// The GIL is held.
+#[inline]
+unsafe fn guard(
+    body: impl for<'py> FnOnce(Python<'py>) -> PyResult<Bound<'py, PyAny>>,
+) -> *mut PyObject {
+    // SAFETY: the caller holds the GIL.
+    let py = unsafe { Python::assume_attached() };
+    match catch_unwind(AssertUnwindSafe(|| body(py))) {
+        Ok(Ok(object)) => object.into_ptr(),
+        Ok(Err(error)) => {
+            error.restore(py);
+            std::ptr::null_mut()
+        }
+        Err(_) => {
+            PySystemError::new_err("a bug in tideloop: the native code panicked").restore(py);
+            std::ptr::null_mut()
+        }
+    }
+}

@@ -1,0 +1,949 @@
+//! The stream transport: one connection, over any socket that carries a stream.
+//!
+//! A translator between three parties. The state machine in `tideloop_core::stream` decides; the
+//! socket in `tideloop_sys` moves bytes; the protocol, in Python, is told. Each Python call below is
+//! an input of the machine, each step it returns becomes a system call or a Python call.
+//!
+//! * The descriptor is owned by the transport alone. A Python socket that comes in is detached; the
+//!   one that `get_extra_info("socket")` shows is a view that is detached again before we close.
+//! * Protocol methods run in the context in which the connection was made.
+//! * One receive per event: a connection that never runs dry cannot keep the others waiting.
+//! * What cannot be sent at once is queued by reference if it is `bytes`, and as a snapshot if the
+//!   caller could change it afterwards.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
+use pyo3::{PyTraverseError, PyVisit, intern};
+use tideloop_core::flow::Signal;
+use tideloop_core::registry::Key;
+use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
+use tideloop_sys::selector::{Event, Interest};
+use tideloop_sys::socket::{Address, Socket, would_block};
+
+use crate::errors::{ends_the_loop, os_error};
+use crate::event_loop::LoopCore;
+use crate::ffi::buffer::Bytes;
+use crate::ffi::call;
+use crate::ffi::cell::LoopCell;
+use crate::reactor::{Target, source_from};
+
+/// Queued pieces sent by one system call.
+const MAX_SLICES: usize = 64;
+
+/// Bytes that wait to be sent, and how many of them already were.
+struct Chunk {
+    bytes: Py<PyBytes>,
+    start: usize,
+}
+
+struct Connection {
+    machine: Stream,
+    /// None before the transport has adopted its socket, and after it has closed it.
+    socket: Option<Socket>,
+    key: Option<Key>,
+    protocol: Option<Py<PyAny>>,
+    /// The protocol brings its own receive buffers.
+    buffered: bool,
+    queue: VecDeque<Chunk>,
+    server: Option<Py<PyAny>>,
+    /// The view that get_extra_info("socket") shows, once somebody has asked.
+    view: Option<Py<PyAny>>,
+    local: Option<Address>,
+    peer: Option<Address>,
+}
+
+/// A connection between a protocol and a stream socket.
+#[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
+pub struct StreamTransport {
+    core: Py<LoopCore>,
+    context: Py<PyAny>,
+    extra: Py<PyDict>,
+    connection: LoopCell<Connection>,
+}
+
+/// What one readiness event brought.
+enum Received {
+    Nothing,
+    Data(Py<PyAny>, Py<PyBytes>),
+    Eof(Py<PyAny>),
+    Failed(io::Error),
+}
+
+impl StreamTransport {
+    #[inline]
+    fn with<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Connection) -> R) -> R {
+        self.connection.with(py, f)
+    }
+
+    fn core<'py>(&self, py: Python<'py>) -> &Bound<'py, LoopCore> {
+        self.core.bind(py)
+    }
+
+    /// Takes a socket over, tells the protocol, and begins to read in the turn after that.
+    pub fn start<'py>(
+        slf: &Bound<'py, Self>,
+        socket: Socket,
+        waiter: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        // Fails on what is not TCP, where there is nothing to set.
+        socket.set_nodelay().ok();
+        let source = socket.raw();
+        let (local, peer) = (socket.local_address(), socket.peer_address());
+        let protocol = state.with(py, |connection| {
+            if connection.socket.is_some() || connection.machine.is_closing() {
+                return None;
+            }
+            connection.socket = Some(socket);
+            connection.local = local;
+            connection.peer = peer;
+            Some(connection.protocol.as_ref().map(|p| p.clone_ref(py)))
+        });
+        let Some(protocol) = protocol else {
+            return Err(PyRuntimeError::new_err("the transport has a socket already"));
+        };
+        let core = state.core(py);
+        let key = core
+            .get()
+            .reactor()
+            .register(py, source, Target::Stream(slf.clone().unbind()))?;
+        state.with(py, |connection| connection.key = Some(key));
+        let context = state.context.bind(py);
+        if let Some(protocol) = protocol {
+            let made = protocol.bind(py).getattr(intern!(py, "connection_made"))?;
+            LoopCore::schedule(core, &made, slf.as_any(), context.clone())?;
+        }
+        let begin = slf.getattr(intern!(py, "_begin"))?;
+        let none = py.None().into_bound(py);
+        LoopCore::schedule(core, &begin, waiter.unwrap_or(&none), context.clone())
+    }
+
+    /// Readiness, from the turn.
+    pub fn deliver(slf: &Bound<'_, Self>, event: Event) -> PyResult<()> {
+        if event.readable {
+            Self::on_readable(slf)?;
+        }
+        if event.writable {
+            Self::on_writable(slf)?;
+        }
+        Ok(())
+    }
+
+    fn on_readable(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let core = state.core(py).get();
+        if state.with(py, |connection| connection.buffered) {
+            return Self::on_readable_buffered(slf);
+        }
+        let received = state.with(py, |connection| {
+            if !connection.machine.wants_read() {
+                return Received::Nothing;
+            }
+            let (Some(socket), Some(protocol)) = (&connection.socket, &connection.protocol) else {
+                return Received::Nothing;
+            };
+            core.received(py, |buffer| match socket.recv(buffer) {
+                Ok(0) => Received::Eof(protocol.clone_ref(py)),
+                Ok(len) => Received::Data(
+                    protocol.clone_ref(py),
+                    PyBytes::new(py, &buffer[..len]).unbind(),
+                ),
+                Err(error) if would_block(&error) => Received::Nothing,
+                Err(error) => Received::Failed(error),
+            })
+        });
+        match received {
+            Received::Nothing => Ok(()),
+            Received::Data(protocol, bytes) => {
+                let (protocol, bytes) = (protocol.into_bound(py), bytes.into_bound(py));
+                let told = call::in_context(state.context.bind(py), |py| {
+                    call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
+                });
+                match told {
+                    Ok(_) => Ok(()),
+                    Err(error) => Self::fail(
+                        slf,
+                        error,
+                        "Fatal error: protocol.data_received() call failed.",
+                    ),
+                }
+            }
+            Received::Eof(protocol) => Self::on_eof(slf, &protocol.into_bound(py)),
+            Received::Failed(error) => Self::fail(
+                slf,
+                os_error(error),
+                "Fatal read error on socket transport",
+            ),
+        }
+    }
+
+    fn on_readable_buffered(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let Some(protocol) = state.with(py, |connection| {
+            let protocol = connection.protocol.as_ref()?;
+            connection
+                .machine
+                .wants_read()
+                .then(|| protocol.clone_ref(py))
+        }) else {
+            return Ok(());
+        };
+        let protocol = protocol.into_bound(py);
+        let context = state.context.bind(py);
+        let buffer = call::in_context(context, |py| {
+            let hint = (-1_i32).into_pyobject(py)?;
+            let object = call::method1(&protocol, intern!(py, "get_buffer"), hint.as_any())?;
+            let buffer = Bytes::writable(&object)?;
+            if buffer.len() == 0 {
+                return Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
+            }
+            Ok(buffer)
+        });
+        let mut buffer = match buffer {
+            Ok(buffer) => buffer,
+            Err(error) => {
+                return Self::fail(
+                    slf,
+                    error,
+                    "Fatal error: protocol.get_buffer() call failed.",
+                );
+            }
+        };
+        // get_buffer() may have closed or paused the transport.
+        let received = state.with(py, |connection| match &connection.socket {
+            Some(socket) if connection.machine.wants_read() => {
+                Some(socket.recv(buffer.as_mut_slice()))
+            }
+            _ => None,
+        });
+        drop(buffer);
+        match received {
+            None => Ok(()),
+            Some(Ok(0)) => Self::on_eof(slf, &protocol),
+            Some(Ok(len)) => {
+                let told = call::in_context(context, |py| {
+                    let len = len.into_pyobject(py)?;
+                    call::method1(&protocol, intern!(py, "buffer_updated"), len.as_any())
+                });
+                match told {
+                    Ok(_) => Ok(()),
+                    Err(error) => Self::fail(
+                        slf,
+                        error,
+                        "Fatal error: protocol.buffer_updated() call failed.",
+                    ),
+                }
+            }
+            Some(Err(error)) if would_block(&error) => Ok(()),
+            Some(Err(error)) => Self::fail(
+                slf,
+                os_error(error),
+                "Fatal read error on socket transport",
+            ),
+        }
+    }
+
+    fn on_eof(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        state.with(py, |connection| connection.machine.peer_eof());
+        state.update_interest(py)?;
+        let keep_open = call::in_context(state.context.bind(py), |py| {
+            call::method0(protocol, intern!(py, "eof_received"))?.is_truthy()
+        });
+        match keep_open {
+            Ok(true) => Ok(()),
+            Ok(false) => Self::close(slf),
+            Err(error) => Self::fail(
+                slf,
+                error,
+                "Fatal error: protocol.eof_received() call failed.",
+            ),
+        }
+    }
+
+    fn on_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let sent = state.with(py, |connection| {
+            let Some(socket) = &connection.socket else {
+                return Ok(0);
+            };
+            if connection.queue.is_empty() {
+                return Ok(0);
+            }
+            let slices: Vec<IoSlice<'_>> = connection
+                .queue
+                .iter()
+                .take(MAX_SLICES)
+                .map(|chunk| IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]))
+                .collect();
+            socket.send_vectored(&slices)
+        });
+        match sent {
+            Ok(len) => {
+                state.consume(py, len);
+                let signal = state.with(py, |connection| connection.machine.sent(len));
+                if signal != Signal::Nothing {
+                    call::in_context(state.context.bind(py), |_| Self::tell(slf, signal))?;
+                }
+                Self::after_send(slf)
+            }
+            Err(error) if would_block(&error) => Ok(()),
+            Err(error) => Self::fail(
+                slf,
+                os_error(error),
+                "Fatal write error on socket transport",
+            ),
+        }
+    }
+
+    /// What follows once the protocol knows that bytes went out.
+    fn after_send(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let step = state.with(py, |connection| connection.machine.drained());
+        state.update_interest(py)?;
+        match step {
+            Drained::Nothing => Ok(()),
+            Drained::ShutdownWrite => {
+                state.shutdown_write(py);
+                Ok(())
+            }
+            Drained::Finish => Self::schedule_lost(slf, None),
+        }
+    }
+
+    /// Drops what was sent from the head of the queue.
+    fn consume(&self, py: Python<'_>, mut sent: usize) {
+        let mut done = Vec::new();
+        self.with(py, |connection| {
+            while sent > 0 {
+                let Some(head) = connection.queue.front_mut() else {
+                    break;
+                };
+                let left = head.bytes.as_bytes(py).len() - head.start;
+                if sent < left {
+                    head.start += sent;
+                    break;
+                }
+                sent -= left;
+                done.extend(connection.queue.pop_front());
+            }
+        });
+        drop(done);
+    }
+
+    /// Tells the protocol to pause or go on; it cannot fail the connection.
+    fn tell(slf: &Bound<'_, Self>, signal: Signal) -> PyResult<()> {
+        let py = slf.py();
+        let name = match signal {
+            Signal::Nothing => return Ok(()),
+            Signal::PauseWriting => intern!(py, "pause_writing"),
+            Signal::ResumeWriting => intern!(py, "resume_writing"),
+        };
+        let Some(protocol) = slf.get().protocol(py) else {
+            return Ok(());
+        };
+        match call::method0(&protocol, name) {
+            Ok(_) => Ok(()),
+            Err(error) if ends_the_loop(py, &error) => Err(error),
+            Err(error) => Self::report(slf, error, &format!("protocol.{name}() failed")),
+        }
+    }
+
+    fn protocol<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.with(py, |connection| {
+            connection.protocol.as_ref().map(|p| p.clone_ref(py))
+        })
+        .map(|protocol| protocol.into_bound(py))
+    }
+
+    fn shutdown_write(&self, py: Python<'_>) {
+        self.with(py, |connection| {
+            if let Some(socket) = &connection.socket {
+                // A peer that is gone already makes this fail; reading will say so.
+                socket.shutdown_write().ok();
+            }
+        });
+    }
+
+    /// Brings the selector in line with what the machine wants.
+    fn update_interest(&self, py: Python<'_>) -> PyResult<()> {
+        let (key, interest) = self.with(py, |connection| {
+            let machine = &connection.machine;
+            let interest = Interest {
+                read: machine.wants_read(),
+                write: machine.wants_write(),
+            };
+            (connection.key, interest)
+        });
+        match key {
+            Some(key) if !self.core.get().is_closed() => {
+                self.core.get().reactor().set_interest(py, key, interest)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reports an error that ends the connection, and ends it.
+    fn fail(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
+        let py = slf.py();
+        if ends_the_loop(py, &error) {
+            return Err(error);
+        }
+        // A peer that goes away is no fault of the program: said in debug mode only, as in asyncio.
+        let quiet = error.is_instance_of::<PyOSError>(py);
+        if !quiet || slf.get().core.get().debug() {
+            Self::report(slf, error.clone_ref(py), message)?;
+        }
+        Self::force_close(slf, Some(error))
+    }
+
+    fn report(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
+        let py = slf.py();
+        slf.get().core(py).call_method1(
+            intern!(py, "_transport_failed"),
+            (slf, slf.get().protocol(py), message, error.into_value(py)),
+        )?;
+        Ok(())
+    }
+
+    fn force_close(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let (step, dropped) = state.with(py, |connection| {
+            let step = connection.machine.abort();
+            let dropped = match step {
+                CloseStep::Finish => std::mem::take(&mut connection.queue),
+                CloseStep::Nothing => VecDeque::new(),
+            };
+            (step, dropped)
+        });
+        drop(dropped);
+        state.update_interest(py)?;
+        match step {
+            CloseStep::Finish => Self::schedule_lost(slf, error),
+            CloseStep::Nothing => Ok(()),
+        }
+    }
+
+    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let step = state.with(py, |connection| connection.machine.close());
+        state.update_interest(py)?;
+        match step {
+            CloseStep::Finish => Self::schedule_lost(slf, None),
+            CloseStep::Nothing => Ok(()),
+        }
+    }
+
+    fn schedule_lost(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let error = match error {
+            Some(error) => error.into_value(py).into_bound(py).into_any(),
+            None => py.None().into_bound(py),
+        };
+        let lost = slf.getattr(intern!(py, "_call_connection_lost"))?;
+        if state.core.get().is_closed() {
+            // Nothing will run any more; the descriptor must not stay open for that.
+            drop(state.release(py));
+            return Ok(());
+        }
+        let context = state.context.bind(py).clone();
+        LoopCore::schedule(state.core(py), &lost, &error, context)
+    }
+
+    /// Closes the descriptor and takes out everything that the connection owned.
+    fn release<'py>(&self, py: Python<'py>) -> Released<'py> {
+        let (socket, key, released) = self.with(py, |connection| {
+            let released = Released {
+                _protocol: connection.protocol.take().map(|p| p.into_bound(py)),
+                server: connection.server.take().map(|s| s.into_bound(py)),
+                view: connection.view.take().map(|v| v.into_bound(py)),
+                _queue: std::mem::take(&mut connection.queue),
+            };
+            (connection.socket.take(), connection.key.take(), released)
+        });
+        if let Some(key) = key {
+            // Out of the selector first: the number may be another's as soon as it is closed.
+            drop(self.core.get().reactor().unregister(py, key));
+        }
+        if let Some(view) = &released.view {
+            // Fails only if somebody has closed or detached the view, and then it owns nothing.
+            view.call_method0(intern!(py, "detach")).ok();
+        }
+        drop(socket);
+        released
+    }
+
+    /// A Python socket on our descriptor, which it does not own.
+    fn view<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if let Some(view) = self.with(py, |connection| {
+            connection.view.as_ref().map(|view| view.clone_ref(py))
+        }) {
+            return Ok(Some(view.into_bound(py)));
+        }
+        let Some(source) = self.with(py, |connection| {
+            connection.socket.as_ref().map(|socket| socket.raw())
+        }) else {
+            return Ok(None);
+        };
+        let arguments = PyDict::new(py);
+        arguments.set_item(intern!(py, "fileno"), source)?;
+        let view = py
+            .import(intern!(py, "socket"))?
+            .getattr(intern!(py, "socket"))?
+            .call((), Some(&arguments))?;
+        self.with(py, |connection| connection.view = Some(view.clone().unbind()));
+        Ok(Some(view))
+    }
+
+    fn address<'py>(
+        &self,
+        py: Python<'py>,
+        address: Option<Address>,
+        method: &str,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        Ok(Some(match address {
+            Address::V4(address) => (address.ip().to_string(), address.port())
+                .into_pyobject(py)?
+                .into_any(),
+            Address::V6(address) => (
+                address.ip().to_string(),
+                address.port(),
+                address.flowinfo(),
+                address.scope_id(),
+            )
+                .into_pyobject(py)?
+                .into_any(),
+            Address::Unix(name) if name.first() == Some(&0) => PyBytes::new(py, &name).into_any(),
+            Address::Unix(path) => py
+                .import(intern!(py, "os"))?
+                .call_method1(intern!(py, "fsdecode"), (PyBytes::new(py, &path),))?,
+            Address::Other => match self.view(py)? {
+                Some(view) => view.call_method0(method)?,
+                None => return Ok(None),
+            },
+        }))
+    }
+
+    /// Sends what can be sent now and queues the rest.
+    fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let bytes = data.as_slice();
+        let (step, sent) = state.with(py, |connection| {
+            let step = connection.machine.write(bytes.len());
+            match (step, &connection.socket) {
+                (WriteStep::SendNow, Some(socket)) => (step, Some(socket.send(bytes))),
+                _ => (step, None),
+            }
+        });
+        let start = match (step, sent) {
+            (_, Some(Ok(len))) if len == bytes.len() => return Ok(()),
+            (_, Some(Ok(len))) => len,
+            (_, Some(Err(error))) if would_block(&error) => 0,
+            (_, Some(Err(error))) => {
+                return Self::fail(
+                    slf,
+                    os_error(error),
+                    "Fatal write error on socket transport",
+                );
+            }
+            (WriteStep::Queue | WriteStep::SendNow, None) => 0,
+            (WriteStep::Nothing, None) => return Ok(()),
+            (WriteStep::AfterEof, None) => {
+                return Err(PyRuntimeError::new_err(
+                    "Cannot call write() after write_eof()",
+                ));
+            }
+            (WriteStep::Dropped { warn }, None) => {
+                if warn {
+                    state
+                        .core(py)
+                        .call_method0(intern!(py, "_warn_dropped_write"))?;
+                }
+                return Ok(());
+            }
+        };
+        let (chunk, len) = data.rest(py, start);
+        let signal = state.with(py, |connection| {
+            connection.queue.push_back(chunk);
+            connection.machine.queued(len)
+        });
+        state.update_interest(py)?;
+        Self::tell(slf, signal)
+    }
+}
+
+/// What a closed connection leaves to be told or, outside of the cell, dropped.
+struct Released<'py> {
+    _protocol: Option<Bound<'py, PyAny>>,
+    server: Option<Bound<'py, PyAny>>,
+    view: Option<Bound<'py, PyAny>>,
+    _queue: VecDeque<Chunk>,
+}
+
+/// Bytes that a protocol writes.
+enum Payload<'a, 'py> {
+    Immutable(&'a Bound<'py, PyBytes>),
+    Mutable(Bytes),
+}
+
+impl<'a, 'py> Payload<'a, 'py> {
+    fn of(data: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(bytes) = data.cast::<PyBytes>() {
+            return Ok(Self::Immutable(bytes));
+        }
+        if data.is_instance_of::<PyByteArray>() || data.is_instance_of::<PyMemoryView>() {
+            return Ok(Self::Mutable(Bytes::readable(data)?));
+        }
+        Err(PyTypeError::new_err(format!(
+            "data argument must be a bytes-like object, not {}",
+            data.get_type().name()?.repr()?
+        )))
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Immutable(bytes) => bytes.as_bytes(),
+            Self::Mutable(bytes) => bytes.as_slice(),
+        }
+    }
+
+    /// What is left from `start` on, fit to outlive the call, and how much it is.
+    fn rest(&self, py: Python<'_>, start: usize) -> (Chunk, usize) {
+        let len = self.as_slice().len() - start;
+        let chunk = match self {
+            Self::Immutable(bytes) => Chunk {
+                bytes: (*bytes).clone().unbind(),
+                start,
+            },
+            Self::Mutable(bytes) => Chunk {
+                bytes: PyBytes::new(py, &bytes.as_slice()[start..]).unbind(),
+                start: 0,
+            },
+        };
+        (chunk, len)
+    }
+}
+
+/// Whether a protocol brings its own receive buffers.
+fn is_buffered(protocol: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static BUFFERED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = protocol.py();
+    let class = BUFFERED.get_or_try_init(py, || {
+        py.import("asyncio.protocols")?
+            .getattr("BufferedProtocol")
+            .map(Bound::unbind)
+    })?;
+    protocol.is_instance(class.bind(py))
+}
+
+#[pymethods]
+impl StreamTransport {
+    /// asyncio's loops look for this before they upgrade a connection.
+    #[classattr]
+    fn _start_tls_compatible() -> bool {
+        true
+    }
+
+    #[new]
+    #[pyo3(signature = (r#loop, protocol, extra = None, server = None))]
+    fn new<'py>(
+        r#loop: &Bound<'py, LoopCore>,
+        protocol: &Bound<'py, PyAny>,
+        extra: Option<&Bound<'py, PyDict>>,
+        server: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let py = r#loop.py();
+        Ok(Self {
+            core: r#loop.clone().unbind(),
+            context: call::copy_context(py)?.unbind(),
+            extra: match extra {
+                Some(extra) => extra.copy()?.unbind(),
+                None => PyDict::new(py).unbind(),
+            },
+            connection: LoopCell::new(Connection {
+                machine: Stream::default(),
+                socket: None,
+                key: None,
+                buffered: is_buffered(protocol)?,
+                protocol: Some(protocol.clone().unbind()),
+                queue: VecDeque::new(),
+                server: server.map(Bound::unbind),
+                view: None,
+                local: None,
+                peer: None,
+            }),
+        })
+    }
+
+    /// asyncio's transports answer to this class, and so do we.
+    #[getter]
+    fn __class__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let class = CLASS.get_or_try_init(py, || {
+            py.import("asyncio.transports")?
+                .getattr("Transport")
+                .map(Bound::unbind)
+        })?;
+        Ok(class.bind(py).clone())
+    }
+
+    /// Take over a connected, non-blocking Python socket, which is detached, and start.
+    #[pyo3(signature = (sock, waiter = None))]
+    fn _adopt<'py>(
+        slf: &Bound<'py, Self>,
+        sock: &Bound<'py, PyAny>,
+        waiter: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let source = source_from(&sock.call_method0(intern!(py, "detach"))?)?;
+        Self::start(slf, crate::ffi::adopt_detached(source), waiter)
+    }
+
+    /// connection_made has run: read from now on, and release whoever waits for the connection.
+    fn _begin(slf: &Bound<'_, Self>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        state.with(py, |connection| connection.machine.start());
+        state.update_interest(py)?;
+        if !waiter.is_none() && !waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
+            waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
+        }
+        Ok(())
+    }
+
+    fn _call_connection_lost<'py>(
+        slf: &Bound<'py, Self>,
+        error: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let told = match state.protocol(py) {
+            Some(protocol) => {
+                call::method1(&protocol, intern!(py, "connection_lost"), error).map(drop)
+            }
+            None => Ok(()),
+        };
+        let released = state.release(py);
+        let detached = match &released.server {
+            Some(server) => state
+                .core(py)
+                .call_method1(intern!(py, "_detach_from_server"), (server, slf))
+                .map(drop),
+            None => Ok(()),
+        };
+        drop(released);
+        told.and(detached)
+    }
+
+    #[pyo3(signature = (exc))]
+    fn _force_close(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
+        let error = (!exc.is_none()).then(|| PyErr::from_value(exc.clone()));
+        Self::force_close(slf, error)
+    }
+
+    /// Close the descriptor of a transport that nobody closed. True if there was one.
+    fn _abandon(&self, py: Python<'_>) -> bool {
+        let open = self.with(py, |connection| connection.socket.is_some());
+        if open {
+            drop(self.release(py));
+        }
+        open
+    }
+
+    /// What repr() shows: descriptor, and the state of both directions.
+    fn _describe(&self, py: Python<'_>) -> (Option<i64>, bool, bool, bool, usize) {
+        self.with(py, |connection| {
+            let machine = &connection.machine;
+            (
+                connection.socket.as_ref().map(|socket| socket.raw() as i64),
+                machine.is_closing(),
+                machine.wants_read(),
+                machine.wants_write(),
+                machine.queued_bytes(),
+            )
+        })
+    }
+
+    #[getter]
+    fn _loop<'py>(&self, py: Python<'py>) -> Bound<'py, LoopCore> {
+        self.core(py).clone()
+    }
+
+    /// Information about the connection: 'socket', 'sockname', 'peername', and what the creator of
+    /// the transport has added; default for anything else.
+    #[pyo3(signature = (name, default = None))]
+    fn get_extra_info<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if let Some(value) = self.extra.bind(py).get_item(name)? {
+            return Ok(Some(value));
+        }
+        let found = match name {
+            "socket" => match self.view(py)? {
+                Some(view) => {
+                    let shown = py
+                        .import(intern!(py, "asyncio.trsock"))?
+                        .getattr(intern!(py, "TransportSocket"))?
+                        .call1((view,))?;
+                    self.extra.bind(py).set_item(name, &shown)?;
+                    Some(shown)
+                }
+                None => None,
+            },
+            "sockname" => {
+                let address = self.with(py, |connection| connection.local.clone());
+                self.address(py, address, "getsockname")?
+            }
+            "peername" => {
+                let address = self.with(py, |connection| connection.peer.clone());
+                self.address(py, address, "getpeername")?
+            }
+            _ => None,
+        };
+        Ok(found.or(default))
+    }
+
+    /// Replace the protocol; the new one gets what comes from now on.
+    fn set_protocol(&self, py: Python<'_>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        let buffered = is_buffered(protocol)?;
+        let old = self.with(py, |connection| {
+            connection.buffered = buffered;
+            connection.protocol.replace(protocol.clone().unbind())
+        });
+        drop(old);
+        Ok(())
+    }
+
+    /// The current protocol; None once the connection is lost.
+    fn get_protocol<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.protocol(py)
+    }
+
+    /// Whether the transport is closing or closed.
+    fn is_closing(&self, py: Python<'_>) -> bool {
+        self.with(py, |connection| connection.machine.is_closing())
+    }
+
+    /// Whether data is being received.
+    fn is_reading(&self, py: Python<'_>) -> bool {
+        self.with(py, |connection| connection.machine.is_reading())
+    }
+
+    /// Stop calling data_received() until resume_reading(). Does nothing if paused or closing.
+    fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
+        if self.with(py, |connection| connection.machine.pause_reading()) {
+            self.update_interest(py)?;
+        }
+        Ok(())
+    }
+
+    /// Receive again. Does nothing if not paused, or closing.
+    fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
+        if self.with(py, |connection| connection.machine.resume_reading()) {
+            self.update_interest(py)?;
+        }
+        Ok(())
+    }
+
+    /// Write bytes: sent at once as far as the socket takes them, the rest is queued.
+    ///
+    /// data: bytes, bytearray or a contiguous memoryview; mutable data may be changed afterwards.
+    /// Raises TypeError for anything else, RuntimeError after write_eof(). Never blocks; data for a
+    /// connection that is lost is dropped.
+    fn write<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>) -> PyResult<()> {
+        Self::send(slf, &Payload::of(data)?)
+    }
+
+    /// Write several pieces as one.
+    fn writelines<'py>(slf: &Bound<'py, Self>, list_of_data: &Bound<'py, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let joined = PyBytes::new(py, b"").call_method1(intern!(py, "join"), (list_of_data,))?;
+        Self::send(slf, &Payload::of(&joined)?)
+    }
+
+    /// Close the write side once what is queued is sent; receiving goes on.
+    fn write_eof(&self, py: Python<'_>) {
+        let step = self.with(py, |connection| connection.machine.write_eof());
+        if step == EofStep::ShutdownWrite {
+            self.shutdown_write(py);
+        }
+    }
+
+    /// True: a stream socket can be closed in one direction.
+    fn can_write_eof(&self) -> bool {
+        true
+    }
+
+    /// Bytes that wait to be sent.
+    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
+        self.with(py, |connection| connection.machine.queued_bytes())
+    }
+
+    /// The (low, high) water marks, bytes.
+    fn get_write_buffer_limits(&self, py: Python<'_>) -> (usize, usize) {
+        self.with(py, |connection| connection.machine.limits())
+    }
+
+    /// Set the water marks, bytes: above high the protocol is told pause_writing(), at or below low
+    /// resume_writing(). Raises ValueError unless high >= low >= 0.
+    #[pyo3(signature = (high = None, low = None))]
+    fn set_write_buffer_limits(
+        slf: &Bound<'_, Self>,
+        high: Option<i64>,
+        low: Option<i64>,
+    ) -> PyResult<()> {
+        let signal = slf
+            .get()
+            .with(slf.py(), |connection| connection.machine.set_limits(high, low))
+            .map_err(|limits| PyValueError::new_err(limits.to_string()))?;
+        Self::tell(slf, signal)
+    }
+
+    /// Close once what is queued is sent; connection_lost(None) follows.
+    #[pyo3(name = "close")]
+    fn py_close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::close(slf)
+    }
+
+    /// Close at once; what is queued is dropped and connection_lost(None) follows.
+    fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::force_close(slf, None)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.core)?;
+        visit.call(&self.context)?;
+        visit.call(&self.extra)?;
+        let visited = self.connection.try_with(|connection| {
+            visit.call(&connection.protocol)?;
+            visit.call(&connection.server)?;
+            visit.call(&connection.view)
+        });
+        visited.unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self) {
+        Python::attach(|py| drop(self.release(py)));
+    }
+}

@@ -1,0 +1,157 @@
+//! The turn: poll, deliver, due timers, then everything that was ready.
+//!
+//! One turn is asyncio's: I/O is collected and delivered, timers that are due join the ready ring,
+//! and then exactly those callbacks run that were ready at this point. What they schedule runs in
+//! the next turn.
+//!
+//! **The GIL.** A poll that cannot block keeps it: giving it up with another thread waiting costs up
+//! to a whole switch interval (5 ms), every turn. Before the loop really sleeps it has already polled
+//! once without waiting, so a busy server never gives the GIL away between requests, and the
+//! interpreter's own switching, which works inside callbacks, is what keeps it fair.
+//!
+//! **Waking.** `call_soon_threadsafe` pushes to the ring while holding the GIL and writes to the
+//! selector only if `sleeping` is set. The loop checks the ring and sets `sleeping` without letting
+//! go of the GIL in between, so a wake-up can be neither lost nor doubled.
+
+use pyo3::prelude::*;
+use tideloop_core::timeout::wait_ns;
+use tideloop_core::turn::PollPolicy;
+use tideloop_sys::clock;
+
+use crate::errors::os_error;
+use crate::event_loop::LoopCore;
+use crate::ffi::{call, handle};
+use crate::listener::Listener;
+use crate::reactor::{Batch, Delivery};
+use crate::transport::StreamTransport;
+
+/// Runs turns until the loop is told to stop, or an exception ends it.
+pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let mut batch = Batch::default();
+    let mut policy = PollPolicy::default();
+    loop {
+        turn(core, &mut batch, &mut policy)?;
+        if core.get().is_stopping() {
+            return Ok(());
+        }
+    }
+}
+
+fn turn(core: &Bound<'_, LoopCore>, batch: &mut Batch, policy: &mut PollPolicy) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    let (busy, mut timers) = state.queue(py, |queue| {
+        (!queue.ready.is_empty(), !queue.timers.is_empty())
+    });
+    let mut now = clock::monotonic_ns();
+    let stopping = state.is_stopping();
+    if stopping || !busy || !policy.skip(now) {
+        poll(core, batch, busy || stopping, now)?;
+        for index in 0..batch.len() {
+            deliver(core, batch, index)?;
+        }
+        batch.clear();
+        now = clock::monotonic_ns();
+        policy.polled(now);
+        timers = state.queue(py, |queue| !queue.timers.is_empty());
+    }
+    if timers {
+        fire_due(core, now);
+    }
+    let count = state.queue(py, |queue| queue.ready.begin_turn());
+    let debug = state.debug();
+    for _ in 0..count {
+        let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
+            break;
+        };
+        let next = next.into_bound(py);
+        if debug {
+            core.call_method1("_run_in_debug", (&next,))?;
+        } else {
+            handle::run(&next)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills `batch` with what is ready; sleeps only if there is nothing else to do.
+fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool, now: u64) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    let selector = state.reactor().selector(py)?;
+    selector.wait(batch, Some(0)).map_err(os_error)?;
+    if busy || !batch.is_empty() {
+        return call::check_signals(py);
+    }
+    drop_stale(core);
+    let deadline = state.queue(py, |queue| queue.timers.next_deadline());
+    let timeout = deadline.map(|deadline| wait_ns(deadline, now));
+    if timeout == Some(0) {
+        return call::check_signals(py);
+    }
+    // A signal handler, or code run while a stale timer was dropped, may have scheduled something.
+    call::check_signals(py)?;
+    if state.is_stopping() || state.queue(py, |queue| !queue.ready.is_empty()) {
+        return Ok(());
+    }
+    state.set_sleeping(true);
+    let result = py.detach(|| selector.wait(batch, timeout));
+    state.set_sleeping(false);
+    result.map_err(os_error)?;
+    call::check_signals(py)
+}
+
+/// Cancelled timers at the head would wake the loop for nothing.
+fn drop_stale(core: &Bound<'_, LoopCore>) {
+    let py = core.py();
+    while let Some(timer) = core
+        .get()
+        .queue(py, |queue| queue.timers.pop_stale(handle::is_cancelled))
+    {
+        handle::set_scheduled(&timer, false);
+        drop(timer.into_bound(py));
+    }
+}
+
+/// Moves timers that are due to the ready ring, in order.
+fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
+    let py = core.py();
+    let state = core.get();
+    loop {
+        let stale = state.queue(py, |queue| {
+            while let Some(timer) = queue.timers.pop_due(now) {
+                handle::set_scheduled(&timer, false);
+                if handle::is_cancelled(&timer) {
+                    queue.timers.forget_cancelled();
+                    return Some(timer);
+                }
+                queue.ready.push(timer);
+            }
+            None
+        });
+        match stale {
+            // Dropped outside of the queue: it may run a weak reference's callback.
+            Some(timer) => drop(timer.into_bound(py)),
+            None => return,
+        }
+    }
+}
+
+fn deliver(core: &Bound<'_, LoopCore>, batch: &Batch, index: usize) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    let Some(event) = batch.get(index) else {
+        return Ok(());
+    };
+    match state.reactor().deliver(py, event) {
+        Delivery::Stream(transport) => StreamTransport::deliver(&transport.into_bound(py), event),
+        Delivery::Listener(listener) => Listener::deliver(&listener.into_bound(py)),
+        Delivery::Callbacks(reader, writer) => {
+            for handle in [reader, writer].into_iter().flatten() {
+                state.push_ready(py, handle);
+            }
+            Ok(())
+        }
+        Delivery::Nothing => Ok(()),
+    }
+}

@@ -1,0 +1,219 @@
+"""EventLoop: asyncio's selector loop on tideloop's engine.
+
+The class inherits from two loops. ``LoopCore`` (native) comes first and replaces asyncio's engine: the
+ready ring, the timers, the selector, the clock. ``asyncio.SelectorEventLoop`` supplies the rest of the
+interface. What it needs from an engine it reaches through a dozen methods with a leading underscore,
+which are the same in every supported Python and are all defined here or in ``LoopCore``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from asyncio import events, format_helpers
+from collections.abc import Callable
+from typing import Any
+
+from tideloop._tideloop import LoopCore
+from tideloop.loop.handles import describe_call
+from tideloop.loop.serve import ServeMixin
+from tideloop.loop.signals import SignalMixin
+from tideloop.loop.transports import SocketTransport
+
+__all__ = ["EventLoop", "new_event_loop"]
+
+_logger = asyncio.log.logger
+
+
+class _Engine:
+    """Stands where asyncio's loop keeps its selector; the real one is native."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def close(self) -> None:
+        """Nothing: the loop closes its native selector itself."""
+
+    def __repr__(self) -> str:
+        return f"<tideloop engine selector={self._name}>"
+
+
+class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
+    """An asyncio event loop with a native core.
+
+    selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
+    ``None`` takes the environment variable ``TIDELOOP_SELECTOR``, or else the default.
+
+    Raises ValueError for another selector. Like every asyncio loop it belongs to one thread at a time;
+    only ``call_soon_threadsafe`` (and what is built on it) may be called from others.
+    """
+
+    def __new__(cls, selector: str | None = None) -> EventLoop:
+        return super().__new__(cls, selector=selector or os.environ.get("TIDELOOP_SELECTOR") or None)
+
+    def __init__(self, selector: str | None = None) -> None:
+        super().__init__(_Engine(self.selector_name))  # type: ignore[arg-type]
+
+    # --- running -------------------------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        """Run until stop() is called.
+
+        Raises RuntimeError if the loop is closed or running, or another loop runs in this thread.
+        SystemExit and KeyboardInterrupt raised by a callback come out of here; the loop can be run
+        again afterwards.
+        """
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        old_hooks = sys.get_asyncgen_hooks()
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+            events._set_running_loop(self)
+            with self._signals_wake_us():
+                self._run()
+        finally:
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*old_hooks)
+
+    def close(self) -> None:
+        """Close the loop and let go of everything that is scheduled or watched.
+
+        Raises RuntimeError if it is running. Closing twice does nothing.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        super().close()
+        self._shutdown()
+        self._close_signals()
+
+    def set_debug(self, enabled: bool) -> None:
+        """Turn debug mode on or off: checks of threads and callbacks, slow-callback warnings."""
+        super().set_debug(enabled)
+        self._set_debug(bool(enabled))
+
+    @property
+    def _debug(self) -> bool:
+        return self.get_debug()
+
+    @_debug.setter
+    def _debug(self, enabled: bool) -> None:
+        self._set_debug(bool(enabled))
+
+    @property
+    def _closed(self) -> bool:
+        return self.is_closed()
+
+    @_closed.setter
+    def _closed(self, closed: bool) -> None:
+        """asyncio's own bookkeeping; the native half knows."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.__class__.__name__} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
+    # --- creating --------------------------------------------------------------------------------
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Create a Future attached to this loop."""
+        return asyncio.Future(loop=self)
+
+    # --- what the native half calls ----------------------------------------------------------------
+
+    def _check_scheduling(self, callback: object, method: str, thread_safe: bool) -> Any:
+        """Debug mode: refuse what asyncio refuses; say where the call came from."""
+        if not thread_safe:
+            self._check_thread()
+        self._check_callback(callback, method)
+        return format_helpers.extract_stack(sys._getframe(1))
+
+    def _run_in_debug(self, handle: asyncio.Handle) -> None:
+        """Debug mode: run a handle and warn if it took long."""
+        before = self.time()
+        described = describe_call(handle)
+        handle._run()
+        took = self.time() - before
+        if took >= self.slow_callback_duration:
+            _logger.warning("Executing %s took %.3f seconds", described, took)
+
+    def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
+        """A callback has raised: to the exception handler with it."""
+        called = format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore[attr-defined]
+        context: dict[str, Any] = {
+            "message": f"Exception in callback {called}",
+            "exception": exception,
+            "handle": handle,
+        }
+        if handle._source_traceback:  # type: ignore[attr-defined]
+            context["source_traceback"] = handle._source_traceback  # type: ignore[attr-defined]
+        self.call_exception_handler(context)
+
+    # --- what asyncio's half calls -----------------------------------------------------------------
+
+    def _make_socket_transport(
+        self,
+        sock: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        context: Any = None,
+    ) -> SocketTransport:
+        transport = SocketTransport(self, protocol, extra, server)
+        transport._adopt(sock, waiter)
+        if server is not None:
+            self._attach_to_server(server, transport)
+        return transport
+
+    def _transport_failed(
+        self, transport: SocketTransport, protocol: object, message: str, exception: BaseException
+    ) -> None:
+        if isinstance(exception, OSError) and message.startswith("Fatal"):
+            _logger.debug("%r: %s", transport, message, exc_info=exception)
+            return
+        self.call_exception_handler(
+            {"message": message, "exception": exception, "transport": transport, "protocol": protocol}
+        )
+
+    def _warn_dropped_write(self) -> None:
+        _logger.warning("socket.send() raised exception.")
+
+    def _add_callback(self, handle: asyncio.Handle) -> None:
+        """Schedule a handle that somebody else has made."""
+        if not handle._cancelled:  # type: ignore[attr-defined]
+            self.call_soon(handle._run, context=handle._context)  # type: ignore[attr-defined]
+
+    def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
+        if not handle._cancelled:  # type: ignore[attr-defined]
+            self.call_soon_threadsafe(handle._run, context=handle._context)  # type: ignore[attr-defined]
+
+    def _write_to_self(self) -> None:
+        """Wake the loop up, from any thread."""
+        self._wake_up()
+
+    def _make_self_pipe(self) -> None:
+        """Nothing: the native selector has a waker of its own."""
+
+    def _close_self_pipe(self) -> None:
+        """Nothing: see above."""
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Nothing: native timers tell the native half themselves."""
+
+
+def new_event_loop() -> EventLoop:
+    """Make a new event loop, as ``asyncio.Runner(loop_factory=...)`` wants it."""
+    return EventLoop()
+
+
+_Callback = Callable[..., object]

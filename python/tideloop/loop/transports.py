@@ -1,0 +1,33 @@
+"""SocketTransport: the native stream transport, with what the interpreter wants in Python."""
+
+from __future__ import annotations
+
+import warnings
+
+from tideloop._tideloop import StreamTransport
+
+__all__ = ["SocketTransport"]
+
+
+class SocketTransport(StreamTransport):
+    """A TCP or UNIX-socket connection. ``isinstance(t, asyncio.Transport)`` holds."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        fd, closing, reads, writes, queued = self._describe()
+        parts = ["SocketTransport"]
+        if fd is None:
+            parts.append("closed")
+        elif closing:
+            parts.append("closing")
+        if fd is not None:
+            parts.append(f"fd={fd}")
+            parts.append(f"read={'polling' if reads else 'idle'}")
+            parts.append(f"write=<{'polling' if writes else 'idle'}, bufsize={queued}>")
+        return f"<{' '.join(parts)}>"
+
+    def __del__(self, _warn: object = warnings.warn) -> None:
+        description = repr(self)
+        if self._abandon():
+            _warn(f"unclosed transport {description}", ResourceWarning, source=self)  # type: ignore[operator]
