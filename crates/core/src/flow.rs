@@ -73,6 +73,11 @@ impl Flow {
         (self.low, self.high)
     }
 
+    /// Whether the protocol was last told to pause.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// What to tell the protocol now that `queued` bytes wait after a write.
     pub fn grown(&mut self, queued: usize) -> Signal {
         if queued > self.high && !self.paused {

@@ -278,6 +278,11 @@ impl Stream {
         Ok(self.flow.grown(self.queued))
     }
 
+    /// Whether the protocol was last told to pause.
+    pub fn is_write_paused(&self) -> bool {
+        self.flow.is_paused()
+    }
+
     /// (low, high), bytes.
     pub fn limits(&self) -> (usize, usize) {
         self.flow.limits()

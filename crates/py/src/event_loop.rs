@@ -38,7 +38,12 @@ enum Phase {
 pub struct Queue {
     pub ready: Ready<Py<PyAny>>,
     pub timers: Timers<Py<PyAny>>,
+    /// Handles that have run and that nobody else knows, to be filled again.
+    pub used: Vec<Py<PyAny>>,
 }
+
+/// Used handles kept at most: about 140 KiB per loop.
+pub const MAX_USED: usize = 1024;
 
 /// A time on the loop's clock, as asyncio gives it and as the timers keep it.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +76,7 @@ pub struct LoopCore {
     queue: LoopCell<Queue>,
     reactor: Reactor,
     received: LoopCell<Vec<u8>>,
+    task_factory: LoopCell<Option<Py<PyAny>>>,
     phase: AtomicU8,
     stopping: AtomicBool,
     debug: AtomicBool,
@@ -101,6 +107,10 @@ impl LoopCore {
     #[inline]
     pub fn queue<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Queue) -> R) -> R {
         self.queue.with(py, f)
+    }
+
+    pub fn task_factory<R>(&self, py: Python<'_>, f: impl FnOnce(&Option<Py<PyAny>>) -> R) -> R {
+        self.task_factory.with(py, |factory| f(factory))
     }
 
     pub fn reactor(&self) -> &Reactor {
@@ -279,6 +289,7 @@ impl LoopCore {
             queue: LoopCell::new(Queue::default()),
             reactor,
             received: LoopCell::new(Vec::new()),
+            task_factory: LoopCell::new(None),
             phase: AtomicU8::new(Phase::Idle as u8),
             stopping: AtomicBool::new(false),
             debug: AtomicBool::new(false),
@@ -316,6 +327,20 @@ impl LoopCore {
     /// Wake the loop if it sleeps; from any thread.
     fn _wake_up(&self, py: Python<'_>) -> PyResult<()> {
         self.wake(py)
+    }
+
+    /// asyncio's name for what set_task_factory() has set.
+    #[getter]
+    fn _task_factory(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.task_factory(py, |factory| factory.as_ref().map(|f| f.clone_ref(py)))
+    }
+
+    #[setter(_task_factory)]
+    fn set_task_factory_slot(&self, py: Python<'_>, factory: Option<Py<PyAny>>) {
+        drop(
+            self.task_factory
+                .with(py, |slot| std::mem::replace(slot, factory)),
+        );
     }
 
     fn _set_debug(&self, enabled: bool) {
@@ -406,6 +431,12 @@ impl LoopCore {
         Ok(())
     }
 
+    /// Whether a descriptor is watched for reading and for writing.
+    fn _interest(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<(bool, bool)> {
+        let interest = self.reactor.interest_of(py, source_from(fd)?);
+        Ok((interest.read, interest.write))
+    }
+
     /// Handles in the ready ring, timers, and registered descriptors.
     fn _counts(&self, py: Python<'_>) -> (usize, usize, usize) {
         let (ready, timers) = self
@@ -423,6 +454,9 @@ impl LoopCore {
                 .try_for_each(|handle| visit.call(handle))
         });
         visited.unwrap_or(Ok(()))?;
+        self.task_factory
+            .try_with(|factory| visit.call(&*factory))
+            .unwrap_or(Ok(()))?;
         self.reactor.traverse(&visit)
     }
 
@@ -432,8 +466,9 @@ impl LoopCore {
             let (ready, timers) = self
                 .queue
                 .with(py, |queue| (queue.ready.take_all(), queue.timers.take_all()));
+            let factory = self.task_factory.with(py, Option::take);
             self.set_phase(Phase::Closed);
-            drop((targets, ready, timers));
+            drop((targets, ready, timers, factory));
         });
     }
 }

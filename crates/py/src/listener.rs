@@ -13,6 +13,7 @@ use tideloop_sys::socket::{self, RawSource, Socket, would_block};
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::cell::LoopCell;
+use crate::ffi::owner::Owner;
 use crate::ffi::{accept_on, call};
 use crate::reactor::{Target, source_from};
 use crate::transport::StreamTransport;
@@ -81,7 +82,7 @@ impl Listener {
                 state.server.as_ref().map(|server| server.clone_ref(py)),
             ))?;
             let transport = transport.cast_into::<StreamTransport>()?;
-            StreamTransport::start(&transport, socket, None)?;
+            StreamTransport::start(&transport, Owner::native(socket), None)?;
             Ok(transport)
         });
         let core = state.core.bind(py);

@@ -161,6 +161,15 @@ impl Reactor {
         })
     }
 
+    /// What is watched on a descriptor.
+    pub fn interest_of(&self, py: Python<'_>, source: RawSource) -> Interest {
+        self.inner.with(py, |inner| {
+            let key = inner.keys.get(&source);
+            let entry = key.and_then(|&key| inner.registry.entry(key));
+            entry.map_or(Interest::NONE, |entry| entry.interest)
+        })
+    }
+
     /// The transport that owns a descriptor, if one does.
     pub fn transport_of(&self, py: Python<'_>, source: RawSource) -> Option<Py<StreamTransport>> {
         self.inner.with(py, |inner| {

@@ -4,8 +4,8 @@
 //! socket in `tideloop_sys` moves bytes; the protocol, in Python, is told. Each Python call below is
 //! an input of the machine, each step it returns becomes a system call or a Python call.
 //!
-//! * The descriptor is owned by the transport alone. A Python socket that comes in is detached; the
-//!   one that `get_extra_info("socket")` shows is a view that is detached again before we close.
+//! * A descriptor is closed by its one owner ([`crate::ffi::owner`]): us, or the Python socket that was
+//!   handed to us.
 //! * Protocol methods run in the context in which the connection was made.
 //! * One receive per event: a connection that never runs dry cannot keep the others waiting.
 //! * What cannot be sent at once is queued by reference if it is `bytes`, and as a snapshot if the
@@ -23,14 +23,15 @@ use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
 use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
 use tideloop_sys::selector::{Event, Interest};
-use tideloop_sys::socket::{Address, Socket, would_block};
+use tideloop_sys::socket::{self, Address, RawSource, would_block};
 
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::buffer::Bytes;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::reactor::{Target, source_from};
+use crate::ffi::owner::{Owner, is_still};
+use crate::reactor::Target;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
@@ -44,7 +45,7 @@ struct Chunk {
 struct Connection {
     machine: Stream,
     /// None before the transport has adopted its socket, and after it has closed it.
-    socket: Option<Socket>,
+    socket: Option<Owner>,
     key: Option<Key>,
     protocol: Option<Py<PyAny>>,
     /// The protocol brings its own receive buffers.
@@ -87,12 +88,13 @@ impl StreamTransport {
     /// Takes a socket over, tells the protocol, and begins to read in the turn after that.
     pub fn start<'py>(
         slf: &Bound<'py, Self>,
-        socket: Socket,
+        owner: Owner,
         waiter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
         // Fails on what is not TCP, where there is nothing to set.
+        let socket = owner.socket();
         socket.set_nodelay().ok();
         let source = socket.raw();
         let (local, peer) = (socket.local_address(), socket.peer_address());
@@ -100,7 +102,7 @@ impl StreamTransport {
             if connection.socket.is_some() || connection.machine.is_closing() {
                 return None;
             }
-            connection.socket = Some(socket);
+            connection.socket = Some(owner);
             connection.local = local;
             connection.peer = peer;
             Some(connection.protocol.as_ref().map(|p| p.clone_ref(py)))
@@ -126,6 +128,9 @@ impl StreamTransport {
 
     /// Readiness, from the turn.
     pub fn deliver(slf: &Bound<'_, Self>, event: Event) -> PyResult<()> {
+        if let Err(error) = slf.get().check_owner(slf.py()) {
+            return Self::fail(slf, os_error(error), "Fatal read error on socket transport");
+        }
         if event.readable {
             Self::on_readable(slf)?;
         }
@@ -149,7 +154,7 @@ impl StreamTransport {
             let (Some(socket), Some(protocol)) = (&connection.socket, &connection.protocol) else {
                 return Received::Nothing;
             };
-            core.received(py, |buffer| match socket.recv(buffer) {
+            core.received(py, |buffer| match socket.socket().recv(buffer) {
                 Ok(0) => Received::Eof(protocol.clone_ref(py)),
                 Ok(len) => Received::Data(
                     protocol.clone_ref(py),
@@ -220,7 +225,7 @@ impl StreamTransport {
         // get_buffer() may have closed or paused the transport.
         let received = state.with(py, |connection| match &connection.socket {
             Some(socket) if connection.machine.wants_read() => {
-                Some(socket.recv(buffer.as_mut_slice()))
+                Some(socket.socket().recv(buffer.as_mut_slice()))
             }
             _ => None,
         });
@@ -286,7 +291,7 @@ impl StreamTransport {
                 .take(MAX_SLICES)
                 .map(|chunk| IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]))
                 .collect();
-            socket.send_vectored(&slices)
+            socket.socket().send_vectored(&slices)
         });
         match sent {
             Ok(len) => {
@@ -371,7 +376,7 @@ impl StreamTransport {
         self.with(py, |connection| {
             if let Some(socket) = &connection.socket {
                 // A peer that is gone already makes this fail; reading will say so.
-                socket.shutdown_write().ok();
+                socket.socket().shutdown_write().ok();
             }
         });
     }
@@ -483,8 +488,30 @@ impl StreamTransport {
             // Fails only if somebody has closed or detached the view, and then it owns nothing.
             view.call_method0(intern!(py, "detach")).ok();
         }
-        drop(socket);
+        if let Some(owner) = socket {
+            // A close that fails has closed nonetheless; there is nobody left to tell.
+            owner.close(py).ok();
+        }
         released
+    }
+
+    fn python_socket(&self, py: Python<'_>) -> Option<(Py<PyAny>, RawSource)> {
+        self.with(py, |connection| {
+            connection
+                .socket
+                .as_ref()
+                .and_then(|owner| owner.python_socket(py))
+        })
+    }
+
+    /// Fails if somebody has closed our descriptor: its number may be another connection's by now.
+    fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
+        match self.python_socket(py) {
+            Some((sock, source)) if !is_still(sock.bind(py), source) => {
+                Err(socket::closed_underneath())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A Python socket on our descriptor, which it does not own.
@@ -494,8 +521,11 @@ impl StreamTransport {
         }) {
             return Ok(Some(view.into_bound(py)));
         }
+        if let Some((sock, _)) = self.python_socket(py) {
+            return Ok(Some(sock.into_bound(py)));
+        }
         let Some(source) = self.with(py, |connection| {
-            connection.socket.as_ref().map(|socket| socket.raw())
+            connection.socket.as_ref().map(|owner| owner.socket().raw())
         }) else {
             return Ok(None);
         };
@@ -545,11 +575,18 @@ impl StreamTransport {
     fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        if let Err(error) = state.check_owner(py) {
+            return Self::fail(
+                slf,
+                os_error(error),
+                "Fatal write error on socket transport",
+            );
+        }
         let bytes = data.as_slice();
         let (step, sent) = state.with(py, |connection| {
             let step = connection.machine.write(bytes.len());
             match (step, &connection.socket) {
-                (WriteStep::SendNow, Some(socket)) => (step, Some(socket.send(bytes))),
+                (WriteStep::SendNow, Some(socket)) => (step, Some(socket.socket().send(bytes))),
                 _ => (step, None),
             }
         });
@@ -693,28 +730,39 @@ impl StreamTransport {
         })
     }
 
-    /// asyncio's transports answer to this class, and so do we.
+    /// loop.sendfile() reads the file and writes to the transport.
+    #[classattr]
+    fn _sendfile_compatible(py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let modes = py.import("asyncio.constants")?.getattr("_SendfileMode")?;
+        Ok(modes.getattr("FALLBACK")?.unbind())
+    }
+
+    /// Whether the protocol was told pause_writing() and not yet resume_writing().
+    #[getter]
+    fn _protocol_paused(&self, py: Python<'_>) -> bool {
+        self.with(py, |connection| connection.machine.is_write_paused())
+    }
+
+    /// asyncio's transports answer to this class (a Transport with flow control), and so do we.
     #[getter]
     fn __class__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let class = CLASS.get_or_try_init(py, || {
             py.import("asyncio.transports")?
-                .getattr("Transport")
+                .getattr("_FlowControlMixin")
                 .map(Bound::unbind)
         })?;
         Ok(class.bind(py).clone())
     }
 
-    /// Take over a connected, non-blocking Python socket, which is detached, and start.
+    /// Start on a connected, non-blocking Python socket, which the transport closes in the end.
     #[pyo3(signature = (sock, waiter = None))]
     fn _adopt<'py>(
         slf: &Bound<'py, Self>,
         sock: &Bound<'py, PyAny>,
         waiter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<()> {
-        let py = slf.py();
-        let source = source_from(&sock.call_method0(intern!(py, "detach"))?)?;
-        Self::start(slf, crate::ffi::adopt_detached(source), waiter)
+        Self::start(slf, Owner::python(sock)?, waiter)
     }
 
     /// connection_made has run: read from now on, and release whoever waits for the connection.
@@ -773,7 +821,10 @@ impl StreamTransport {
         self.with(py, |connection| {
             let machine = &connection.machine;
             (
-                connection.socket.as_ref().map(|socket| socket.raw() as i64),
+                connection
+                    .socket
+                    .as_ref()
+                    .map(|owner| owner.socket().raw() as i64),
                 machine.is_closing(),
                 machine.wants_read(),
                 machine.wants_write(),

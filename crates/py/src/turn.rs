@@ -19,7 +19,7 @@ use tideloop_core::turn::PollPolicy;
 use tideloop_sys::clock;
 
 use crate::errors::os_error;
-use crate::event_loop::LoopCore;
+use crate::event_loop::{LoopCore, MAX_USED};
 use crate::ffi::{call, handle};
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery};
@@ -69,6 +69,17 @@ fn turn(core: &Bound<'_, LoopCore>, batch: &mut Batch, policy: &mut PollPolicy) 
             core.call_method1("_run_in_debug", (&next,))?;
         } else {
             handle::run(&next)?;
+            if handle::is_reusable(&next) {
+                let next = next.unbind();
+                let spare = state.queue(py, |queue| {
+                    if queue.used.len() < MAX_USED {
+                        queue.used.push(next);
+                        return None;
+                    }
+                    Some(next)
+                });
+                drop(spare.map(|handle| handle.into_bound(py)));
+            }
         }
     }
     Ok(())

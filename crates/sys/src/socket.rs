@@ -237,3 +237,12 @@ pub fn out_of_resources(error: &io::Error) -> bool {
         .raw_os_error()
         .is_some_and(|code| codes.contains(&code))
 }
+
+/// What the system says of a descriptor that was closed: EBADF, or ENOTSOCK on Windows.
+pub fn closed_underneath() -> io::Error {
+    #[cfg(unix)]
+    return io::Error::from_raw_os_error(libc::EBADF);
+    // WSAENOTSOCK.
+    #[cfg(windows)]
+    return io::Error::from_raw_os_error(10038);
+}

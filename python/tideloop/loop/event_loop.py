@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 import sys
 import threading
 from asyncio import events, format_helpers
-from collections.abc import Callable
 from typing import Any
 
 from tideloop._tideloop import LoopCore
@@ -30,14 +30,22 @@ _logger = asyncio.log.logger
 class _Engine:
     """Stands where asyncio's loop keeps its selector; the real one is native."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+
+    def get_key(self, fd: int) -> selectors.SelectorKey:
+        """What is watched on a descriptor; asyncio's transports show it in their repr()."""
+        reads, writes = self._loop._interest(fd)
+        if not (reads or writes):
+            raise KeyError(f"{fd} is not registered")
+        events = selectors.EVENT_READ * reads | selectors.EVENT_WRITE * writes
+        return selectors.SelectorKey(fd, fd, events, None)
 
     def close(self) -> None:
         """Nothing: the loop closes its native selector itself."""
 
     def __repr__(self) -> str:
-        return f"<tideloop engine selector={self._name}>"
+        return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
 class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
@@ -54,7 +62,7 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
         return super().__new__(cls, selector=selector or os.environ.get("TIDELOOP_SELECTOR") or None)
 
     def __init__(self, selector: str | None = None) -> None:
-        super().__init__(_Engine(self.selector_name))  # type: ignore[arg-type]
+        super().__init__(_Engine(self))  # type: ignore[arg-type]
 
     # --- running -------------------------------------------------------------------------------
 
@@ -121,13 +129,9 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
             f"closed={self.is_closed()} debug={self.get_debug()}>"
         )
 
-    # --- creating --------------------------------------------------------------------------------
-
-    def create_future(self) -> asyncio.Future[Any]:
-        """Create a Future attached to this loop."""
-        return asyncio.Future(loop=self)
-
     # --- what the native half calls ----------------------------------------------------------------
+
+    _create_task = asyncio.SelectorEventLoop.create_task
 
     def _check_scheduling(self, callback: object, method: str, thread_safe: bool) -> Any:
         """Debug mode: refuse what asyncio refuses; say where the call came from."""
@@ -191,21 +195,22 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
     def _add_callback(self, handle: asyncio.Handle) -> None:
         """Schedule a handle that somebody else has made."""
         if not handle._cancelled:  # type: ignore[attr-defined]
-            self.call_soon(handle._run, context=handle._context)  # type: ignore[attr-defined]
+            self.call_soon(handle._run)  # type: ignore[attr-defined]
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
         if not handle._cancelled:  # type: ignore[attr-defined]
-            self.call_soon_threadsafe(handle._run, context=handle._context)  # type: ignore[attr-defined]
+            self.call_soon_threadsafe(handle._run)  # type: ignore[attr-defined]
 
     def _write_to_self(self) -> None:
         """Wake the loop up, from any thread."""
         self._wake_up()
 
     def _make_self_pipe(self) -> None:
-        """Nothing: the native selector has a waker of its own."""
+        """The native selector has a waker of its own; asyncio only counts its descriptor."""
+        self._internal_fds += 1
 
     def _close_self_pipe(self) -> None:
-        """Nothing: see above."""
+        self._internal_fds -= 1
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Nothing: native timers tell the native half themselves."""
@@ -214,6 +219,3 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
 def new_event_loop() -> EventLoop:
     """Make a new event loop, as ``asyncio.Runner(loop_factory=...)`` wants it."""
     return EventLoop()
-
-
-_Callback = Callable[..., object]

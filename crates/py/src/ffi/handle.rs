@@ -108,53 +108,132 @@ pub struct Spec<'a, 'py> {
 }
 
 /// Makes a handle.
-#[inline]
 pub fn new<'py>(py: Python<'py>, spec: Spec<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
     let types = types(py)?;
     let kind = match spec.when {
         None => &types.handle,
         Some(_) => &types.timer,
     };
-    let mut args = [null_mut(); INLINE];
-    let mut flags = if spec.persistent { PERSISTENT } else { 0 };
-    let count = if spec.args.len() <= INLINE {
-        for (slot, &argument) in args.iter_mut().zip(spec.args) {
-            // SAFETY: the caller's references are alive; the handle takes its own.
-            *slot = unsafe { ffi::Py_NewRef(argument) };
-        }
-        spec.args.len()
-    } else {
-        // SAFETY: as above; the tuple takes its own references.
-        args[0] = unsafe { tuple_of(py, spec.args) }?.into_ptr();
-        flags |= SPILLED;
-        1
-    };
-    // SAFETY: the type is one of ours, with HandleObject's size. Every field behind the head is
-    // written below before anything else can see the object.
+    let handle = allocate(py, kind)?;
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: a handle that nobody else has seen; the caller's arguments are alive.
     unsafe {
-        let object = ffi::PyObject_GC_New::<HandleObject>(kind.as_ptr().cast());
-        if object.is_null() {
-            for slot in args {
-                ffi::Py_XDECREF(slot);
-            }
-            return Err(PyErr::fetch(py));
-        }
-        (*object).weakrefs = null_mut();
-        (*object).callback = ffi::Py_NewRef(spec.callback.as_ptr());
-        (*object).owner = ffi::Py_NewRef(spec.owner.as_ptr());
-        (*object).context = spec.context.into_ptr();
+        fill(
+            py,
+            object,
+            spec.callback.as_ptr(),
+            spec.args,
+            spec.owner.as_ptr(),
+            spec.context,
+        )?;
         (*object).source_traceback = spec.source_traceback.map_or(null_mut(), Bound::into_ptr);
-        (*object).scratch = null_mut();
-        (*object).args = args;
-        (*object).count = count as u8;
-        (*object).flags = flags;
         (*object).when = spec.when.unwrap_or(0.0);
-        let object = object.cast::<PyObject>();
+        if spec.persistent {
+            (*object).flags |= PERSISTENT;
+        }
         if spec.track {
             ffi::PyObject_GC_Track(object.cast());
         }
-        Ok(Bound::from_owned_ptr(py, object))
     }
+    Ok(handle)
+}
+
+/// Makes the plain handle of a call_soon on a running loop, out of a used one if there is one.
+///
+/// # Safety
+///
+/// Callback, arguments and owner are live objects.
+#[inline(always)]
+pub unsafe fn reuse_or_new<'py>(
+    py: Python<'py>,
+    used: Option<Py<PyAny>>,
+    callback: *mut PyObject,
+    args: &[*mut PyObject],
+    owner: *mut PyObject,
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let handle = match used {
+        Some(handle) => handle.into_bound(py),
+        None => allocate(py, &types(py)?.handle)?,
+    };
+    // SAFETY: a handle that nobody else has; the caller vouches for the rest.
+    unsafe { fill(py, handle.as_ptr().cast(), callback, args, owner, context)? };
+    Ok(handle)
+}
+
+/// Whether a handle that has run can be filled again: nobody else knows it, and it is as it was made.
+#[inline]
+pub fn is_reusable(handle: &Bound<'_, PyAny>) -> bool {
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: the queues only hold objects made by this module. An exact Handle that was not
+    // cancelled and is not persistent has flags 0 or SPILLED.
+    unsafe {
+        ffi::Py_REFCNT(handle.as_ptr()) == 1
+            && (*object).flags & !SPILLED == 0
+            && (*object).callback.is_null()
+            && (*object).weakrefs.is_null()
+            && (*object).source_traceback.is_null()
+            && ffi::PyObject_GC_IsTracked(handle.as_ptr()) == 0
+            && types(handle.py())
+                .is_ok_and(|types| handle.get_type_ptr() == types.handle.as_ptr().cast())
+    }
+}
+
+/// An empty, untracked handle.
+fn allocate<'py>(py: Python<'py>, kind: &Py<PyType>) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the type is one of ours, with HandleObject's size; every field behind the head is
+    // written before anything else can see the object.
+    unsafe {
+        let object = ffi::PyObject_GC_New::<HandleObject>(kind.as_ptr().cast());
+        if object.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        (*object).weakrefs = null_mut();
+        (*object).callback = null_mut();
+        (*object).owner = null_mut();
+        (*object).context = null_mut();
+        (*object).source_traceback = null_mut();
+        (*object).scratch = null_mut();
+        (*object).args = [null_mut(); INLINE];
+        (*object).count = 0;
+        (*object).flags = 0;
+        (*object).when = 0.0;
+        Ok(Bound::from_owned_ptr(py, object.cast()))
+    }
+}
+
+/// Gives an empty handle its call.
+///
+/// # Safety
+///
+/// `object` is an empty handle that nobody else knows, and every argument is a live object.
+#[inline(always)]
+unsafe fn fill<'py>(
+    py: Python<'py>,
+    object: *mut HandleObject,
+    callback: *mut PyObject,
+    args: &[*mut PyObject],
+    owner: *mut PyObject,
+    context: Bound<'py, PyAny>,
+) -> PyResult<()> {
+    // SAFETY: as above; the handle takes its own references.
+    unsafe {
+        if args.len() <= INLINE {
+            for (index, &argument) in args.iter().enumerate() {
+                (*object).args[index] = ffi::Py_NewRef(argument);
+            }
+            (*object).count = args.len() as u8;
+            (*object).flags = 0;
+        } else {
+            (*object).args[0] = tuple_of(py, args)?.into_ptr();
+            (*object).count = 1;
+            (*object).flags = SPILLED;
+        }
+        (*object).callback = ffi::Py_NewRef(callback);
+        (*object).owner = ffi::Py_NewRef(owner);
+        (*object).context = context.into_ptr();
+    }
+    Ok(())
 }
 
 /// Whether an object is a handle of ours.
@@ -375,7 +454,9 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         if !(*handle).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
         }
-        clear(object);
+        if !((*handle).callback.is_null() && (*handle).source_traceback.is_null()) {
+            clear(object);
+        }
         let kind = ffi::Py_TYPE(object);
         ffi::PyObject_GC_Del(object.cast());
         ffi::Py_DECREF(kind.cast());

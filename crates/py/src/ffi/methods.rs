@@ -6,7 +6,9 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, PyObject, Py_ssize_t};
+use pyo3::Borrowed;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple, PyType};
 use pyo3::intern;
 
@@ -52,7 +54,7 @@ const fn method(
     }
 }
 
-struct Table([ffi::PyMethodDef; 4]);
+struct Table([ffi::PyMethodDef; 6]);
 
 // SAFETY: the table is constant; CPython only reads it.
 unsafe impl Sync for Table {}
@@ -88,6 +90,19 @@ static METHODS: Table = Table([
           Run callback(*args) once loop.time() has reached when, never earlier.\n\n\
           Returns a TimerHandle. Raises RuntimeError if the loop is closed. Not thread-safe.",
     ),
+    method(
+        c"create_task",
+        create_task,
+        c"create_task($self, coro, /, **kwargs)\n--\n\n\
+          Schedule a coroutine as a Task and return it. Keep a reference: the loop does not.\n\n\
+          kwargs: name and context, and whatever else the task factory takes.\n\
+          Raises RuntimeError if the loop is closed.",
+    ),
+    method(
+        c"create_future",
+        create_future,
+        c"create_future($self, /)\n--\n\nCreate a Future that belongs to this loop.",
+    ),
 ]);
 
 /// The arguments of one call, borrowed from the interpreter's array.
@@ -104,7 +119,6 @@ struct Arguments<'a, 'py> {
 /// # Safety
 ///
 /// `array`, `count` and `names` are those of a METH_FASTCALL | METH_KEYWORDS call under way.
-#[inline]
 unsafe fn parse<'a, 'py>(
     py: Python<'py>,
     name: &str,
@@ -187,6 +201,50 @@ unsafe fn receiver<'py>(py: Python<'py>, object: *mut PyObject) -> Bound<'py, Lo
     unsafe { Bound::from_borrowed_ptr(py, object).cast_into_unchecked() }
 }
 
+/// `call_soon(callback, *args)` and `call_soon(callback, *args, context=context)` on a running loop:
+/// what every task step and wake-up of asyncio sends. None: anything else, which takes [`parse`] and
+/// [`schedule`].
+///
+/// # Safety
+///
+/// The arguments are those of a METH_FASTCALL | METH_KEYWORDS call of a LoopCore method under way.
+#[inline(always)]
+unsafe fn call_soon_fast<'py>(
+    py: Python<'py>,
+    object: *mut PyObject,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: as above; `names` is a tuple whose values follow the positional arguments.
+    unsafe {
+        let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
+        let state = core.get();
+        if count < 1 || !state.is_running() || state.debug() {
+            return Ok(None);
+        }
+        let mut context = ffi::Py_None();
+        if !names.is_null() {
+            if ffi::PyTuple_GET_SIZE(names) != 1
+                || ffi::PyTuple_GET_ITEM(names, 0) != intern!(py, "context").as_ptr()
+            {
+                return Ok(None);
+            }
+            context = *array.add(count as usize);
+        }
+        let context = if context == ffi::Py_None() {
+            call::copy_context(py)?
+        } else {
+            Bound::from_borrowed_ptr(py, context)
+        };
+        let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
+        let used = state.queue(py, |queue| queue.used.pop());
+        let handle = handle::reuse_or_new(py, used, *array, args, object, context)?;
+        state.push_ready(py, handle.clone().unbind());
+        Ok(Some(handle))
+    }
+}
+
 /// Makes the handle of one call and hands it to the loop.
 fn schedule<'py>(
     core: &Bound<'py, LoopCore>,
@@ -243,6 +301,9 @@ unsafe extern "C" fn call_soon(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
+            if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
+                return Ok(handle);
+            }
             let arguments = parse(py, "call_soon", None, array, count, names)?;
             schedule(&receiver(py, object), "call_soon", None, arguments, false)
         })
@@ -259,6 +320,10 @@ unsafe extern "C" fn call_soon_threadsafe(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
+            if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
+                receiver(py, object).get().wake(py)?;
+                return Ok(handle);
+            }
             let arguments = parse(py, NAME, None, array, count, names)?;
             schedule(&receiver(py, object), NAME, None, arguments, true)
         })
@@ -304,5 +369,87 @@ fn seconds(arguments: &Arguments<'_, '_>, if_none: &'static str) -> PyResult<f64
     match &arguments.time {
         Some(time) if !time.is_none() => time.extract(),
         _ => Err(PyTypeError::new_err(if_none)),
+    }
+}
+
+/// asyncio's classes, and the one keyword that every call of them has.
+struct Classes {
+    task: Py<PyAny>,
+    future: Py<PyAny>,
+    only_loop: Py<PyTuple>,
+}
+
+fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
+    static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
+    CLASSES.get_or_try_init(py, || {
+        Ok(Classes {
+            task: py.import("asyncio.tasks")?.getattr("Task")?.unbind(),
+            future: py.import("asyncio.futures")?.getattr("Future")?.unbind(),
+            only_loop: PyTuple::new(py, ["loop"])?.unbind(),
+        })
+    })
+}
+
+unsafe extern "C" fn create_task(
+    object: *mut PyObject,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: called by the interpreter as a fast method of LoopCore; `array` holds `count`
+    // positional arguments and then the values of the keywords, alive during the call.
+    unsafe {
+        guard(|py| {
+            let core = receiver(py, object);
+            let state = core.get();
+            if count == 1 && names.is_null() && !state.debug() && !state.is_closed() {
+                let has_factory = state.task_factory(py, |factory| factory.is_some());
+                if !has_factory {
+                    let classes = classes(py)?;
+                    let arguments = [*array, object];
+                    return Bound::from_owned_ptr_or_err(
+                        py,
+                        ffi::PyObject_Vectorcall(
+                            classes.task.as_ptr(),
+                            arguments.as_ptr(),
+                            1,
+                            classes.only_loop.as_ptr(),
+                        ),
+                    );
+                }
+            }
+            // A name, a context, a factory, debug mode: as this Python's asyncio does it.
+            let slow = core.getattr(intern!(py, "_create_task"))?;
+            Bound::from_owned_ptr_or_err(
+                py,
+                ffi::PyObject_Vectorcall(slow.as_ptr(), array, count as usize, names),
+            )
+        })
+    }
+}
+
+unsafe extern "C" fn create_future(
+    object: *mut PyObject,
+    _: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: called by the interpreter as a fast method of LoopCore.
+    unsafe {
+        guard(|py| {
+            if count != 0 || !names.is_null() {
+                return Err(PyTypeError::new_err("create_future() takes no arguments"));
+            }
+            let classes = classes(py)?;
+            Bound::from_owned_ptr_or_err(
+                py,
+                ffi::PyObject_Vectorcall(
+                    classes.future.as_ptr(),
+                    &raw const object,
+                    0,
+                    classes.only_loop.as_ptr(),
+                ),
+            )
+        })
     }
 }

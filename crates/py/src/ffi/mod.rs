@@ -16,6 +16,7 @@ pub mod call;
 pub mod cell;
 pub mod handle;
 pub mod methods;
+pub mod owner;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,12 +25,6 @@ use pyo3::exceptions::PySystemError;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use tideloop_sys::socket::{self, RawSource, Socket};
-
-/// Owns a descriptor that a Python socket has just detached.
-pub fn adopt_detached(source: RawSource) -> Socket {
-    // SAFETY: `socket.detach()` gives its descriptor up: it is open, and nobody else closes it.
-    unsafe { Socket::from_raw(source) }
-}
 
 /// Accepts a connection on a Python socket that its caller keeps alive and has not closed.
 pub fn accept_on(_py: Python<'_>, _sock: &Py<PyAny>, source: RawSource) -> io::Result<Socket> {

@@ -1,0 +1,90 @@
+//! Who owns a connection's descriptor.
+//!
+//! Exactly one object does, because only one may close it. A connection that we accepted is ours: the
+//! Python socket that `get_extra_info("socket")` shows is a view, detached before we close. A
+//! connection whose Python socket was handed to us stays that socket's: applications go on using the
+//! object (asyncio lets them), so we close it by `sock.close()`. But then the application may close it
+//! under us, and the system may give its number to another connection; so before each system call we
+//! ask the socket whether the number is still its own ([`is_still`]).
+
+use std::mem::ManuallyDrop;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use tideloop_sys::socket::{RawSource, Socket};
+
+use super::call;
+use crate::reactor::source_from;
+
+/// A connected socket and the one object that closes it.
+pub struct Owner {
+    socket: ManuallyDrop<Socket>,
+    /// The Python socket that owns the descriptor; None: we do.
+    python: Option<Py<PyAny>>,
+}
+
+impl Owner {
+    /// A socket of our own.
+    pub fn native(socket: Socket) -> Self {
+        Self {
+            socket: ManuallyDrop::new(socket),
+            python: None,
+        }
+    }
+
+    /// A Python socket, which stays the owner.
+    pub fn python(sock: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let source = source_from(&call::method0(sock, intern!(sock.py(), "fileno"))?)?;
+        // SAFETY: the value is never dropped as long as `python` is set, so this does not close it.
+        let socket = ManuallyDrop::new(unsafe { Socket::from_raw(source) });
+        Ok(Self {
+            socket,
+            python: Some(sock.clone().unbind()),
+        })
+    }
+
+    #[inline]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// The Python socket, to be asked by [`is_still`], if one owns the descriptor.
+    #[inline]
+    pub fn python_socket(&self, py: Python<'_>) -> Option<(Py<PyAny>, RawSource)> {
+        self.python
+            .as_ref()
+            .map(|sock| (sock.clone_ref(py), self.socket.raw()))
+    }
+
+    /// Closes the descriptor, once, by its owner.
+    pub fn close(mut self, py: Python<'_>) -> PyResult<()> {
+        match self.python.take() {
+            Some(sock) => {
+                std::mem::forget(self);
+                call::method0(sock.bind(py), intern!(py, "close")).map(drop)
+            }
+            None => {
+                // SAFETY: `self` is consumed and has no other way to drop the socket.
+                unsafe { ManuallyDrop::drop(&mut self.socket) };
+                std::mem::forget(self);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.python.is_none() {
+            // SAFETY: not dropped before: `close` forgets the value after it has.
+            unsafe { ManuallyDrop::drop(&mut self.socket) };
+        }
+    }
+}
+
+/// Whether a Python socket still has the descriptor that it had.
+#[inline]
+pub fn is_still(sock: &Bound<'_, PyAny>, source: RawSource) -> bool {
+    call::method0(sock, intern!(sock.py(), "fileno"))
+        .is_ok_and(|number| number.extract::<RawSource>().is_ok_and(|number| number == source))
+}
