@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tideloop.loop.event_loop import EventLoop, new_event_loop
 
-__all__ = ["EventLoopPolicy", "Runner", "install", "run"]
+__all__ = ["Runner", "install", "run", "use_everywhere"]
 
 _T = TypeVar("_T")
 
@@ -56,6 +56,14 @@ def install() -> None:
             DeprecationWarning,
             stacklevel=2,
         )
+    use_everywhere()
+
+
+def use_everywhere() -> None:
+    """Do what install() does, without its advice: for those who cannot pass a loop_factory."""
+    if not hasattr(asyncio, "set_event_loop_policy"):
+        asyncio.EventLoop = EventLoop  # type: ignore[misc]
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         asyncio.set_event_loop_policy(_policy_class()())
@@ -72,14 +80,4 @@ def _policy_class() -> type[Any]:
         def _loop_factory(self) -> EventLoop:
             return new_event_loop()
 
-    EventLoopPolicy.__module__ = __name__
-    EventLoopPolicy.__qualname__ = "EventLoopPolicy"
     return EventLoopPolicy
-
-
-def __getattr__(name: str) -> Any:
-    # Made on demand: touching asyncio's policies warns from Python 3.14 on.
-    if name == "EventLoopPolicy":
-        globals()[name] = _policy_class()
-        return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,118 @@
+"""Running somebody else's program on tideloop: ``tideloop run``.
+
+The program runs in this process as ``__main__``, as ``python script.py`` or ``python -m module`` would
+run it; only the default event loop is another. An uncaught exception is shown without our own frames.
+Child processes that the program starts run what they would run without us.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import runpy
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from tideloop.loop.runners import use_everywhere
+
+__all__ = ["main"]
+
+_OURS = {__file__, runpy.__file__, "<frozen runpy>"}
+
+
+def main(argv: list[str]) -> int:
+    """Run a script or a module with its arguments; SystemExit passes through to the interpreter."""
+    match argv:
+        case ["-h" | "--help"]:
+            print("usage: tideloop run script.py [args ...]\n       tideloop run -m module [args ...]")
+            return 0
+        case ["-m", module, *arguments]:
+            return _run(lambda: _run_module(module, arguments))
+        case ["-m"]:
+            return _usage("-m needs a module's name")
+        case [option, *_] if option.startswith("-"):
+            return _usage(f"no option {option!r}; expected a script, or -m and a module")
+        case [script, *arguments]:
+            try:
+                with open(script, "rb"):
+                    pass
+            except IsADirectoryError:
+                pass
+            except OSError as error:
+                return _usage(f"can't open file {script!r}: {error.strerror}")
+            return _run(lambda: _run_script(script, arguments))
+    return _usage("expected a script, or -m and a module")
+
+
+def _usage(complaint: str) -> int:
+    print(f"tideloop run: {complaint}", file=sys.stderr)
+    return 2
+
+
+def _run(program: Callable[[], None]) -> int:
+    use_everywhere()
+    try:
+        program()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        error.__traceback__ = _without_our_frames(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt) and os.name == "posix":
+            # As python itself ends: by the signal, so that a shell sees an interrupted program.
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1
+    return 0
+
+
+def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    first = traceback
+    while first is not None and first.tb_frame.f_code.co_filename in _OURS:
+        first = first.tb_next
+    return first
+
+
+def _set_path(first: str) -> None:
+    if sys.flags.safe_path:
+        return
+    sys.path[0] = first
+
+
+def _run_script(script: str, arguments: list[str]) -> None:
+    sys.argv = [script, *arguments]
+    if Path(script).is_dir() or not script.endswith((".py", ".pyw")) and _is_zip(script):
+        _set_path(script)
+        runpy.run_path(script, run_name="__main__")
+        return
+    _set_path(str(Path(script).resolve().parent))
+    script = os.path.abspath(script)
+    loader = importlib.machinery.SourceFileLoader("__main__", script)
+    main_module = types.ModuleType("__main__")
+    main_module.__dict__.update(
+        __file__=script, __loader__=loader, __spec__=None, __package__=None, __builtins__=__builtins__
+    )
+    code = loader.source_to_code(loader.get_data(script), script)
+    sys.modules["__main__"] = main_module
+    exec(code, main_module.__dict__)
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _run_module(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    _set_path(os.getcwd())
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ImportError as error:
+        if error.name is None and str(error).startswith("No module named"):
+            print(f"{sys.executable}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        raise
