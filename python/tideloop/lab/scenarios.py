@@ -148,7 +148,7 @@ QUICK = Profile(
             "tcp_echo",
             "TCP echo on loopback, native client: 100 connections, 1 KiB requests",
             "tcp_echo",
-            {"connections": 100, "size": 1024, "seconds": 0.7, "warmup_s": 0.2},
+            {"connections": 100, "size": 1024, "seconds": 0.6, "warmup_s": 0.2},
             (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
             limit_s=30.0,
         ),

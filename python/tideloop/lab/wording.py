@@ -8,8 +8,7 @@ from tideloop.lab.summary import Figure, best, times_better
 
 def number(value: float, unit: str) -> str:
     """A figure with as many digits as a reader can use."""
-    if unit == "s":
-        value, unit = value * 1e3, "ms"
+    value = shown(value, unit)
     if unit == "sleeps":
         return f"{value:,.0f}"
     if unit == "ratio":
@@ -17,6 +16,11 @@ def number(value: float, unit: str) -> str:
     size = abs(value)
     digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
     return f"{value:,.{digits}f}"
+
+
+def shown(value: float, unit: str) -> float:
+    """The value in the unit that is shown: seconds become milliseconds."""
+    return value * 1e3 if unit == "s" else value
 
 
 def unit_shown(unit: str) -> str:

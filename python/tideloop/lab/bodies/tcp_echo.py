@@ -110,7 +110,7 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
 
 
 async def _while_running(client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
-    while client.running():  # noqa: ASYNC110 (it is a process that is waited for)
+    while client.running():
         await sleep(LOOK_EVERY)
 
 
