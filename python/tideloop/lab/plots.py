@@ -100,16 +100,18 @@ def _bars(ax: Axes, scenario: Scenario, metric: Metric, figures: list[Figure]) -
         ends.append(end)
     room = max(ends) * 0.02
     for row, (figure, end) in enumerate(zip(figures, ends, strict=True)):
-        note = f" ({figure.unranked.split(' in ')[0]})" if figure.unranked else ""
+        note = " (woke early)" if figure.unranked else ""
         ax.text(end + room, row, number(figure.median, metric.unit) + note, va="center", fontsize=9)
     ax.set_yticks(range(len(figures)), [figure.library for figure in figures])
     ax.invert_yaxis()
     ax.set_xlim(0, max(ends) * 1.22)
-    ax.set_title(f"{scenario.name}\n{scenario.title}", loc="left", fontsize=10, fontweight="bold")
+    ax.set_title(scenario.name, loc="left", fontsize=11, fontweight="bold", pad=20)
+    ax.text(0, 1.03, scenario.title, transform=ax.transAxes, fontsize=9)
     runs = max(figure.n for figure in figures)
     spread = "median, 95 % interval" if any(figure.ci_low is not None for figure in figures) else "median"
     unit = f"{metric.title}, {unit_shown(metric.unit)}".removesuffix(", ")
-    ax.set_xlabel(f"{unit} ({metric.better} is better; {spread} of {runs} run{'s' * (runs > 1)})")
+    label = f"{unit}: {metric.better} is better\n{spread}, {runs} run{'s' * (runs > 1)}"
+    ax.set_xlabel(label, loc="left", fontsize=9)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(left=False)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")

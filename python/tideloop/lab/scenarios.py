@@ -40,7 +40,7 @@ class Scenario:
     needs: tuple[str, ...] = ()
     baseline: str = "asyncio"
     limit_s: float = 60.0
-    # Waking before the time asked for is less work: a cell that does it in more than 1 % of the sleeps is not ranked.
+    # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
     sleeps: str | None = None
 
     @property
@@ -125,7 +125,7 @@ QUICK = Profile(
         replace(
             IO_BOUND,
             name="io_bound.fair",
-            title="simulated I/O: workers that sleep, a random generator of its own for each",
+            title="simulated I/O: workers that sleep, each with its own random generator",
             params={"concurrency": 200, "ops_per_worker": 100, "mean_io_ms": 5.0, "io_seed": 1337, "shared_rng": False},
             metrics=(EFFICIENCY, OVERSHOOT_P50, OVERSHOOT_P99, OPS_PER_SEC, EARLY, CPU),
             sleeps="ops",

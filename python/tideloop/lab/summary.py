@@ -15,6 +15,8 @@ RESAMPLES = 2_000
 CONFIDENCE = 0.95
 # A backend that wakes before its time in more than this share of its sleeps did less work than asked.
 EARLY_SHARE = 0.01
+# A lone sleep that takes less than this share of its time is no sleep.
+NO_SLEEP = 0.25
 
 
 def percentile(ordered: Sequence[float], p: float) -> float:
@@ -76,7 +78,7 @@ class Figure:
 
 def figures_of(scenario: Scenario, library: str, runs: Sequence[dict[str, float]]) -> list[Figure]:
     """The figures of one cell from the metrics of its successful runs."""
-    unranked = _early(scenario, runs)
+    unranked = _not_asleep(scenario, runs)
     figures = []
     for metric in scenario.metrics:
         values = [run[metric.name] for run in runs if metric.name in run]
@@ -103,14 +105,18 @@ def _figure(scenario: Scenario, library: str, metric: Metric, values: Sequence[f
     )
 
 
-def _early(scenario: Scenario, runs: Sequence[dict[str, float]]) -> str | None:
+def _not_asleep(scenario: Scenario, runs: Sequence[dict[str, float]]) -> str | None:
     if scenario.sleeps is None:
         return None
     sleeps = sum(run[scenario.sleeps] for run in runs)
     early = sum(run["early_wakes"] for run in runs)
-    if early <= sleeps * EARLY_SHARE:
-        return None
-    return f"woke early in {early / sleeps:.0%} of its sleeps"
+    if early > sleeps * EARLY_SHARE:
+        return f"woke early in {early / sleeps:.0%} of its sleeps"
+    asked = runs[0].get("payload_sleep_s", 0)
+    probe = median(run.get("probe_sleep_s", asked) for run in runs)
+    if probe < asked * NO_SLEEP:
+        return f"woke early: a lone sleep of {asked * 1e3:g} ms takes it {probe * 1e3:.3f} ms"
+    return None
 
 
 def best(figures: Sequence[Figure]) -> Figure | None:
