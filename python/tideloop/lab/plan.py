@@ -63,5 +63,5 @@ def jobs_of(cells: Sequence[Cell], repetitions: int, seed: int) -> list[Job]:
     for rep in range(1, repetitions + 1):
         block = list(cells)
         rng.shuffle(block)
-        jobs.extend(Job(cell, rep, len(jobs) + index) for index, cell in enumerate(block))
+        jobs += [Job(cell, rep, len(jobs) + index) for index, cell in enumerate(block)]
     return jobs
