@@ -1,5 +1,5 @@
 import sys
 
-from tideloop.lab.cli import main
+from tideloop.lab import main
 
 sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -36,6 +35,8 @@ class Backend:
         return None
 
     def versions(self) -> dict[str, str]:
+        import importlib.metadata  # takes a while, and no worker needs it
+
         found = {}
         for package in self.packages:
             try:

@@ -35,14 +35,16 @@ def interval(figure: Figure) -> str:
 
 
 def losses(results: Results, ours: str = "tideloop") -> list[str]:
-    """A sentence for each ranked metric in which `ours` ran and is not first."""
+    """A sentence for each metric in which `ours` ran and is not first, or is not ranked."""
     found = []
     for scenario in results.scenarios:
         for metric in scenario.metrics:
             figures = results.figures(scenario.name, metric.name)
             mine = next((figure for figure in figures if figure.library == ours), None)
             first = best(figures)
-            if mine is None or first is None or first.library == ours or first.median == mine.median:
+            if mine is not None and mine.unranked and metric is scenario.primary:
+                found.append(f"{scenario.name}: {ours} {mine.unranked} and is not ranked")
+            if mine is None or mine.unranked or first is None or first.median == mine.median:
                 continue
             ratio = times_better(first, mine)
             by = f" by {ratio:.2f}x" if ratio is not None else ""

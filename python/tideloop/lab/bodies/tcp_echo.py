@@ -27,6 +27,7 @@ from tideloop.lab.scenarios import Params
 HOST = "127.0.0.1"
 # How often the server looks whether the client has ended, in seconds: too seldom to show in the figures.
 LOOK_EVERY = 0.05
+LOOKS_AFTER = 40
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Meter:
 
     def seconds(self) -> float:
         if self.began is None or self.ended is None:
-            raise WrongResult(f"connections seen by the server: {self.made}, expected {self.starts_at}")
+            lost = "none" if self.ended is None else "some"
+            raise WrongResult(f"the server saw {self.made} of {self.starts_at} connections made and {lost} lost")
         return self.ended - self.began
 
 
@@ -109,8 +111,13 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
     }
 
 
-async def _while_running(client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
+async def _until_over(meter: Meter, client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Until the client has ended and the server has noticed that its connections are closed."""
     while client.running():
+        await sleep(LOOK_EVERY)
+    for _ in range(LOOKS_AFTER):
+        if meter.ended is not None:
+            return
         await sleep(LOOK_EVERY)
 
 
@@ -135,7 +142,7 @@ async def _asyncio_server(meter: Meter, client: Client) -> None:
     server = await loop.create_server(lambda: EchoProtocol(meter), HOST, 0, backlog=1024)
     async with server:
         client.start(server.sockets[0].getsockname()[1])
-        await _while_running(client, asyncio.sleep)
+        await _until_over(meter, client, asyncio.sleep)
 
 
 async def _trio_server(meter: Meter, client: Client) -> None:
@@ -151,7 +158,7 @@ async def _trio_server(meter: Meter, client: Client) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, listeners)
         client.start(listeners[0].socket.getsockname()[1])
-        await _while_running(client, trio.sleep)
+        await _until_over(meter, client, trio.sleep)
         nursery.cancel_scope.cancel()
 
 
@@ -170,7 +177,7 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, echo)
         client.start(listener.extra(SocketAttribute.local_port))
-        await _while_running(client, anyio.sleep)
+        await _until_over(meter, client, anyio.sleep)
         group.cancel_scope.cancel()
 
 
