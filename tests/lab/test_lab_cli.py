@@ -123,20 +123,27 @@ def test_nothing_that_can_run_is_said_and_an_error(
     assert "nothing can run here" in capsys.readouterr().err
 
 
-def test_a_failed_cell_is_exit_code_1_and_not_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("failing", "code"), [("asyncio", 0), ("tideloop", 1)])
+def test_a_failed_cell_is_not_the_end_and_ours_is_exit_code_1(
+    failing: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash_once(job: Job) -> Run:
-        return Run(job, error="crashed: SIGSEGV") if job.cell.scenario.name == "task_spawn" else run_job(job)
+    def crash(job: Job) -> Run:
+        if job.cell.backend.name == failing:
+            return Run(job, error="crashed: SIGSEGV")
+        return Run(job, {"tasks": 1, "tasks_per_sec": 1.0, "early_wakes": 0}, 1.0)
 
-    monkeypatch.setattr(cli, "run_job", crash_once)
-    argv = ["--profile", "seed", "--benchmarks", "task_spawn", "cancellation", "--libraries", "asyncio"]
-    argv += ["--cancel-tasks", "5", "--cancel-after", "0", "--output", str(tmp_path / "latest.json")]
-    assert main(argv) == 1
+    monkeypatch.setattr(cli, "run_job", crash)
+    monkeypatch.setattr(tideloop, "new_event_loop", object, raising=False)
+    assert main([*TINY, "--libraries", "asyncio", "tideloop", "--output", str(tmp_path / "latest.json")]) == code
     out, err = capsys.readouterr()
-    assert "failed: task_spawn on asyncio, run 1: crashed: SIGSEGV" in err
+    assert f"failed: task_spawn on {failing}, run 1: crashed: SIGSEGV" in err
     assert "failed: crashed: SIGSEGV" in out
-    assert "cancellation" in out
+    assert "1.00" in out
+
+
+def test_a_run_in_which_everything_fails_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run_job", lambda job: Run(job, error="crashed: SIGSEGV"))
+    assert main([*TINY, "--libraries", "asyncio", "--output", str(tmp_path / "latest.json")]) == 1
 
 
 def test_an_interrupt_writes_what_there_is(

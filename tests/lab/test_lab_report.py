@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 
 from tideloop.lab import report, table
 from tideloop.lab.progress import Progress
 from tideloop.lab.results import Results
+from tideloop.lab.wording import losses
 
 Make = Callable[..., Results]
 
@@ -64,6 +66,16 @@ def test_the_report_says_where_tideloop_is_behind(make_results: Make) -> None:
 def test_an_order_that_may_be_chance_is_called_so(make_results: Make) -> None:
     html = html_of(make_results({"uvloop": [1.0, 1.1, 2.3], "tideloop": [1.05, 2.1, 2.2]}))
     assert "the intervals overlap, so it may be chance" in html
+
+
+def test_an_unranked_tideloop_is_said_and_not_compared(make_results: Make) -> None:
+    results = make_results(LOSING)
+    mine = results.outcomes[2]
+    early = tuple(replace(figure, unranked="woke early in 9% of its sleeps") for figure in mine.figures)
+    results = replace(results, outcomes=(*results.outcomes[:2], replace(mine, figures=early)))
+    assert losses(results) == ["cancellation.each: tideloop woke early in 9% of its sleeps and is not ranked"]
+    assert "  ! tideloop woke early in 9% of its sleeps" in table.render(results)
+    assert 'class="unranked"' in html_of(results)
 
 
 def test_a_first_place_is_said_too(make_results: Make) -> None:

@@ -203,6 +203,26 @@ mod tests {
         assert_eq!(measured.latency.count(), 6);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_unix_socket_is_a_target_too() {
+        let path = std::env::temp_dir().join(format!("tideloop-load-{}.sock", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    std::io::copy(&mut stream.try_clone().unwrap(), &mut stream)
+                });
+            }
+        });
+        let mut options = options(1, 100, 20);
+        options.target = Target::unix(path.to_str().unwrap()).unwrap();
+        let measured = run(&options);
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(measured.unwrap().latency.count(), 20);
+    }
+
     #[test]
     fn a_wrong_byte_and_a_closed_connection_are_errors() {
         let wrong = run(&options(server(flip), 100, 5)).unwrap_err();

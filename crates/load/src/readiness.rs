@@ -10,11 +10,12 @@ use crate::connection::Connection;
 
 pub use system::Readiness;
 
+/// Its integers differ between systems; what does not fit is as good as for ever.
 fn timespec(timeout: Duration) -> Timespec {
-    Timespec {
-        tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
-        tv_nsec: timeout.subsec_nanos().into(),
-    }
+    Timespec::try_from(timeout).unwrap_or(Timespec {
+        tv_sec: i32::MAX.into(),
+        tv_nsec: 0,
+    })
 }
 
 /// A signal that interrupts the wait is an early return without events, not an error.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -27,8 +28,8 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
 exit codes:
-  0    every cell ran, or was skipped for a reason that is shown
-  1    a cell failed, or the results could not be written
+  0    measured; a failed cell of another library is shown, and is a finding about that library
+  1    a cell of tideloop failed, or nothing could be measured, or the results could not be written
   2    bad usage
   130  interrupted; what was measured until then is written
 
@@ -84,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE
     except SystemExit as end:  # --help
         return OK if end.code is None else int(end.code)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a micro sign gets a question mark, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return _lab(request)
     except BrokenPipeError:
@@ -134,22 +139,31 @@ def _lab(request: Request) -> int:
         return FAILED
     results = measure(request, progress, skipped)
     document = results.to_json()
+    # Before anything is printed: whoever reads the output may have gone.
+    written = _write(request, results, document)
     if request.json:
         json.dump(document, sys.stdout, indent=2)
         print()
     else:
         print(table.render(results, colours=_colours()))
-    written = _write(request, results, document)
+    if written:
+        print(f"lab: results in {request.output}, report in {_report(request)}", file=sys.stderr)
     if not results.complete:
         return INTERRUPTED
-    return OK if written and all(outcome.status != "failed" for outcome in results.outcomes) else FAILED
+    return OK if written and _went_well(results) else FAILED
+
+
+def _went_well(results: Results) -> bool:
+    ours = [outcome for outcome in results.outcomes if outcome.cell.backend.name == "tideloop"]
+    measured = any(outcome.status == "ok" for outcome in results.outcomes)
+    return measured and all(outcome.status != "failed" for outcome in ours)
 
 
 def _write(request: Request, results: Results, document: dict[str, Any]) -> bool:
     folder = request.output.parent
     try:
         write_file(request.output, json.dumps(document, indent=2) + "\n")
-        write_file(folder / "report.html", report.render(results, document))
+        write_file(_report(request), report.render(results, document))
         try:
             from tideloop.lab import plots
         except ImportError:
@@ -159,8 +173,11 @@ def _write(request: Request, results: Results, document: dict[str, Any]) -> bool
     except OSError as error:
         print(f"tideloop lab: cannot write results to '{folder}': {error.strerror or error}", file=sys.stderr)
         return False
-    print(f"lab: results in {request.output}, report in {folder / 'report.html'}", file=sys.stderr)
     return True
+
+
+def _report(request: Request) -> Path:
+    return request.output.parent / "report.html"
 
 
 def _skips(cells: Sequence[Cell], skipped: dict[tuple[str, str], str | None]) -> list[str]:

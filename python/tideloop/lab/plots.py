@@ -22,7 +22,7 @@ from tideloop.lab.scenarios import Metric, Scenario
 from tideloop.lab.summary import Figure
 from tideloop.lab.wording import number, shown, unit_shown
 
-OURS, OTHERS, UNRANKED, INK = "#0b7a75", "#9fb3c8", "#e3e8ee", "#243b53"
+OURS, OTHERS, UNRANKED, INK = "#35a79c", "#9fb3c8", "#e3e8ee", "#243b53"
 PNG_DPI = 150
 
 
