@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
 pub mod flow;
+pub mod histogram;
 pub mod ready;
 pub mod registry;
 pub mod stream;

@@ -1,1 +1,42 @@
-fn main() {}
+//! `tideloop-load`: a closed-loop echo client for measuring servers written in Python.
+//!
+//! A Python client saturates before the server does, so the lab's TCP scenario drives its servers with
+//! this one. Each connection keeps one request in flight: it sends `--size` bytes, reads them back,
+//! compares every byte, notes the time, and goes again. A closed loop slows down with its server and so
+//! hides stalls (coordinated omission); its latencies describe a saturated server and nothing else.
+//!
+//! It talks to loopback addresses and UNIX sockets only.
+#![forbid(unsafe_code)]
+
+mod args;
+mod connection;
+mod drive;
+mod readiness;
+mod report;
+mod target;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let options = match args::parse(std::env::args().skip(1)) {
+        Ok(args::Parsed::Run(options)) => options,
+        Ok(args::Parsed::Help) => {
+            print!("{}", args::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Err(message) => {
+            eprintln!("tideloop-load: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    match drive::run(&options) {
+        Ok(measured) => {
+            print!("{}", report::render(&options, &measured));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("tideloop-load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -14,17 +14,16 @@ import selectors
 import sys
 import threading
 from asyncio import events, format_helpers
-from typing import Any
+from asyncio.log import logger
+from typing import Any, cast
 
-from tideloop._tideloop import LoopCore
 from tideloop.loop.handles import describe_call
-from tideloop.loop.serve import ServeMixin
-from tideloop.loop.signals import SignalMixin
+from tideloop.loop.serve import ServingLoop
+from tideloop.loop.signals import SignalLoop
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
 
-_logger = asyncio.log.logger
 
 
 class _Engine:
@@ -48,7 +47,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
+class EventLoop(SignalLoop, ServingLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
@@ -59,7 +58,8 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
     """
 
     def __new__(cls, selector: str | None = None) -> EventLoop:
-        return super().__new__(cls, selector=selector or os.environ.get("TIDELOOP_SELECTOR") or None)
+        chosen = selector or os.environ.get("TIDELOOP_SELECTOR") or None
+        return cast(EventLoop, super().__new__(cls, selector=chosen))
 
     def __init__(self, selector: str | None = None) -> None:
         super().__init__(_Engine(self))  # type: ignore[arg-type]
@@ -100,7 +100,6 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
             return
         super().close()
         self._shutdown()
-        self._close_signals()
 
     def set_debug(self, enabled: bool) -> None:
         """Turn debug mode on or off: checks of threads and callbacks, slow-callback warnings."""
@@ -147,7 +146,7 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
         handle._run()
         took = self.time() - before
         if took >= self.slow_callback_duration:
-            _logger.warning("Executing %s took %.3f seconds", described, took)
+            logger.warning("Executing %s took %.3f seconds", described, took)
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
         """A callback has raised: to the exception handler with it."""
@@ -183,34 +182,27 @@ class EventLoop(SignalMixin, ServeMixin, LoopCore, asyncio.SelectorEventLoop):
         self, transport: SocketTransport, protocol: object, message: str, exception: BaseException
     ) -> None:
         if isinstance(exception, OSError) and message.startswith("Fatal"):
-            _logger.debug("%r: %s", transport, message, exc_info=exception)
+            logger.debug("%r: %s", transport, message, exc_info=exception)
             return
         self.call_exception_handler(
             {"message": message, "exception": exception, "transport": transport, "protocol": protocol}
         )
 
     def _warn_dropped_write(self) -> None:
-        _logger.warning("socket.send() raised exception.")
+        logger.warning("socket.send() raised exception.")
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
         """Schedule a handle that somebody else has made."""
-        if not handle._cancelled:  # type: ignore[attr-defined]
-            self.call_soon(handle._run)  # type: ignore[attr-defined]
+        if not handle._cancelled:
+            self.call_soon(handle._run)
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
-        if not handle._cancelled:  # type: ignore[attr-defined]
-            self.call_soon_threadsafe(handle._run)  # type: ignore[attr-defined]
+        if not handle._cancelled:
+            self.call_soon_threadsafe(handle._run)
 
     def _write_to_self(self) -> None:
         """Wake the loop up, from any thread."""
         self._wake_up()
-
-    def _make_self_pipe(self) -> None:
-        """The native selector has a waker of its own; asyncio only counts its descriptor."""
-        self._internal_fds += 1
-
-    def _close_self_pipe(self) -> None:
-        self._internal_fds -= 1
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Nothing: native timers tell the native half themselves."""

@@ -11,6 +11,8 @@ __all__ = ["describe", "describe_call"]
 
 def describe(handle: Any) -> str:
     """repr() of a native handle, in asyncio's form."""
+    if handle._repr is not None:
+        return str(handle._repr).replace(f"<{handle.__class__.__name__} ", f"<{handle.__class__.__name__} cancelled ", 1)
     kind = handle.__class__.__name__
     parts = [kind]
     if handle._cancelled:
@@ -18,7 +20,7 @@ def describe(handle: Any) -> str:
     if hasattr(handle, "when"):
         parts.append(f"when={handle.when()}")
     if handle._callback is not None:
-        parts.append(format_helpers._format_callback_source(handle._callback, handle._args))  # type: ignore[attr-defined]
+        parts.append(format_helpers._format_callback_source(handle._callback, handle._args))
     elif not handle._cancelled:
         parts.append("finished")
     if handle._source_traceback:

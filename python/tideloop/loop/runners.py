@@ -15,7 +15,7 @@ __all__ = ["Runner", "install", "run", "use_everywhere"]
 _T = TypeVar("_T")
 
 
-class Runner(asyncio.Runner):
+class Runner(asyncio.Runner):  # type: ignore[misc]  # final for checkers, not at run time
     """asyncio.Runner on a tideloop EventLoop.
 
     debug: None takes PYTHONASYNCIODEBUG and -X dev into account. loop_factory: another factory, for
@@ -62,7 +62,7 @@ def install() -> None:
 def use_everywhere() -> None:
     """Do what install() does, without its advice: for those who cannot pass a loop_factory."""
     if not hasattr(asyncio, "set_event_loop_policy"):
-        asyncio.EventLoop = EventLoop  # type: ignore[misc]
+        asyncio.EventLoop = EventLoop  # type: ignore[attr-defined]
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

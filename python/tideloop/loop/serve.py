@@ -8,19 +8,20 @@ from asyncio import base_events, constants, trsock
 from typing import TYPE_CHECKING, Any
 
 from tideloop._tideloop import Listener
+from tideloop.loop.bases import LoopBase
 from tideloop.loop.transports import SocketTransport
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-__all__ = ["ServeMixin"]
+__all__ = ["ServingLoop"]
 
 # Since 3.12.1 a server keeps its transports, before that it counts them.
 _SERVER_KEEPS_TRANSPORTS = "transport" in inspect.signature(base_events.Server._attach).parameters  # type: ignore[attr-defined]
 
 
-class ServeMixin:
+class ServingLoop(LoopBase):
     """The part of the loop that servers are made of."""
 
     def _start_serving(
@@ -35,9 +36,9 @@ class ServeMixin:
     ) -> None:
         if sslcontext is not None:
             # A TLS server wraps each connection in asyncio's SSLProtocol, above our transport.
-            super()._start_serving(protocol_factory, sock, sslcontext, server, backlog, *args, **kwargs)  # type: ignore[misc]
+            super()._start_serving(protocol_factory, sock, sslcontext, server, backlog, *args, **kwargs)
             return
-        Listener(self, sock, backlog, protocol_factory, SocketTransport, server).start()  # type: ignore[arg-type]
+        Listener(self, sock, backlog, protocol_factory, SocketTransport, server).start()
 
     def _attach_to_server(self, server: Any, transport: SocketTransport) -> None:
         if _SERVER_KEEPS_TRANSPORTS:
@@ -51,7 +52,7 @@ class ServeMixin:
         else:
             server._detach()
 
-    def _accept_failed(self: Any, listener: Listener, sock: socket.socket, exception: OSError) -> None:
+    def _accept_failed(self, listener: Listener, sock: socket.socket, exception: OSError) -> None:
         """Out of descriptors or memory: say so, and try again in a second, as asyncio does."""
         self.call_exception_handler(
             {
@@ -62,7 +63,7 @@ class ServeMixin:
         )
         self.call_later(constants.ACCEPT_RETRY_DELAY, listener.resume)
 
-    def _connection_refused(self: Any, exception: BaseException) -> None:
+    def _connection_refused(self, exception: BaseException) -> None:
         """No protocol for an accepted connection: it is closed, the server goes on."""
         self.call_exception_handler(
             {"message": "Error on transport creation for incoming connection", "exception": exception}

@@ -6,12 +6,12 @@ happens (``signal.set_wakeup_fd``), so the loop watches such a descriptor whenev
 thread. If the application has set one of its own, that one stays, until ``add_signal_handler`` needs
 ours, as in asyncio. Whatever was set before is set again when the loop stops.
 
-SIGCHLD is left alone.
+The descriptor is one end of a socket pair under asyncio's names for it, so that asyncio's own code
+installs the handlers and reads the numbers; it is only made when the loop first needs it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import socket
@@ -19,20 +19,18 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["SignalMixin"]
+from tideloop.loop.bases import LoopBase
 
-_ABSENT = -1
+__all__ = ["SignalLoop"]
 
-
-def _ignore(_signum: int, _frame: object) -> None:
-    """Makes CPython write to the wake-up descriptor; the loop does the rest."""
+_NONE_SET = -1
 
 
-class SignalMixin:
+class SignalLoop(LoopBase):
     """The part of the loop that deals with signals."""
 
-    _wakeup: tuple[socket.socket, socket.socket] | None = None
-    _old_wakeup_fd: int | None = None
+    _ssock: socket.socket | None = None
+    _csock: socket.socket | None = None
 
     @contextlib.contextmanager
     def _signals_wake_us(self) -> Iterator[None]:
@@ -42,78 +40,54 @@ class SignalMixin:
             return
         ours = self._wakeup_fd()
         before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
-        if before not in (_ABSENT, ours) and not self._has_signal_handlers():
+        if before not in (_NONE_SET, ours) and not self._signal_handlers:
             signal.set_wakeup_fd(before)
         try:
             yield
         finally:
-            if signal.set_wakeup_fd(before) != ours and before == _ABSENT:
+            now = signal.set_wakeup_fd(before)
+            if now not in (ours, before, _NONE_SET):
                 # Somebody set another one while we ran: it is theirs to keep.
-                pass
+                signal.set_wakeup_fd(now)
 
-    def _wakeup_fd(self: Any) -> int:
+    def _wakeup_fd(self) -> int:
         """The descriptor for CPython to write to; made and watched on first use."""
-        if self._wakeup is None:
-            reader, writer = socket.socketpair()
-            reader.setblocking(False)
-            writer.setblocking(False)
-            self._wakeup = reader, writer
-            self._add_reader(reader.fileno(), self._signals_arrived)
-        fd: int = self._wakeup[1].fileno()
-        return fd
+        if self._csock is None:
+            self._ssock, self._csock = socket.socketpair()
+            self._ssock.setblocking(False)
+            self._csock.setblocking(False)
+            self._add_reader(self._ssock.fileno(), self._read_from_self)
+        return self._csock.fileno()
 
-    def _signals_arrived(self: Any) -> None:
-        """Reads the numbers of the signals that have arrived, and schedules their handlers."""
-        while True:
-            try:
-                numbers = self._wakeup[0].recv(4096)
-            except InterruptedError:
-                continue
-            except BlockingIOError:
-                return
-            if not numbers:
-                return
-            for number in numbers:
-                if number in self._signal_handlers:
-                    self._handle_signal(number)
-
-    def _has_signal_handlers(self) -> bool:
-        return bool(getattr(self, "_signal_handlers", None))
-
-    def add_signal_handler(self: Any, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
         """Run callback(*args) in the loop whenever the signal arrives.
 
         Raises ValueError if the number is not a signal that can be caught, RuntimeError if this is
         not the main thread, TypeError for a coroutine, NotImplementedError where there are no UNIX
         signals.
         """
-        if not hasattr(self, "_signal_handlers"):
-            raise NotImplementedError("add_signal_handler: this system has no UNIX signals")
-        if asyncio.iscoroutine(callback) or asyncio.iscoroutinefunction(callback):
-            raise TypeError("coroutines cannot be used with add_signal_handler()")
-        self._check_signal(sig)
-        self._check_closed()
-        try:
-            signal.set_wakeup_fd(self._wakeup_fd(), warn_on_full_buffer=False)
-        except (ValueError, OSError) as error:
-            raise RuntimeError(str(error)) from None
-        handle = asyncio.Handle(callback, args, self, None)
-        self._signal_handlers[sig] = handle
-        try:
-            signal.signal(sig, _ignore)
-            signal.siginterrupt(sig, False)
-        except OSError as error:
-            del self._signal_handlers[sig]
-            if not self._signal_handlers:
-                with contextlib.suppress(ValueError, OSError):
-                    signal.set_wakeup_fd(-1)
-            if error.errno == 22:
-                raise RuntimeError(f"sig {sig} cannot be caught") from error
-            raise
+        if not self.is_closed():
+            self._wakeup_fd()
+        super().add_signal_handler(sig, callback, *args)
 
-    def _close_signals(self) -> None:
-        """Close the wake-up descriptors."""
-        if self._wakeup is not None:
-            for end in self._wakeup:
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Remove a signal's handler. Returns whether there was one."""
+        removed = super().remove_signal_handler(sig)
+        if removed and not self._signal_handlers and self.is_running():
+            # asyncio has just unset the descriptor; while we run, signals must still wake us.
+            signal.set_wakeup_fd(self._wakeup_fd(), warn_on_full_buffer=False)
+        return removed
+
+    def _make_self_pipe(self) -> None:
+        """The native selector has a waker of its own; asyncio only counts its descriptor."""
+        self._internal_fds += 1
+        if not hasattr(self, "_signal_handlers"):
+            self._signal_handlers = {}
+
+    def _close_self_pipe(self) -> None:
+        self._internal_fds -= 1
+        for end in (self._ssock, self._csock):
+            if end is not None:
+                self._remove_reader(end)
                 end.close()
-            self._wakeup = None
+        self._ssock = self._csock = None

@@ -51,6 +51,8 @@ struct HandleObject {
     owner: *mut PyObject,
     context: *mut PyObject,
     source_traceback: *mut PyObject,
+    /// What repr() said before the handle was cancelled, in debug mode.
+    description: *mut PyObject,
     /// `args[-1]` of a vectorcall, which the callee may use as scratch.
     scratch: *mut PyObject,
     args: [*mut PyObject; INLINE],
@@ -193,6 +195,7 @@ fn allocate<'py>(py: Python<'py>, kind: &Py<PyType>) -> PyResult<Bound<'py, PyAn
         (*object).owner = null_mut();
         (*object).context = null_mut();
         (*object).source_traceback = null_mut();
+        (*object).description = null_mut();
         (*object).scratch = null_mut();
         (*object).args = [null_mut(); INLINE];
         (*object).count = 0;
@@ -386,6 +389,15 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
         if (*object).flags & CANCELLED != 0 {
             return;
         }
+        if !(*object).source_traceback.is_null() && (*object).description.is_null() {
+            let description = ffi::PyObject_Repr(object.cast());
+            if description.is_null() {
+                // repr() of an argument failed; the handle is cancelled all the same.
+                ffi::PyErr_Clear();
+            }
+            let before = ptr::replace(&raw mut (*object).description, description);
+            ffi::Py_XDECREF(before);
+        }
         (*object).flags |= CANCELLED;
         let scheduled = (*object).flags & SCHEDULED != 0;
         ((scheduled), take_all(object))
@@ -471,8 +483,12 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
         for reference in take_all(handle).into_iter().flatten() {
             drop(reference.into_bound(py));
         }
-        let traceback = ptr::replace(&raw mut (*handle).source_traceback, null_mut());
-        ffi::Py_XDECREF(traceback);
+        for field in [
+            &raw mut (*handle).source_traceback,
+            &raw mut (*handle).description,
+        ] {
+            ffi::Py_XDECREF(ptr::replace(field, null_mut()));
+        }
     }
     0
 }
@@ -611,6 +627,7 @@ enum Field {
     Cancelled,
     Scheduled,
     SourceTraceback,
+    Description,
     Class,
 }
 
@@ -630,6 +647,9 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
         }
         if is(Field::SourceTraceback) {
             return new_or_none((*handle).source_traceback);
+        }
+        if is(Field::Description) {
+            return new_or_none((*handle).description);
         }
         let flags = (*handle).flags;
         if is(Field::Cancelled) {
@@ -737,7 +757,7 @@ const fn attribute(name: &'static std::ffi::CStr, field: Field) -> ffi::PyGetSet
     }
 }
 
-struct Attributes([ffi::PyGetSetDef; 9]);
+struct Attributes([ffi::PyGetSetDef; 10]);
 
 // SAFETY: as the method tables.
 unsafe impl Sync for Attributes {}
@@ -750,6 +770,7 @@ static ATTRIBUTES: Attributes = Attributes([
     attribute(c"_cancelled", Field::Cancelled),
     attribute(c"_scheduled", Field::Scheduled),
     attribute(c"_source_traceback", Field::SourceTraceback),
+    attribute(c"_repr", Field::Description),
     attribute(c"__class__", Field::Class),
     ffi::PyGetSetDef {
         name: ptr::null(),

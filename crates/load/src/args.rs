@@ -1,0 +1,164 @@
+//! The command line: what may be asked for, and one-line complaints about the rest.
+
+use std::time::Duration;
+
+use crate::target::Target;
+
+pub const HELP: &str = "\
+usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
+
+Closed-loop echo load: every connection keeps one request in flight and checks each echoed byte.
+
+  --host HOST          loopback address to talk to (127.0.0.1)
+  --port PORT          TCP port
+  --unix PATH          UNIX socket instead of TCP
+  --connections N      connections, each with one request in flight (10)
+  --size BYTES         size of a request (1024)
+  --duration SECONDS   how long to measure (1)
+  --requests N         stop after this many requests instead
+  --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
+  --stall SECONDS      give up when nothing is answered for this long (10)
+  --json               print one JSON object instead of text
+  --help               this text
+
+Exit codes: 0 measured, 1 the server misbehaved or went away, 2 bad usage.
+";
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub target: Target,
+    pub connections: usize,
+    pub size: usize,
+    pub stop: Stop,
+    pub warmup: Duration,
+    pub stall: Duration,
+    pub json: bool,
+}
+
+/// When a session begins no further request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Stop {
+    After(Duration),
+    Requests(u64),
+}
+
+#[derive(Debug)]
+pub enum Parsed {
+    Run(Options),
+    Help,
+}
+
+const MAX_CONNECTIONS: u64 = 100_000;
+const MAX_SIZE: u64 = 1 << 30;
+const MAX_SECONDS: f64 = 86_400.0;
+
+pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
+    let mut args = args.into_iter();
+    let mut host = "127.0.0.1".to_owned();
+    let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
+    let (mut connections, mut size, mut json) = (10, 1024, false);
+    let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
+    while let Some(flag) = args.next() {
+        let mut value = || {
+            args.next()
+                .ok_or_else(|| format!("{flag} needs a value; see --help"))
+        };
+        match flag.as_str() {
+            "--help" | "-h" => return Ok(Parsed::Help),
+            "--json" => json = true,
+            "--host" => host = value()?,
+            "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
+            "--unix" => unix = Some(value()?),
+            "--connections" => connections = whole(&flag, &value()?, 1, MAX_CONNECTIONS)? as usize,
+            "--size" => size = whole(&flag, &value()?, 1, MAX_SIZE)? as usize,
+            "--duration" => duration = Some(seconds(&flag, &value()?)?),
+            "--requests" => requests = Some(whole(&flag, &value()?, 1, u64::MAX)?),
+            "--warmup" => warmup = seconds(&flag, &value()?)?,
+            "--stall" => stall = seconds(&flag, &value()?)?,
+            _ => return Err(format!("unknown argument '{flag}'; see --help")),
+        }
+    }
+    let stop = match (duration, requests) {
+        (Some(_), Some(_)) => return Err("--duration and --requests exclude each other".to_owned()),
+        (None, Some(n)) => Stop::Requests(n),
+        (seconds, None) => Stop::After(seconds.unwrap_or(Duration::from_secs(1))),
+    };
+    if stop == Stop::After(Duration::ZERO) || stall.is_zero() {
+        return Err("--duration and --stall must be more than 0 seconds".to_owned());
+    }
+    let target = match (port, unix) {
+        (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
+        (None, None) => return Err("no target: give --port or --unix; see --help".to_owned()),
+        (Some(port), None) => Target::tcp(&host, port)?,
+        (None, Some(path)) => Target::unix(&path)?,
+    };
+    Ok(Parsed::Run(Options {
+        target,
+        connections,
+        size,
+        stop,
+        warmup,
+        stall,
+        json,
+    }))
+}
+
+fn whole(flag: &str, text: &str, low: u64, high: u64) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (low..=high).contains(n))
+        .ok_or_else(|| format!("{flag} is '{text}'; expected a whole number from {low} to {high}"))
+}
+
+fn seconds(flag: &str, text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|s| (0.0..=MAX_SECONDS).contains(s))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("{flag} is '{text}'; expected seconds from 0 to {MAX_SECONDS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Parsed, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    fn complaint(line: &str) -> String {
+        parsed(line).unwrap_err()
+    }
+
+    #[test]
+    fn everything_has_a_default_but_the_target() {
+        let Ok(Parsed::Run(options)) = parsed("--port 7") else {
+            panic!("not run")
+        };
+        assert_eq!((options.connections, options.size), (10, 1024));
+        assert_eq!(options.stop, Stop::After(Duration::from_secs(1)));
+        assert!(complaint("").contains("--port or --unix"));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_was_expected() {
+        assert_eq!(
+            complaint("--port 70000"),
+            "--port is '70000'; expected a whole number from 1 to 65535"
+        );
+        assert!(complaint("--port 7 --duration soon").contains("'soon'; expected seconds"));
+        assert!(complaint("--port 7 --duration nan").contains("expected seconds"));
+        assert!(complaint("--port 7 --size").contains("--size needs a value"));
+        assert!(complaint("--port 7 --frobnicate").contains("'--frobnicate'"));
+        assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
+    }
+
+    #[test]
+    fn only_loopback_is_a_target() {
+        assert!(complaint("--host 192.0.2.1 --port 7").contains("not a loopback address"));
+        assert!(complaint("--host example.invalid --port 7").contains("example.invalid"));
+        for host in ["127.0.0.1", "127.9.9.9", "::1", "localhost"] {
+            assert!(parsed(&format!("--port 7 --host {host}")).is_ok(), "{host}");
+        }
+    }
+}

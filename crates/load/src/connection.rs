@@ -1,0 +1,144 @@
+//! One connection of the closed loop: at most one request in flight, every echoed byte compared.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use crate::target::Stream;
+
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    payload: Vec<u8>,
+    serial: u64,
+    sent: usize,
+    received: usize,
+    /// When the request in flight began; `None` between requests.
+    began: Option<Instant>,
+}
+
+/// How far a call got.
+#[derive(Debug, PartialEq)]
+#[must_use]
+pub enum Progress {
+    /// Waits for the server; `wants_write` when the socket took only part of the request.
+    Pending { wants_write: bool },
+    /// The request in flight was echoed in full, this long after it began.
+    Done(Duration),
+}
+
+impl Connection {
+    /// `seed` makes the payloads of two connections differ, so that crossed answers are noticed.
+    pub fn new(stream: Stream, size: usize, seed: u64) -> Self {
+        Self {
+            stream,
+            payload: noise(size, seed),
+            serial: 0,
+            sent: 0,
+            received: 0,
+            began: None,
+        }
+    }
+
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Begins the next request and sends what the socket takes.
+    pub fn begin(&mut self) -> io::Result<Progress> {
+        debug_assert!(self.began.is_none(), "one request in flight");
+        self.serial += 1;
+        // The serial number at the front tells this answer from the previous one.
+        let stamp = self.serial.to_le_bytes();
+        let room = stamp.len().min(self.payload.len());
+        self.payload[..room].copy_from_slice(&stamp[..room]);
+        self.sent = 0;
+        self.received = 0;
+        self.began = Some(Instant::now());
+        self.send()
+    }
+
+    /// Goes on with the request in flight: sends what is left, reads what is there.
+    pub fn resume(&mut self, scratch: &mut [u8]) -> io::Result<Progress> {
+        let Some(began) = self.began else {
+            return self.unexpected(scratch);
+        };
+        let pending = self.send()?;
+        let read = match self.stream.read(scratch) {
+            Ok(0) => return Err(problem("the server closed the connection")),
+            Ok(read) => read,
+            Err(error) if is_retry(&error) => return Ok(pending),
+            Err(error) => return Err(error),
+        };
+        let expected = self.payload[..self.sent].get(self.received..self.received + read);
+        if expected != Some(&scratch[..read]) {
+            return Err(problem("the server echoed other bytes than it was sent"));
+        }
+        self.received += read;
+        if self.received < self.payload.len() {
+            return Ok(pending);
+        }
+        self.began = None;
+        Ok(Progress::Done(began.elapsed()))
+    }
+
+    fn send(&mut self) -> io::Result<Progress> {
+        while self.sent < self.payload.len() {
+            match self.stream.write(&self.payload[self.sent..]) {
+                Ok(0) => return Err(problem("the socket takes no bytes")),
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let wants_write = self.sent < self.payload.len();
+        Ok(Progress::Pending { wants_write })
+    }
+
+    /// Readable with nothing asked: the server hung up or talks out of turn.
+    fn unexpected(&mut self, scratch: &mut [u8]) -> io::Result<Progress> {
+        match self.stream.read(scratch) {
+            Ok(0) => Err(problem("the server closed the connection")),
+            Ok(_) => Err(problem("the server sent bytes that nobody asked for")),
+            Err(error) if is_retry(&error) => Ok(Progress::Pending { wants_write: false }),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_retry(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+fn problem(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
+}
+
+/// Reproducible bytes without a pattern that a shifted answer could match (splitmix64).
+fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bytes.extend_from_slice(&(word ^ (word >> 31)).to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::noise;
+
+    #[test]
+    fn noise_has_its_size_and_depends_on_its_seed() {
+        for size in [1, 7, 8, 1024] {
+            assert_eq!(noise(size, 1).len(), size);
+        }
+        assert_eq!(noise(64, 3), noise(64, 3));
+        assert_ne!(noise(64, 3), noise(64, 4));
+    }
+}

@@ -1,0 +1,253 @@
+//! The measurement: warm up, connect, prove each connection, run the closed loop, hang up.
+//!
+//! What a server may rely on when it times itself (the lab does): in each of the two sessions, warm-up
+//! and measured, all connections are made and have been answered once before the first counted request;
+//! every request is answered before the first connection closes.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tideloop_core::histogram::Histogram;
+
+use crate::args::{Options, Stop};
+use crate::connection::{Connection, Progress};
+use crate::readiness::Readiness;
+
+const MAX_READ: usize = 256 * 1024;
+
+#[derive(Debug)]
+pub struct Measured {
+    /// From the first request to the last answer.
+    pub wall: Duration,
+    /// Nanoseconds from sending a request to its last echoed byte.
+    pub latency: Histogram,
+}
+
+pub fn run(options: &Options) -> io::Result<Measured> {
+    if !options.warmup.is_zero() {
+        session(options, Stop::After(options.warmup))?;
+    }
+    session(options, options.stop)
+}
+
+fn session(options: &Options, stop: Stop) -> io::Result<Measured> {
+    let mut pool = Pool::connect(options)?;
+    pool.prove()?;
+    pool.measure(stop)
+}
+
+struct Pool {
+    connections: Vec<Connection>,
+    readiness: Readiness,
+    /// Which connections wait until they can send: those whose last send was short.
+    writing: Vec<bool>,
+    scratch: Vec<u8>,
+    stall: Duration,
+}
+
+impl Pool {
+    fn connect(options: &Options) -> io::Result<Self> {
+        let mut connections = Vec::with_capacity(options.connections);
+        for index in 0..options.connections {
+            let stream = options.target.connect().map_err(|error| {
+                let target = &options.target;
+                io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
+            })?;
+            connections.push(Connection::new(stream, options.size, index as u64));
+        }
+        Ok(Self {
+            readiness: Readiness::new(&connections)?,
+            writing: vec![false; connections.len()],
+            // One byte more than is asked for, so that an answer with a tail is noticed.
+            scratch: vec![0; options.size.min(MAX_READ) + 1],
+            stall: options.stall,
+            connections,
+        })
+    }
+
+    /// One uncounted round trip on each connection: the server has accepted them all.
+    fn prove(&mut self) -> io::Result<()> {
+        let mut left = self.connections.len() as u64;
+        self.exchange(&mut || take(&mut left), &mut |_| {})
+    }
+
+    fn measure(&mut self, stop: Stop) -> io::Result<Measured> {
+        let mut latency = Histogram::new();
+        let start = Instant::now();
+        let mut note =
+            |taken: Duration| latency.record(u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX));
+        match stop {
+            Stop::After(limit) => self.exchange(&mut || start.elapsed() < limit, &mut note)?,
+            Stop::Requests(mut left) => self.exchange(&mut || take(&mut left), &mut note)?,
+        }
+        let wall = start.elapsed();
+        Ok(Measured { wall, latency })
+    }
+
+    /// Keeps one request in flight on every connection while `may_begin`, and returns when the last is
+    /// answered.
+    fn exchange(
+        &mut self,
+        may_begin: &mut dyn FnMut() -> bool,
+        note: &mut dyn FnMut(Duration),
+    ) -> io::Result<()> {
+        let mut in_flight = 0_usize;
+        for index in 0..self.connections.len() {
+            if !may_begin() {
+                break;
+            }
+            in_flight += 1;
+            let progress = self.connections[index].begin()?;
+            self.follow(index, &progress)?;
+        }
+        let mut ready = Vec::with_capacity(self.connections.len());
+        while in_flight > 0 {
+            self.readiness
+                .wait(&self.connections, self.stall, &mut ready)?;
+            if ready.is_empty() {
+                let seconds = self.stall.as_secs_f64();
+                let what = format!("no answer from the server for {seconds} s");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            for index in ready.drain(..) {
+                let mut progress = self.connections[index].resume(&mut self.scratch)?;
+                if let Progress::Done(taken) = progress {
+                    note(taken);
+                    if may_begin() {
+                        progress = self.connections[index].begin()?;
+                    } else {
+                        in_flight -= 1;
+                    }
+                }
+                self.follow(index, &progress)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, index: usize, progress: &Progress) -> io::Result<()> {
+        let wants = *progress == Progress::Pending { wants_write: true };
+        if self.writing[index] != wants {
+            self.writing[index] = wants;
+            self.readiness
+                .watch_writing(index, &self.connections[index], wants)?;
+        }
+        Ok(())
+    }
+}
+
+fn take(left: &mut u64) -> bool {
+    let some = *left > 0;
+    *left = left.saturating_sub(1);
+    some
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Target;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    /// A server that answers each connection with what `talk` makes of it. Returns its port.
+    fn server(talk: fn(TcpStream) -> io::Result<()>) -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                std::thread::spawn(move || talk(stream.unwrap()));
+            }
+        });
+        port
+    }
+
+    fn echo(mut stream: TcpStream) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => return Ok(()),
+                n => stream.write_all(&buffer[..n])?,
+            }
+        }
+    }
+
+    fn flip(mut stream: TcpStream) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        let n = stream.read(&mut buffer)?;
+        buffer[n - 1] ^= 1;
+        stream.write_all(&buffer[..n])
+    }
+
+    fn options(port: u16, size: usize, requests: u64) -> Options {
+        Options {
+            target: Target::tcp("127.0.0.1", port).unwrap(),
+            connections: 4,
+            size,
+            stop: Stop::Requests(requests),
+            warmup: Duration::from_millis(1),
+            stall: Duration::from_secs(5),
+            json: false,
+        }
+    }
+
+    #[test]
+    fn every_request_is_counted_once() {
+        let measured = run(&options(server(echo), 100, 57)).unwrap();
+        assert_eq!(measured.latency.count(), 57);
+        assert!(measured.latency.max().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_request_larger_than_the_socket_buffers_goes_through() {
+        let measured = run(&options(server(echo), 8 << 20, 6)).unwrap();
+        assert_eq!(measured.latency.count(), 6);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_unix_socket_is_a_target_too() {
+        let path = std::env::temp_dir().join(format!("tideloop-load-{}.sock", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    std::io::copy(&mut stream.try_clone().unwrap(), &mut stream)
+                });
+            }
+        });
+        let mut options = options(1, 100, 20);
+        options.target = Target::unix(path.to_str().unwrap()).unwrap();
+        let measured = run(&options);
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(measured.unwrap().latency.count(), 20);
+    }
+
+    #[test]
+    fn a_wrong_byte_and_a_closed_connection_are_errors() {
+        let wrong = run(&options(server(flip), 100, 5)).unwrap_err();
+        assert!(wrong.to_string().contains("other bytes"), "{wrong}");
+        let mut gone = run(&options(server(|_| Ok(())), 100, 5)).unwrap_err();
+        if gone.kind() == io::ErrorKind::InvalidData {
+            assert!(gone.to_string().contains("closed"), "{gone}");
+            gone = io::ErrorKind::ConnectionReset.into();
+        }
+        let kinds = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        assert!(kinds.contains(&gone.kind()), "{gone}");
+    }
+
+    #[test]
+    fn a_silent_server_is_given_up() {
+        let mut options = options(
+            server(|_stream| {
+                loop {
+                    std::thread::park()
+                }
+            }),
+            10,
+            1,
+        );
+        options.stall = Duration::from_millis(20);
+        assert_eq!(run(&options).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,5 @@
+import sys
+
+from tideloop.lab import main
+
+sys.exit(main())

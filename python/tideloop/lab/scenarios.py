@@ -1,0 +1,173 @@
+"""The scenarios and profiles as data: what is run, with which parameters, and which figures come out.
+
+The `seed` profile is the reference suite, definition by definition, with its known defects. The `quick` profile is
+its mended form plus real sockets. docs/lab.md describes every scenario and metric in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tideloop.lab.backends import Family
+
+Params = dict[str, Any]
+
+ASYNC: tuple[Family, ...] = ("asyncio", "trio", "anyio")
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    title: str
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    title: str
+    # The module of `tideloop.lab.bodies` that measures it.
+    body: str
+    params: Params
+    # The first one ranks; all are printed.
+    metrics: tuple[Metric, ...]
+    families: tuple[Family, ...] = ASYNC
+    # Blocking approaches that belong to this scenario.
+    blocking: tuple[str, ...] = ()
+    # Packages that a family needs here beside its own.
+    needs: tuple[str, ...] = ()
+    baseline: str = "asyncio"
+    limit_s: float = 60.0
+    # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
+    sleeps: str | None = None
+
+    @property
+    def primary(self) -> Metric:
+        return self.metrics[0]
+
+    @property
+    def group(self) -> str:
+        return self.name.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    scenarios: tuple[Scenario, ...]
+    repetitions: int
+
+
+TASKS_PER_SEC = Metric("tasks_per_sec", "tasks/s", "higher", "task throughput")
+OPS_PER_SEC = Metric("ops_per_sec", "ops/s", "higher", "simulated I/O throughput")
+SETTLE = Metric("settle_s", "s", "lower", "time until all cancelled tasks ended")
+LATENCY_P50 = Metric("latency_p50_ms", "ms", "lower", "median latency")
+LATENCY_P95 = Metric("latency_p95_ms", "ms", "lower", "95th percentile latency")
+LATENCY_P99 = Metric("latency_p99_ms", "ms", "lower", "99th percentile latency")
+EFFICIENCY = Metric("efficiency", "ratio", "higher", "ideal / actual makespan")
+OVERSHOOT_P50 = Metric("overshoot_p50_ms", "ms", "lower", "median oversleep")
+OVERSHOOT_P99 = Metric("overshoot_p99_ms", "ms", "lower", "99th percentile oversleep")
+EARLY = Metric("early_wakes", "sleeps", "lower", "sleeps that ended before their time")
+CPU = Metric("cpu_s", "s", "lower", "CPU time of the process")
+CPU_PER_REQUEST = Metric("server_cpu_us_per_request", "us", "lower", "server CPU time per request")
+REQUESTS_PER_SEC = Metric("requests_per_sec", "req/s", "higher", "requests answered")
+ECHO_P50 = Metric("latency_p50_us", "us", "lower", "median latency, closed loop")
+ECHO_P99 = Metric("latency_p99_us", "us", "lower", "99th percentile latency, closed loop")
+TOTAL_MS = Metric("total_ms", "ms", "lower", "time for all requests")
+CLIENT_CPU_MS = Metric("cpu_ms", "ms", "lower", "CPU time of the client")
+
+TASK_SPAWN = Scenario(
+    "task_spawn",
+    "20,000 tasks that each sleep 0.5 ms, all created first",
+    "task_spawn",
+    {"task_count": 20_000, "payload_sleep": 0.0005},
+    (TASKS_PER_SEC, LATENCY_P50, LATENCY_P95, EARLY),
+    sleeps="tasks",
+)
+IO_BOUND = Scenario(
+    "io_bound",
+    "200 workers, 200 sleeps each, exponential with mean 5 ms, one shared random generator",
+    "io_bound",
+    {"concurrency": 200, "ops_per_worker": 200, "mean_io_ms": 5.0, "io_seed": 1337, "shared_rng": True},
+    (OPS_PER_SEC, Metric("latency_mean_ms", "ms", "lower", "mean latency"), LATENCY_P95, LATENCY_P99),
+)
+CANCELLATION = Scenario(
+    "cancellation",
+    "5,000 sleeping tasks cancelled; each library in the reference's own way",
+    "cancellation",
+    {"cancel_tasks": 5_000, "cancel_after": 0.05, "how": "reference"},
+    (SETTLE,),
+)
+
+TASK_SPAWN_FAIR = replace(
+    TASK_SPAWN, title="5,000 tasks that each sleep 1 ms, all created first", metrics=(*TASK_SPAWN.metrics, CPU)
+)
+
+QUICK = Profile(
+    "quick",
+    (
+        replace(
+            TASK_SPAWN_FAIR,
+            name="task_spawn.yield",
+            title="tasks that each yield once: sleep(0)",
+            params={"task_count": 5_000, "payload_sleep": 0.0, "warmup": 0.1},
+            metrics=(TASKS_PER_SEC, CPU),
+            sleeps=None,
+        ),
+        replace(
+            TASK_SPAWN_FAIR,
+            name="task_spawn.sleep",
+            title="tasks that each sleep, all created first",
+            params={"task_count": 5_000, "payload_sleep": 0.001, "warmup": 0.1},
+            metrics=(TASKS_PER_SEC, OVERSHOOT_P50, EARLY, CPU),
+        ),
+        replace(
+            IO_BOUND,
+            name="io_bound.fair",
+            title="simulated I/O: workers that sleep, each with its own random generator",
+            params={"concurrency": 200, "ops_per_worker": 60, "mean_io_ms": 5.0, "io_seed": 1337, "shared_rng": False},
+            metrics=(EFFICIENCY, OVERSHOOT_P50, OVERSHOOT_P99, OPS_PER_SEC, EARLY, CPU),
+            sleeps="ops",
+        ),
+        replace(
+            CANCELLATION,
+            name="cancellation.each",
+            title="sleeping tasks, each cancelled on its own",
+            params={"cancel_tasks": 5_000, "cancel_after": 0.05, "how": "each"},
+            metrics=(SETTLE, CPU),
+        ),
+        replace(
+            CANCELLATION,
+            name="cancellation.scope",
+            title="sleeping tasks, all cancelled by one scope or task group",
+            params={"cancel_tasks": 5_000, "cancel_after": 0.05, "how": "scope"},
+            metrics=(SETTLE, CPU),
+        ),
+        Scenario(
+            "tcp_echo",
+            "TCP echo on loopback, native client: 100 connections, 1 KiB requests",
+            "tcp_echo",
+            {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15},
+            (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
+            limit_s=30.0,
+        ),
+        Scenario(
+            "http_50",
+            "50 HTTP requests to a local server that answers after 20 ms",
+            "http_50",
+            {"requests": 50, "delay_s": 0.02, "threads": 10},
+            (TOTAL_MS, REQUESTS_PER_SEC, CLIENT_CPU_MS),
+            families=("asyncio", "blocking"),
+            blocking=("sequential", "threads"),
+            needs=("aiohttp",),
+            baseline="sequential",
+            limit_s=30.0,
+        ),
+    ),
+    repetitions=5,
+)
+
+SEED = Profile("seed", (TASK_SPAWN, IO_BOUND, CANCELLATION), repetitions=1)
+
+PROFILES = {profile.name: profile for profile in (QUICK, SEED)}
