@@ -87,7 +87,7 @@ test-python: build $(VENV)/.lab
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 test-stubs: build
-	@$(PY) -m mypy.stubtest tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt
+	@$(PY) -m mypy.stubtest tideloop._tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt
 
 lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@cargo fmt --all --check

@@ -1,0 +1,104 @@
+"""The allowed dependency directions: between the crates, and between the Python modules.
+
+    py -> sys -> core,  py -> core,  load -> sys, core
+    loop -> _tideloop;  nothing imports lab or testing but their own entry points
+"""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CRATES = {"core": set(), "sys": {"core"}, "py": {"core", "sys"}, "load": {"core", "sys"}}
+# External crates that only one of ours may know.
+FENCED = {"pyo3": {"py"}, "libc": {"sys"}, "polling": {"sys"}, "socket2": {"sys"}, "rustix": set()}
+
+
+def manifest(crate):
+    return tomllib.loads((ROOT / "crates" / crate / "Cargo.toml").read_text())
+
+
+def dependencies(crate):
+    """Names of everything a crate needs to be built, for any system."""
+    tables = manifest(crate)
+    found = set(tables.get("dependencies", {})) | set(tables.get("build-dependencies", {}))
+    for target in tables.get("target", {}).values():
+        found |= set(target.get("dependencies", {}))
+    return found
+
+
+def test_every_crate_has_a_rule():
+    assert {path.parent.name for path in (ROOT / "crates").glob("*/Cargo.toml")} == set(CRATES)
+
+
+@pytest.mark.parametrize("crate", CRATES)
+def test_crates_depend_in_the_allowed_directions(crate):
+    ours = {name.removeprefix("tideloop-") for name in dependencies(crate) if name.startswith("tideloop-")}
+    assert ours <= CRATES[crate]
+    for name, owners in FENCED.items():
+        assert name not in dependencies(crate) or crate in owners, f"{crate} must not know {name}"
+
+
+def test_core_is_pure():
+    assert dependencies("core") == set()
+    source = (ROOT / "crates/core/src/lib.rs").read_text()
+    assert "#![forbid(unsafe_code)]" in source
+    for path in (ROOT / "crates/core/src").rglob("*.rs"):
+        body = path.read_text().split("#[cfg(test)]")[0]
+        for clock in ("Instant", "SystemTime", "std::net", "std::io", "std::thread"):
+            assert clock not in body, f"{path.name} knows {clock}"
+
+
+def test_unsafe_is_fenced():
+    for path in (ROOT / "crates").glob("*/src/**/*.rs"):
+        relative = path.relative_to(ROOT / "crates").as_posix()
+        if relative.startswith(("sys/", "py/src/ffi/")):
+            continue
+        assert "unsafe {" not in path.read_text(), f"{relative} has unsafe code"
+
+
+def imported(path):
+    """Modules of ours that a Python file imports, at any depth of its code."""
+    package = ".".join(path.relative_to(ROOT / "python").with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def area(module):
+    """The part of the package that a module belongs to: loop, lab, ...; "" for the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+ALLOWED = {
+    "loop": {"loop", "_tideloop"},
+    "lab": {"lab"},
+    "__init__": {"loop"},
+    "__main__": {"cli"},
+    "cli": {"program", "lab"},
+    "program": {"loop"},
+}
+
+
+def python_files():
+    return sorted((ROOT / "python" / "tideloop").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: path.relative_to(ROOT / "python").as_posix())
+def test_python_modules_import_in_the_allowed_directions(path):
+    inside = path.relative_to(ROOT / "python/tideloop").with_suffix("").parts
+    mine = inside[0]
+    known = {p.relative_to(ROOT / "python/tideloop").with_suffix("").parts[0] for p in python_files()} | {"_tideloop"}
+    used = {area(module) for module in imported(path) if module.split(".")[0] == "tideloop"}
+    used = (used & known) - {mine}
+    assert used <= ALLOWED[mine] | {mine}, f"{path.name} imports {sorted(used - ALLOWED[mine])}"
