@@ -102,8 +102,7 @@ impl Pool {
         }
         let mut ready = Vec::with_capacity(self.connections.len());
         while in_flight > 0 {
-            self.readiness
-                .wait(&self.connections, self.stall, &mut ready)?;
+            self.readiness.wait(self.stall, &mut ready)?;
             if ready.is_empty() {
                 let seconds = self.stall.as_secs_f64();
                 let what = format!("no answer from the server for {seconds} s");

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
+use tideloop_sys::socket::RawSource;
 
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
@@ -105,21 +106,23 @@ impl Write for Stream {
     }
 }
 
-#[cfg(unix)]
-impl std::os::fd::AsFd for Stream {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+impl Stream {
+    /// The descriptor, for the selector.
+    pub fn raw(&self) -> RawSource {
+        #[cfg(unix)]
+        {
+            use std::os::fd::AsRawFd;
+            match self {
+                Self::Tcp(stream) => stream.as_raw_fd(),
+                Self::Unix(stream) => stream.as_raw_fd(),
+            }
         }
-    }
-}
-
-#[cfg(windows)]
-impl std::os::windows::io::AsSocket for Stream {
-    fn as_socket(&self) -> std::os::windows::io::BorrowedSocket<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_socket(),
+        #[cfg(windows)]
+        {
+            use std::os::windows::io::AsRawSocket;
+            match self {
+                Self::Tcp(stream) => stream.as_raw_socket(),
+            }
         }
     }
 }

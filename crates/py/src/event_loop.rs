@@ -227,7 +227,10 @@ impl LoopCore {
         }
         let source = source_from(file)?;
         let handle = Self::persistent_handle(slf, callback, args)?;
-        let kept = file.extract::<i64>().is_err().then(|| file.clone().unbind());
+        let kept = file
+            .extract::<i64>()
+            .is_err()
+            .then(|| file.clone().unbind());
         let replaced =
             state
                 .reactor
@@ -238,7 +241,12 @@ impl LoopCore {
         Ok(handle)
     }
 
-    fn remove_callback(&self, py: Python<'_>, side: Side, file: &Bound<'_, PyAny>) -> PyResult<bool> {
+    fn remove_callback(
+        &self,
+        py: Python<'_>,
+        side: Side,
+        file: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
         if self.is_closed() {
             return Ok(false);
         }
@@ -355,7 +363,9 @@ impl LoopCore {
             return Err(call::closed_error());
         }
         if state.is_running() {
-            return Err(PyRuntimeError::new_err("This event loop is already running"));
+            return Err(PyRuntimeError::new_err(
+                "This event loop is already running",
+            ));
         }
         state.set_phase(Phase::Running);
         let result = turn::run(slf);
@@ -463,9 +473,9 @@ impl LoopCore {
     fn __clear__(&self) {
         Python::attach(|py| {
             let targets: Vec<Target> = self.reactor.close(py);
-            let (ready, timers) = self
-                .queue
-                .with(py, |queue| (queue.ready.take_all(), queue.timers.take_all()));
+            let (ready, timers) = self.queue.with(py, |queue| {
+                (queue.ready.take_all(), queue.timers.take_all())
+            });
             let factory = self.task_factory.with(py, Option::take);
             self.set_phase(Phase::Closed);
             drop((targets, ready, timers, factory));

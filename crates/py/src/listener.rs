@@ -95,10 +95,7 @@ impl Listener {
             }
             Err(error) if ends_the_loop(py, &error) => Err(error),
             Err(error) => core
-                .call_method1(
-                    intern!(py, "_connection_refused"),
-                    (error.into_value(py),),
-                )
+                .call_method1(intern!(py, "_connection_refused"), (error.into_value(py),))
                 .map(drop),
         }
     }

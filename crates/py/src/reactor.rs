@@ -352,21 +352,21 @@ impl Inner {
         };
         if let Err(failure) = self.set_interest(key, interest) {
             // Nothing half-done stays behind: a callback that cannot be called is not registered.
-            let failed = self
-                .registry
-                .entry_mut(key)
-                .is_some_and(|entry| match &mut entry.target {
-                    Target::Callbacks { reader, writer, .. } => {
-                        let slot = match side {
-                            Side::Reader => &mut *reader,
-                            Side::Writer => &mut *writer,
-                        };
-                        // The handle was made for this call; the caller still holds it.
-                        *slot = None;
-                        reader.is_none() && writer.is_none()
-                    }
-                    _ => false,
-                });
+            let failed =
+                self.registry
+                    .entry_mut(key)
+                    .is_some_and(|entry| match &mut entry.target {
+                        Target::Callbacks { reader, writer, .. } => {
+                            let slot = match side {
+                                Side::Reader => &mut *reader,
+                                Side::Writer => &mut *writer,
+                            };
+                            // The handle was made for this call; the caller still holds it.
+                            *slot = None;
+                            reader.is_none() && writer.is_none()
+                        }
+                        _ => false,
+                    });
             if failed {
                 // Callbacks hold nothing now but perhaps the file, which the caller holds too.
                 drop(self.unregister(key));

@@ -108,13 +108,15 @@ impl StreamTransport {
             Some(connection.protocol.as_ref().map(|p| p.clone_ref(py)))
         });
         let Some(protocol) = protocol else {
-            return Err(PyRuntimeError::new_err("the transport has a socket already"));
+            return Err(PyRuntimeError::new_err(
+                "the transport has a socket already",
+            ));
         };
         let core = state.core(py);
-        let key = core
-            .get()
-            .reactor()
-            .register(py, source, Target::Stream(slf.clone().unbind()))?;
+        let key =
+            core.get()
+                .reactor()
+                .register(py, source, Target::Stream(slf.clone().unbind()))?;
         state.with(py, |connection| connection.key = Some(key));
         let context = state.context.bind(py);
         if let Some(protocol) = protocol {
@@ -181,11 +183,9 @@ impl StreamTransport {
                 }
             }
             Received::Eof(protocol) => Self::on_eof(slf, &protocol.into_bound(py)),
-            Received::Failed(error) => Self::fail(
-                slf,
-                os_error(error),
-                "Fatal read error on socket transport",
-            ),
+            Received::Failed(error) => {
+                Self::fail(slf, os_error(error), "Fatal read error on socket transport")
+            }
         }
     }
 
@@ -208,7 +208,9 @@ impl StreamTransport {
             let object = call::method1(&protocol, intern!(py, "get_buffer"), hint.as_any())?;
             let buffer = Bytes::writable(&object)?;
             if buffer.len() == 0 {
-                return Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
+                return Err(PyRuntimeError::new_err(
+                    "get_buffer() returned an empty buffer",
+                ));
             }
             Ok(buffer)
         });
@@ -248,11 +250,9 @@ impl StreamTransport {
                 }
             }
             Some(Err(error)) if would_block(&error) => Ok(()),
-            Some(Err(error)) => Self::fail(
-                slf,
-                os_error(error),
-                "Fatal read error on socket transport",
-            ),
+            Some(Err(error)) => {
+                Self::fail(slf, os_error(error), "Fatal read error on socket transport")
+            }
         }
     }
 
@@ -535,7 +535,9 @@ impl StreamTransport {
             .import(intern!(py, "socket"))?
             .getattr(intern!(py, "socket"))?
             .call((), Some(&arguments))?;
-        self.with(py, |connection| connection.view = Some(view.clone().unbind()));
+        self.with(py, |connection| {
+            connection.view = Some(view.clone().unbind())
+        });
         Ok(Some(view))
     }
 
@@ -966,7 +968,9 @@ impl StreamTransport {
     ) -> PyResult<()> {
         let signal = slf
             .get()
-            .with(slf.py(), |connection| connection.machine.set_limits(high, low))
+            .with(slf.py(), |connection| {
+                connection.machine.set_limits(high, low)
+            })
             .map_err(|limits| PyValueError::new_err(limits.to_string()))?;
         Self::tell(slf, signal)
     }

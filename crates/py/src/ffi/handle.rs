@@ -376,7 +376,10 @@ fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
     let owner = unsafe { Bound::from_borrowed_ptr_or_opt(py, (*object).owner) };
     match owner {
         Some(owner) => owner
-            .call_method1(intern!(py, "_callback_failed"), (handle, error.into_value(py)))
+            .call_method1(
+                intern!(py, "_callback_failed"),
+                (handle, error.into_value(py)),
+            )
             .map(drop),
         None => Ok(()),
     }
@@ -404,7 +407,10 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
     };
     if scheduled {
         let owner = &owned[1];
-        if let Some(owner) = owner.as_ref().and_then(|owner| owner.bind(py).cast::<LoopCore>().ok()) {
+        if let Some(owner) = owner
+            .as_ref()
+            .and_then(|owner| owner.bind(py).cast::<LoopCore>().ok())
+        {
             owner.get().timer_cancelled(py);
         }
     }
@@ -442,10 +448,7 @@ unsafe fn take_all(object: *mut HandleObject) -> [Option<Py<PyAny>>; 3 + INLINE]
 /// # Safety
 ///
 /// Every pointer is a live object.
-unsafe fn tuple_of<'py>(
-    py: Python<'py>,
-    items: &[*mut PyObject],
-) -> PyResult<Bound<'py, PyTuple>> {
+unsafe fn tuple_of<'py>(py: Python<'py>, items: &[*mut PyObject]) -> PyResult<Bound<'py, PyTuple>> {
     PyTuple::new(
         py,
         items
@@ -662,7 +665,11 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
             if is(Field::Class) {
                 let types = types(py)?;
                 let timer = ffi::Py_TYPE(object) == types.timer.as_ptr().cast();
-                let class = if timer { &types.asyncio_timer } else { &types.asyncio_handle };
+                let class = if timer {
+                    &types.asyncio_timer
+                } else {
+                    &types.asyncio_handle
+                };
                 return Ok(class.bind(py).clone());
             }
             if (*handle).callback.is_null() {
@@ -695,7 +702,8 @@ unsafe fn new_or_none(object: *mut PyObject) -> *mut PyObject {
 
 const HANDLE_DOC: &std::ffi::CStr =
     c"A scheduled callback, as call_soon, add_reader and the like return it.";
-const TIMER_DOC: &std::ffi::CStr = c"A callback scheduled for a time, as call_later and call_at return it.";
+const TIMER_DOC: &std::ffi::CStr =
+    c"A callback scheduled for a time, as call_later and call_at return it.";
 
 const fn method(
     name: &'static std::ffi::CStr,

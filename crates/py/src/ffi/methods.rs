@@ -4,13 +4,13 @@
 //! rest of `call_soon`. These functions take the interpreter's argument array as it is. They are put
 //! on the class as method descriptors, which check the type of `self` before the function runs.
 
-use pyo3::exceptions::PyTypeError;
-use pyo3::ffi::{self, PyObject, Py_ssize_t};
 use pyo3::Borrowed;
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple, PyType};
-use pyo3::intern;
 
 use super::{call, guard, handle};
 use crate::event_loop::{LoopCore, When};
@@ -141,8 +141,7 @@ unsafe fn parse<'a, 'py>(
         let names = unsafe { Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>() };
         for (index, keyword) in names.iter().enumerate() {
             // SAFETY: as above.
-            let value =
-                unsafe { Bound::from_borrowed_ptr(py, *array.add(count as usize + index)) };
+            let value = unsafe { Bound::from_borrowed_ptr(py, *array.add(count as usize + index)) };
             let keyword = keyword.cast_into::<PyString>()?;
             let slot = match keyword.to_str()? {
                 "context" => &mut context,
@@ -169,7 +168,9 @@ unsafe fn parse<'a, 'py>(
     let callback = match callback {
         Some(callback) => callback,
         None => {
-            let (&first, others) = rest.split_first().ok_or_else(|| missing(name, "callback"))?;
+            let (&first, others) = rest
+                .split_first()
+                .ok_or_else(|| missing(name, "callback"))?;
             rest = others;
             // SAFETY: a live argument.
             unsafe { Bound::from_borrowed_ptr(py, first) }
@@ -359,7 +360,13 @@ unsafe extern "C" fn call_at(
         guard(|py| {
             let arguments = parse(py, "call_at", Some("when"), array, count, names)?;
             let when = When::at(seconds(&arguments, "when cannot be None")?);
-            schedule(&receiver(py, object), "call_at", Some(when), arguments, false)
+            schedule(
+                &receiver(py, object),
+                "call_at",
+                Some(when),
+                arguments,
+                false,
+            )
         })
     }
 }

@@ -85,6 +85,9 @@ impl Drop for Owner {
 /// Whether a Python socket still has the descriptor that it had.
 #[inline]
 pub fn is_still(sock: &Bound<'_, PyAny>, source: RawSource) -> bool {
-    call::method0(sock, intern!(sock.py(), "fileno"))
-        .is_ok_and(|number| number.extract::<RawSource>().is_ok_and(|number| number == source))
+    call::method0(sock, intern!(sock.py(), "fileno")).is_ok_and(|number| {
+        number
+            .extract::<RawSource>()
+            .is_ok_and(|number| number == source)
+    })
 }
