@@ -149,7 +149,7 @@ def _skips(cells: Sequence[Cell], skipped: dict[tuple[str, str], str | None]) ->
 def _listing() -> str:
     lines = []
     for profile in PROFILES.values():
-        lines.append(f"profile {profile.name} ({profile.repetitions} run{'s' * (profile.repetitions > 1)} of each cell)")
+        lines.append(f"profile {profile.name}, runs of each cell: {profile.repetitions}")
         lines += [f"  {scenario.name:<20} {scenario.title}" for scenario in profile.scenarios]
     lines.append("backends")
     for backend in BACKENDS.values():
