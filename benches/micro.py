@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 Workload = Callable[[asyncio.AbstractEventLoop], Awaitable[tuple[int, float]]]
 

@@ -1,7 +1,7 @@
 """The allowed dependency directions: between the crates, and between the Python modules.
 
-    py -> sys -> core,  py -> core,  load -> sys, core
-    loop -> _tideloop;  nothing imports lab or testing but their own entry points
+py -> sys -> core,  py -> core,  load -> sys, core
+loop -> _tideloop;  nothing imports lab or testing but their own entry points
 """
 
 import ast

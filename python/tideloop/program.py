@@ -85,7 +85,7 @@ def _set_path(first: str) -> None:
 
 def _run_script(script: str, arguments: list[str]) -> None:
     sys.argv = [script, *arguments]
-    if Path(script).is_dir() or not script.endswith((".py", ".pyw")) and _is_zip(script):
+    if Path(script).is_dir() or (not script.endswith((".py", ".pyw")) and _is_zip(script)):
         _set_path(script)
         runpy.run_path(script, run_name="__main__")
         return
@@ -96,7 +96,7 @@ def _run_script(script: str, arguments: list[str]) -> None:
     main_module.__dict__.update(
         __file__=script, __loader__=loader, __spec__=None, __package__=None, __builtins__=__builtins__
     )
-    code = loader.source_to_code(loader.get_data(script), script)
+    code = compile(loader.get_data(script), script, "exec", dont_inherit=True)
     sys.modules["__main__"] = main_module
     exec(code, main_module.__dict__)
 

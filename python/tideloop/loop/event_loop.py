@@ -25,7 +25,6 @@ from tideloop.loop.transports import SocketTransport
 __all__ = ["EventLoop", "new_event_loop"]
 
 
-
 class _Engine:
     """Stands where asyncio's loop keeps its selector; the real one is native."""
 

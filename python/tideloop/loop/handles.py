@@ -12,7 +12,7 @@ __all__ = ["describe", "describe_call"]
 def describe(handle: Any) -> str:
     """repr() of a native handle, in asyncio's form."""
     if handle._repr is not None:
-        return str(handle._repr).replace(f"<{handle.__class__.__name__} ", f"<{handle.__class__.__name__} cancelled ", 1)
+        return str(handle._repr)
     kind = handle.__class__.__name__
     parts = [kind]
     if handle._cancelled:

@@ -392,6 +392,7 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
         if (*object).flags & CANCELLED != 0 {
             return;
         }
+        (*object).flags |= CANCELLED;
         if !(*object).source_traceback.is_null() && (*object).description.is_null() {
             let description = ffi::PyObject_Repr(object.cast());
             if description.is_null() {
@@ -401,7 +402,6 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
             let before = ptr::replace(&raw mut (*object).description, description);
             ffi::Py_XDECREF(before);
         }
-        (*object).flags |= CANCELLED;
         let scheduled = (*object).flags & SCHEDULED != 0;
         ((scheduled), take_all(object))
     };
