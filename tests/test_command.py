@@ -84,7 +84,7 @@ def test_a_syntax_error_is_shown_as_python_shows_it(tmp_path):
 
 def test_main_is_the_program_for_those_who_look(tmp_path):
     path = tmp_path / "looks.py"
-    path.write_text("import sys; m = sys.modules['__main__']; print(m.__file__, m is not None, sys.path[0], __name__)\n")
+    path.write_text("import sys\nprint(sys.modules['__main__'].__file__, sys.path[0], __name__)\n")
     assert tideloop("run", str(path)).stdout == python(str(path)).stdout
 
 

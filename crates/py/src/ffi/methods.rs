@@ -226,8 +226,7 @@ unsafe fn call_soon_fast<'py>(
         }
         let mut context = ffi::Py_None();
         if !names.is_null() {
-            if ffi::PyTuple_GET_SIZE(names) != 1
-                || ffi::PyTuple_GET_ITEM(names, 0) != intern!(py, "context").as_ptr()
+            if ffi::PyTuple_GET_SIZE(names) != 1 || !is_context(py, ffi::PyTuple_GET_ITEM(names, 0))
             {
                 return Ok(None);
             }
@@ -244,6 +243,20 @@ unsafe fn call_soon_fast<'py>(
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
     }
+}
+
+/// Whether a keyword is `context`: the interned string, or another one like that of asyncio's tasks.
+///
+/// # Safety
+///
+/// `keyword` is a live str.
+#[inline(always)]
+unsafe fn is_context(py: Python<'_>, keyword: *mut PyObject) -> bool {
+    // SAFETY: passed on to the caller.
+    keyword == intern!(py, "context").as_ptr()
+        || unsafe { Borrowed::<PyAny>::from_ptr(py, keyword).cast_unchecked::<PyString>() }
+            .to_str()
+            .is_ok_and(|keyword| keyword == "context")
 }
 
 /// Makes the handle of one call and hands it to the loop.
