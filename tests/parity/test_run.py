@@ -157,7 +157,7 @@ class TestNesting:
             pytest.skip("asyncio of 3.13.0 raises, but forgets that it is running, and hangs")
 
         async def main():
-            with pytest.raises(RuntimeError, match="(?i)this event loop is already running"):
+            with pytest.raises(RuntimeError, match=r"(?i)this event loop is already running"):
                 loop.run_forever()
             return asyncio.get_running_loop()
 
@@ -165,7 +165,7 @@ class TestNesting:
 
     def test_a_running_loop_refuses_run_until_complete(self, loop):
         async def main():
-            with pytest.raises(RuntimeError, match="(?i)this event loop is already running"):
+            with pytest.raises(RuntimeError, match=r"(?i)this event loop is already running"):
                 loop.run_until_complete(loop.create_future())
             return "alive"
 

@@ -178,10 +178,14 @@ def test_run_coroutine_threadsafe(loop):
 
 def test_run_coroutine_threadsafe_cancels_the_task(loop):
     started = threading.Event()
+    cancelled = asyncio.Event()
 
     async def forever():
         started.set()
-        await loop.create_future()
+        try:
+            await loop.create_future()
+        finally:
+            cancelled.set()
 
     def thread():
         future = asyncio.run_coroutine_threadsafe(forever(), loop)
@@ -191,8 +195,7 @@ def test_run_coroutine_threadsafe_cancels_the_task(loop):
     async def main():
         with ThreadPoolExecutor(1) as pool:
             assert await loop.run_in_executor(pool, thread)
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0)
+        await cancelled.wait()
 
     loop.run_until_complete(main())
 
