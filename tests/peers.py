@@ -94,20 +94,21 @@ async def connected(
     client = client or (lambda: Recorder(loop))
     if unix:
         listener = await loop.create_unix_server(accept, unix)
-        _transport, protocol = await loop.create_unix_connection(client, unix)
     else:
         listener = await loop.create_server(accept, LOOPBACK, 0)
-        _transport, protocol = await loop.create_connection(client, *listener.sockets[0].getsockname())
-    peer = await accepted
-    await peer.made
+    made = []
     try:
-        yield Pair(protocol, peer)
+        if unix:
+            _, protocol = await loop.create_unix_connection(client, unix)
+        else:
+            _, protocol = await loop.create_connection(client, *listener.sockets[0].getsockname())
+        made.append(protocol)
+        made.append(await accepted)
+        await made[1].made
+        yield Pair(*made)
     finally:
-        for end in (protocol, peer):
-            end.transport.abort()
-        for end in (protocol, peer):
-            await end.lost
         listener.close()
+        await dropped(*made)
         await listener.wait_closed()
 
 
@@ -123,8 +124,16 @@ async def facing_socket(
     peer.setblocking(False)
     with peer:
         yield mine, peer
-        mine.transport.abort()
-        await mine.lost
+        await dropped(mine)
+
+
+async def dropped(*protocols: Recorder) -> None:
+    """Abort the connections that are still there, and wait for their ends."""
+    for protocol in protocols:
+        if not protocol.lost.done():
+            protocol.transport.abort()
+    for protocol in protocols:
+        await protocol.lost
 
 
 def listening_socket() -> socket.socket:
