@@ -157,6 +157,26 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def settled(loop: asyncio.AbstractEventLoop, rounds: int = 5) -> None:
+    """Let the loop poll a few times: what was ready before has been delivered after.
+
+    Turns alone do not say so: a loop that has callbacks to run need not ask the system in each turn.
+    """
+    left, right = socket_pair()
+
+    def seen(future: asyncio.Future) -> None:
+        loop.remove_reader(left)
+        left.recv(1)
+        future.set_result(None)
+
+    with left, right:
+        for _ in range(rounds):
+            future = loop.create_future()
+            loop.add_reader(left, seen, future)
+            right.send(b"x")
+            await future
+
+
 PRELUDE = "import asyncio, importlib, os, signal, sys, threading\nbackend = importlib.import_module(sys.argv[1])\n"
 
 

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from tests.conftest import open_fds
-from tests.peers import LOOPBACK, Recorder, turns
+from tests.peers import LOOPBACK, Recorder, connected, turns
 
 ROUNDS = 200
 
@@ -40,12 +40,9 @@ def use_signals(loop):
 
 def use_connection(loop):
     async def main():
-        server = await loop.create_server(lambda: Recorder(loop), LOOPBACK, 0)
-        _, client = await loop.create_connection(lambda: Recorder(loop), *server.sockets[0].getsockname())
-        client.transport.close()
-        await client.lost
-        server.close()
-        await turns()
+        async with connected(loop) as (client, server):
+            client.transport.close()
+            await server.lost
 
     loop.run_until_complete(main())
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.backends import deviates
-from tests.peers import Recorder, connected, dropped, facing_socket, turns
+from tests.peers import Recorder, connected, dropped, facing_socket, settled
 
 
 class Buffered(asyncio.BufferedProtocol):
@@ -156,7 +156,7 @@ async def test_pause_and_resume(loop):
     async with connected(loop, server=lambda: Buffered(loop, 100)) as (client, server):
         server.transport.pause_reading()
         client.transport.write(bytes(1000))
-        await turns(20)
+        await settled(loop)
         assert server.events == ["made"]
         server.transport.resume_reading()
         assert len(await server.inner.received(1000)) == 1000

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.backends import deviates
-from tests.peers import LOOPBACK, Recorder, dropped, listening_socket, socket_pair, turns
+from tests.peers import LOOPBACK, Recorder, dropped, listening_socket, settled, socket_pair, turns
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_cancelled_at_once(loop, address, listener):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await turns(10)
+    await settled(loop)
 
 
 async def test_cancelled_at_any_turn_leaks_nothing(loop, backend, address):
@@ -133,7 +133,7 @@ async def test_cancelled_at_any_turn_leaks_nothing(loop, backend, address):
         try:
             await task
         except asyncio.CancelledError:
-            await turns(10)
+            await settled(loop)
             for protocol in protocols:
                 if protocol.transport:
                     await protocol.lost

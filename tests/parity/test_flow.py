@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from tests.backends import deviates
-from tests.peers import Recorder, connected, facing_socket, turns
+from tests.peers import Recorder, connected, facing_socket, settled, turns
 
 WRITELINES = inspect.getsource(asyncio.selector_events._SelectorSocketTransport.writelines)
 WRITELINES_PAUSES = "_maybe_pause" in WRITELINES or "self.write(" in WRITELINES
@@ -22,7 +22,7 @@ class TestReading:
             server.transport.pause_reading()
             assert not server.transport.is_reading()
             client.transport.write(b"x" * 1000)
-            await turns(20)
+            await settled(loop)
             assert server.events == ["made"]
             server.transport.resume_reading()
             assert server.transport.is_reading()
@@ -33,7 +33,7 @@ class TestReading:
             protocol.transport.pause_reading()
             peer.send(b"last words")
             peer.close()
-            await turns(20)
+            await settled(loop)
             assert protocol.events == ["made"]
             protocol.transport.resume_reading()
             await protocol.lost
@@ -51,7 +51,7 @@ class TestReading:
             server.data_received = lambda data: pause(data, original)
             client.transport.write(bytes(4 << 20))
             await server.received(1)
-            await turns(20)
+            await settled(loop)
             assert server.events == ["made", "data"]
             server.data_received = original
             server.transport.resume_reading()
@@ -61,7 +61,7 @@ class TestReading:
     async def test_pausing_in_connection_made(self, loop):
         async with connected(loop, server=lambda: PausedAtFirst(loop)) as (client, server):
             client.transport.write(b"x")
-            await turns(20)
+            await settled(loop)
             assert server.events == ["made"]
             server.transport.resume_reading()
             assert await server.received(1) == b"x"

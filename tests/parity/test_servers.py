@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.backends import deviates
-from tests.peers import LOOPBACK, Recorder, dropped, turns
+from tests.peers import LOOPBACK, Recorder, dropped, settled, turns
 
 NEW_WAIT = sys.version_info >= (3, 12, 1)
 """wait_closed waits for the connections too (3.12.1)."""
@@ -276,7 +276,7 @@ class TestClose:
         served = await service.connection(0)
         server.close()
         task = loop.create_task(server.wait_closed())
-        await turns(10)
+        await settled(loop)
         waited = not task.done()
         await dropped(client, served)
         await task
@@ -286,7 +286,7 @@ class TestClose:
     async def test_wait_closed_waits_for_close(self, loop, listen):
         server = await listen(Service(loop), LOOPBACK, 0)
         task = loop.create_task(server.wait_closed())
-        await turns(10)
+        await settled(loop)
         waited = not task.done()
         server.close()
         await task

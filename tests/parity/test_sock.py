@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from tests.backends import deviates
-from tests.peers import LOOPBACK, listening_socket, socket_pair, turns
+from tests.peers import LOOPBACK, listening_socket, settled, socket_pair, turns
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ class TestCancel:
                 sock = stack.enter_context(socket.socket())
                 sock.setblocking(False)
                 task = loop.create_task(loop.sock_connect(sock, listener.getsockname()))
-                await turns(10)
+                await settled(loop)
                 if not task.done():
                     break
             task.cancel()

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from tests.peers import LOOPBACK, turns
+from tests.peers import LOOPBACK, settled, turns
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +52,7 @@ class TestRead:
                 assert not task.done()
                 writer.write(piece)
                 await writer.drain()
-                await turns(10)
+                await settled(loop)
             assert await task == b"abc\n"
 
     async def test_exactly(self, loop):
@@ -111,7 +111,7 @@ class TestRead:
         async with streams() as ((_, writer), (reader, _)):
             task = loop.create_task(reader.readexactly(6))
             writer.write(b"abc")
-            await turns(10)
+            await settled(loop)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -125,7 +125,7 @@ class TestRead:
             total = 32 << 20
             writer.write(bytes(total))
             drain = loop.create_task(writer.drain())
-            await turns(500)
+            await settled(loop, 200)
             assert not drain.done()
             received = 0
             while received < total:
@@ -151,7 +151,7 @@ class TestWrite:
         async with streams() as ((_, writer), (reader, _)):
             writer.write(bytes(32 << 20))
             drain = loop.create_task(writer.drain())
-            await turns(10)
+            await settled(loop)
             assert not drain.done()
             while not drain.done():
                 await reader.read(1 << 20)

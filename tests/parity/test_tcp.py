@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.backends import deviates
-from tests.peers import LOOPBACK, Recorder, connected, facing_socket, turns
+from tests.peers import LOOPBACK, Recorder, connected, facing_socket, settled, turns
 
 
 class TestLife:
@@ -60,7 +60,7 @@ class TestLife:
             client.transport.close()
             await client.lost
             client.transport.abort()
-            await turns(10)
+            await settled(loop)
             assert client.events.count("lost") == 1
 
     async def test_data_is_bytes(self, loop):
@@ -352,7 +352,7 @@ class TestClose:
         async with facing_socket(loop) as (protocol, peer):
             protocol.transport.write(bytes(size))
             protocol.transport.close()
-            await turns(10)
+            await settled(loop)
             assert not protocol.lost.done()
             received = 0
             while data := await loop.sock_recv(peer, 1 << 20):
@@ -525,7 +525,7 @@ class TestBroken:
         server = await loop.create_server(lambda: Recorder(loop), LOOPBACK, 0)
         with pytest.raises(LookupError):
             await loop.create_connection(factory, *server.sockets[0].getsockname())
-        await turns(10)
+        await settled(loop)
         server.close()
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

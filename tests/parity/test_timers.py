@@ -289,9 +289,9 @@ class TestTimerHandle:
     def test_when_is_the_deadline(self, loop):
         when = loop.time() + FAR
         handle = loop.call_at(when, print)
-        assert handle.when() == pytest.approx(when, abs=MS)
+        assert handle.when() == pytest.approx(when, abs=3 * MS)
         handle.cancel()
-        assert handle.when() == pytest.approx(when, abs=MS)
+        assert handle.when() == pytest.approx(when, abs=3 * MS)
 
     @deviates("uvloop", "counts the deadline from the turn's start, in milliseconds")
     def test_when_is_exact(self, loop):
@@ -304,7 +304,7 @@ class TestTimerHandle:
         before = loop.time()
         handle = loop.call_later(FAR, print)
         handle.cancel()
-        assert before + FAR - MS <= handle.when() <= loop.time() + FAR + MS
+        assert before + FAR - 3 * MS <= handle.when() <= loop.time() + FAR + 3 * MS
 
     def test_repr_names_the_callback_and_says_cancelled(self, loop):
         def some_callback():
