@@ -1,0 +1,1 @@
+"""Interpreters that exit with work in flight."""

@@ -1,0 +1,1 @@
+"""What the loop must let go of: objects, file descriptors, references."""

@@ -1,0 +1,1 @@
+"""One body per behaviour, run on asyncio, uvloop and tideloop."""
