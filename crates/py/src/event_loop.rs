@@ -40,6 +40,9 @@ pub struct Queue {
     pub timers: Timers<Py<PyAny>>,
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
+    /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
+    /// pass the same one, and a pointer is compared faster than a string.
+    pub context_names: Option<Py<PyAny>>,
 }
 
 /// Used handles kept at most: about 140 KiB per loop.

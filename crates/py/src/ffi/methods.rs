@@ -224,11 +224,20 @@ unsafe fn call_soon_fast<'py>(
         if count < 1 || !state.is_running() || state.debug() {
             return Ok(None);
         }
+        let (used, known) = state.queue(py, |queue| {
+            let known = queue.context_names.as_ref().map(|names| names.as_ptr());
+            (queue.used.pop(), known)
+        });
         let mut context = ffi::Py_None();
         if !names.is_null() {
-            if ffi::PyTuple_GET_SIZE(names) != 1 || !is_context(py, ffi::PyTuple_GET_ITEM(names, 0))
-            {
-                return Ok(None);
+            if known != Some(names) {
+                if ffi::PyTuple_GET_SIZE(names) != 1
+                    || !is_context(py, ffi::PyTuple_GET_ITEM(names, 0))
+                {
+                    return Ok(None);
+                }
+                let names = Bound::from_borrowed_ptr(py, names).unbind();
+                drop(state.queue(py, |queue| queue.context_names.replace(names)));
             }
             context = *array.add(count as usize);
         }
@@ -238,7 +247,6 @@ unsafe fn call_soon_fast<'py>(
             Bound::from_borrowed_ptr(py, context)
         };
         let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
-        let used = state.queue(py, |queue| queue.used.pop());
         let handle = handle::reuse_or_new(py, used, *array, args, object, context)?;
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
