@@ -55,9 +55,14 @@ $(VENV)/.lab: requirements/lab.txt $(VENV_STAMP)
 	done < requirements/lab.txt
 	@touch $@
 
+$(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@touch $@
+
 $(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
-	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet
+	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
+	  || { cat $(VENV)/build.log >&2; exit 1; }
 	@cargo build --release --quiet -p tideloop-load
 	@cp target/release/tideloop-load$(if $(filter Windows_NT,$(OS)),.exe) $(VENV)/bin/
 	@touch $@
@@ -73,8 +78,10 @@ demo: build $(VENV)/.lab ## real aiohttp on tideloop against stock asyncio, then
 bench: build $(VENV)/.lab ## the figures that the README quotes
 	@$(PY) benches/run.py
 
-docs: build ## API pages under docs/api
-	@$(PY) docs/build.py
+docs: build $(VENV)/.docs ## API pages: docs/api for Python, target/doc for Rust
+	@$(PY) -m pdoc --output-directory docs/api tideloop tideloop.loop tideloop.lab '!tideloop.lab.__main__'
+	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
+	@echo "make: docs/api/index.html, target/doc/tideloop_core/index.html"
 
 # --- for contributors ---------------------------------------------------------------------------
 
