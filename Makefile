@@ -92,6 +92,8 @@ test-rust: check-cargo
 
 test-python: build $(VENV)/.lab
 	@$(PY) -m pytest $(PYTEST_ARGS)
+	@echo "make: once more on the portable selector"
+	@TIDELOOP_SELECTOR=polling $(PY) -m pytest --quiet -k tideloop tests/parity tests/leaks
 
 test-stubs: build
 	@$(PY) -m mypy.stubtest tideloop._tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt

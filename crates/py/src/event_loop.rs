@@ -12,6 +12,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::ready::Ready;
 use tideloop_core::timers::{Timers, deadline_ns};
 use tideloop_sys::clock;
+use tideloop_sys::precision::PreciseTimers;
 use tideloop_sys::selector::Backend;
 
 use crate::errors::os_error;
@@ -371,7 +372,9 @@ impl LoopCore {
             ));
         }
         state.set_phase(Phase::Running);
+        let precise = PreciseTimers::new();
         let result = turn::run(slf);
+        drop(precise);
         state.set_phase(Phase::Idle);
         state.set_sleeping(false);
         state.stopping.store(false, Ordering::Relaxed);

@@ -8,10 +8,12 @@
 //! * [`socket`]: owned non-blocking sockets.
 //! * [`clock`]: monotonic nanoseconds.
 //! * [`fork`]: whether we are in a forked child.
+//! * [`precision`]: timers without slack while a loop runs.
 //!
 //! Differences between systems end here: nothing above this crate asks what system it runs on.
 
 pub mod clock;
 pub mod fork;
+pub mod precision;
 pub mod selector;
 pub mod socket;
