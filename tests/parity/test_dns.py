@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -80,11 +82,18 @@ async def test_many_at_once(loop):
 
 
 async def test_cancelled(loop):
-    task = loop.create_task(loop.getaddrinfo("localhost", 80))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        loop.set_default_executor(busy)
+        busy.submit(gate.wait)
+        task = loop.create_task(loop.getaddrinfo("localhost", 80))
+        await asyncio.sleep(0)
+        task.cancel()
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            gate.set()
 
 
 class TestNames:
