@@ -98,32 +98,39 @@ impl StreamTransport {
         socket.set_nodelay().ok();
         let source = socket.raw();
         let (local, peer) = (socket.local_address(), socket.peer_address());
-        let protocol = state.with(py, |connection| {
+        let core = state.core(py);
+        if core.get().is_closed() {
+            return Err(call::closed_error());
+        }
+        // Looked up before anything is registered: a factory may have returned what is no protocol.
+        let made = state
+            .protocol(py)
+            .map(|protocol| protocol.getattr(intern!(py, "connection_made")))
+            .transpose()?;
+        let begin = slf.getattr(intern!(py, "_begin"))?;
+        let refused = state.with(py, |connection| {
             if connection.socket.is_some() || connection.machine.is_closing() {
-                return None;
+                return Some(owner);
             }
             connection.socket = Some(owner);
             connection.local = local;
             connection.peer = peer;
-            Some(connection.protocol.as_ref().map(|p| p.clone_ref(py)))
+            None
         });
-        let Some(protocol) = protocol else {
+        if refused.is_some() {
             return Err(PyRuntimeError::new_err(
                 "the transport has a socket already",
             ));
-        };
-        let core = state.core(py);
+        }
         let key =
             core.get()
                 .reactor()
                 .register(py, source, Target::Stream(slf.clone().unbind()))?;
         state.with(py, |connection| connection.key = Some(key));
         let context = state.context.bind(py);
-        if let Some(protocol) = protocol {
-            let made = protocol.bind(py).getattr(intern!(py, "connection_made"))?;
+        if let Some(made) = made {
             LoopCore::schedule(core, &made, slf.as_any(), context.clone())?;
         }
-        let begin = slf.getattr(intern!(py, "_begin"))?;
         let none = py.None().into_bound(py);
         LoopCore::schedule(core, &begin, waiter.unwrap_or(&none), context.clone())
     }

@@ -1,0 +1,139 @@
+"""The deviations from asyncio that we keep: each row of the last table in ARCHITECTURE.md.
+
+What asyncio does in these cases is shown by the parity tests, where it can be shown without hanging.
+"""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+import tideloop
+
+
+@pytest.fixture
+def runner():
+    with tideloop.Runner() as runner:
+        yield runner
+
+
+def test_timers_with_one_deadline_run_in_order_of_creation(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        when, order, done = loop.time(), [], loop.create_future()
+        for n in range(100):
+            # Every third one is later and goes through the heap.
+            loop.call_at(when + (0.001 if n % 3 == 0 else 0.0005), order.append, n)
+        loop.call_at(when + 0.002, done.set_result, None)
+        await done
+        return order
+
+    order = runner.run(main())
+    assert order == [n for n in range(100) if n % 3] + [n for n in range(100) if n % 3 == 0]
+
+
+def test_a_sleep_below_a_millisecond_is_one(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        shortest = float("inf")
+        for _ in range(50):
+            before = loop.time()
+            await asyncio.sleep(0.0002)
+            took = loop.time() - before
+            assert took >= 0.0002, "never early"
+            shortest = min(shortest, took)
+        return shortest
+
+    # The shortest of fifty: a machine that cannot do it once has no such timers.
+    assert runner.run(main()) < 0.001
+
+
+def test_mutable_data_is_sent_as_it_was(runner):
+    async def main():
+        received = bytearray()
+        ended = asyncio.get_running_loop().create_future()
+
+        class Slow(asyncio.Protocol):
+            def connection_made(self, transport):
+                transport.pause_reading()
+                made.set_result(transport)
+
+            def data_received(self, data):
+                received.extend(data)
+
+            def connection_lost(self, exc):
+                ended.set_result(exc)
+
+        loop = asyncio.get_running_loop()
+        made = loop.create_future()
+        server = await loop.create_server(Slow, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        data = bytearray(b"a" * 16_000_000)
+        transport.write(data)
+        data[:] = b"b" * len(data)
+        transport.close()
+        (await made).resume_reading()
+        assert await ended is None
+        server.close()
+        return received
+
+    assert runner.run(main()) == b"a" * 16_000_000
+
+
+@pytest.mark.parametrize("factory", [lambda: None, lambda: 1 / 0], ids=["makes none", "raises"])
+def test_a_factory_without_a_protocol_is_reported_and_the_connection_closed(runner, factory):
+    async def main():
+        loop = asyncio.get_running_loop()
+        contexts = []
+        loop.set_exception_handler(lambda _, context: contexts.append(context))
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        for _ in range(2):  # the server goes on
+            reader, writer = await asyncio.open_connection(*address)
+            assert await reader.read() == b""
+            writer.close()
+        server.close()
+        return contexts
+
+    contexts = runner.run(main())
+    assert [type(context["exception"]) for context in contexts] in (
+        [AttributeError, AttributeError],
+        [ZeroDivisionError, ZeroDivisionError],
+    )
+    assert contexts[0]["message"] == "Error on transport creation for incoming connection"
+
+
+@pytest.mark.parametrize("end", ["run", "cancelled"])
+def test_a_handle_at_its_end_keeps_nothing(runner, end):
+    class Callback:
+        def __call__(self):
+            pass
+
+    async def main():
+        callback = Callback()
+        handle = asyncio.get_running_loop().call_soon(callback)
+        if end == "cancelled":
+            handle.cancel()
+        else:
+            await asyncio.sleep(0)
+        return handle, weakref.ref(callback)
+
+    handle, alive = runner.run(main())
+    gc.collect()
+    assert alive() is None
+    assert handle.cancelled() is (end == "cancelled")
+
+
+def test_a_memoryview_with_gaps_is_the_callers_error(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        with pytest.raises(BufferError):
+            transport.write(memoryview(b"abcdef")[::2])
+        assert not transport.is_closing()
+        transport.close()
+        server.close()
+        await asyncio.sleep(0)
+
+    runner.run(main())
