@@ -17,7 +17,7 @@ BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 PYTEST_ARGS ?=
 
-.PHONY: help demo test build bench lint fmt docs clean check-python check-cargo test-rust test-python test-stubs
+.PHONY: help demo test build bench lint fmt docs clean conformance check-python check-cargo test-rust test-python test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ test-python: build $(VENV)/.lab
 
 test-stubs: build
 	@$(PY) -m mypy.stubtest tideloop._tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt
+
+conformance: build ## CPython's own asyncio tests, from the interpreter that is installed
+	@$(PY) -m tests.conformance
 
 lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@cargo fmt --all --check

@@ -9,12 +9,12 @@ which are the same in every supported Python and are all defined here or in ``Lo
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import selectors
 import sys
 import threading
-from asyncio import events, format_helpers
-from asyncio.log import logger
+from asyncio import base_events, events, format_helpers
 from typing import Any, cast
 
 from tideloop.loop.handles import describe_call
@@ -23,6 +23,12 @@ from tideloop.loop.signals import SignalLoop
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
+
+
+def _logger() -> logging.Logger:
+    # Looked up each time: it is asyncio's, and programs replace it there.
+    logger: logging.Logger = base_events.logger  # type: ignore[attr-defined]
+    return logger
 
 
 class _Engine:
@@ -140,12 +146,14 @@ class EventLoop(SignalLoop, ServingLoop):
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         """Debug mode: run a handle and warn if it took long."""
-        before = self.time()
-        described = describe_call(handle)
+        started = self.time()
+        # A handle that has run has forgotten what it ran.
+        callback, args = handle._callback, handle._args
         handle._run()
-        took = self.time() - before
+        took = self.time() - started
         if took >= self.slow_callback_duration:
-            logger.warning("Executing %s took %.3f seconds", described, took)
+            described = describe_call(handle, callback, args)
+            _logger().warning("Executing %s took %.3f seconds", described, took)
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
         """A callback has raised: to the exception handler with it."""
@@ -181,14 +189,14 @@ class EventLoop(SignalLoop, ServingLoop):
         self, transport: SocketTransport, protocol: object, message: str, exception: BaseException
     ) -> None:
         if isinstance(exception, OSError) and message.startswith("Fatal"):
-            logger.debug("%r: %s", transport, message, exc_info=exception)
+            _logger().debug("%r: %s", transport, message, exc_info=exception)
             return
         self.call_exception_handler(
             {"message": message, "exception": exception, "transport": transport, "protocol": protocol}
         )
 
     def _warn_dropped_write(self) -> None:
-        logger.warning("socket.send() raised exception.")
+        _logger().warning("socket.send() raised exception.")
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
         """Schedule a handle that somebody else has made."""

@@ -1,0 +1,120 @@
+"""Runs one module of CPython's own asyncio tests on tideloop and writes the outcome as JSON.
+
+    python -m tests.conformance.worker test_events
+
+The tests are those of the interpreter that runs this. Whatever would make a stock loop makes ours:
+the policy, the new-style EventLoop name, and the loop that the event tests build around a selector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+import unittest
+import warnings
+from typing import Any
+
+import tideloop
+from tests.conformance.exclusions import reason_for
+
+# test_events runs its tests once for each of the system's selectors. Ours has its own, so once is enough.
+SAME_LOOP_AGAIN = ("SelectEventLoopTests", "PollEventLoopTests")
+
+
+class Loop(tideloop.EventLoop):
+    """Takes a selector, as asyncio.SelectorEventLoop does, and uses its own."""
+
+    def __new__(cls, selector: object = None) -> Loop:
+        return super().__new__(cls)  # type: ignore[return-value]
+
+    def __init__(self, selector: Any = None) -> None:
+        super().__init__()
+        if selector is not None:
+            selector.close()
+
+
+def install() -> None:
+    """Make every way to a default loop lead to ours."""
+    asyncio.SelectorEventLoop = Loop  # type: ignore[misc,assignment]
+    if hasattr(asyncio, "EventLoop"):
+        asyncio.EventLoop = Loop  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = getattr(asyncio, "DefaultEventLoopPolicy", None)
+        if policy is not None:
+            policy._loop_factory = Loop
+
+
+class Outcome(unittest.TestResult):
+    """Collects what happened, by test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        self.passed.append(name_of(test))
+
+    def addError(self, test: Any, err: Any) -> None:
+        self.failed[name_of(test)] = self._exc_info_to_string(err, test)  # type: ignore[attr-defined]
+
+    def addFailure(self, test: unittest.TestCase, err: Any) -> None:
+        self.addError(test, err)
+
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
+        if err is not None:
+            self.addError(test, err)
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        self.left_out[name_of(test)] = f"skipped by CPython: {reason}"
+
+
+def name_of(test: unittest.TestCase) -> str:
+    return test.id().removeprefix("test.test_asyncio.")
+
+
+def tests_in(suite: unittest.TestSuite) -> list[unittest.TestCase]:
+    found: list[unittest.TestCase] = []
+    for item in suite:
+        found += tests_in(item) if isinstance(item, unittest.TestSuite) else [item]
+    return found
+
+
+def wanted(module: str, outcome: Outcome) -> unittest.TestSuite:
+    """The module's tests in their order and fixtures, without what the exclusions name."""
+    loaded = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(f"test.test_asyncio.{module}"))
+
+    def keep(suite: unittest.TestSuite) -> unittest.TestSuite:
+        kept = unittest.TestSuite()
+        for item in suite:
+            if isinstance(item, unittest.TestSuite):
+                kept.addTest(keep(item))
+                continue
+            if type(item).__name__ in SAME_LOOP_AGAIN:
+                continue
+            reason = reason_for(name_of(item))
+            if reason is None:
+                kept.addTest(item)
+            else:
+                outcome.left_out[name_of(item)] = f"excluded: {reason}"
+        return kept
+
+    return keep(loaded)
+
+
+def main() -> int:
+    install()
+    outcome = Outcome()
+    wanted(sys.argv[1], outcome).run(outcome)
+    report = {"passed": outcome.passed, "failed": outcome.failed, "left_out": outcome.left_out}
+    with open(sys.argv[2], "w") as file:
+        json.dump(report, file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
