@@ -17,6 +17,7 @@ import warnings
 from typing import Any
 
 import tideloop
+
 from tests.conformance.exclusions import reason_for
 
 # test_events runs its tests once for each of the system's selectors. Ours has its own, so once is enough.

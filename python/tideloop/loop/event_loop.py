@@ -148,7 +148,7 @@ class EventLoop(SignalLoop, ServingLoop):
         """Debug mode: run a handle and warn if it took long."""
         started = self.time()
         # A handle that has run has forgotten what it ran.
-        callback, args = handle._callback, handle._args
+        callback, args = handle._callback, handle._args  # type: ignore[attr-defined]
         handle._run()
         took = self.time() - started
         if took >= self.slow_callback_duration:
