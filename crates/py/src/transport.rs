@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyConnectionError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
@@ -52,6 +52,10 @@ struct Connection {
     buffered: bool,
     queue: VecDeque<Chunk>,
     server: Option<Py<PyAny>>,
+    /// A future that waits until everything is sent and the socket takes more.
+    writable: Option<Py<PyAny>>,
+    /// Somebody else sends on the descriptor: writes would get in between.
+    held: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
     view: Option<Py<PyAny>>,
     local: Option<Address>,
@@ -285,6 +289,14 @@ impl StreamTransport {
     fn on_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        let writable = state.with(py, |connection| match connection.queue.is_empty() {
+            true => connection.writable.take(),
+            false => None,
+        });
+        if let Some(writable) = writable {
+            state.update_interest(py)?;
+            return release_waiter(&writable.into_bound(py), None);
+        }
         let sent = state.with(py, |connection| {
             let Some(socket) = &connection.socket else {
                 return Ok(0);
@@ -394,7 +406,7 @@ impl StreamTransport {
             let machine = &connection.machine;
             let interest = Interest {
                 read: machine.wants_read(),
-                write: machine.wants_write(),
+                write: machine.wants_write() || connection.writable.is_some(),
             };
             (connection.key, interest)
         });
@@ -483,6 +495,7 @@ impl StreamTransport {
                 _protocol: connection.protocol.take().map(|p| p.into_bound(py)),
                 server: connection.server.take().map(|s| s.into_bound(py)),
                 view: connection.view.take().map(|v| v.into_bound(py)),
+                writable: connection.writable.take().map(|w| w.into_bound(py)),
                 _queue: std::mem::take(&mut connection.queue),
             };
             (connection.socket.take(), connection.key.take(), released)
@@ -494,6 +507,11 @@ impl StreamTransport {
         if let Some(view) = &released.view {
             // Fails only if somebody has closed or detached the view, and then it owns nothing.
             view.call_method0(intern!(py, "detach")).ok();
+        }
+        if let Some(writable) = &released.writable {
+            let gone = PyConnectionError::new_err("Connection is closed by peer");
+            // Fails only if the waiter's loop is closed, and then nobody waits.
+            release_waiter(writable, Some(gone)).ok();
         }
         if let Some(owner) = socket {
             // A close that fails has closed nonetheless; there is nobody left to tell.
@@ -593,10 +611,15 @@ impl StreamTransport {
         }
         let bytes = data.as_slice();
         let (step, sent) = state.with(py, |connection| {
+            if connection.held {
+                return (None, None);
+            }
             let step = connection.machine.write(bytes.len());
             match (step, &connection.socket) {
-                (WriteStep::SendNow, Some(socket)) => (step, Some(socket.socket().send(bytes))),
-                _ => (step, None),
+                (WriteStep::SendNow, Some(socket)) => {
+                    (Some(step), Some(socket.socket().send(bytes)))
+                }
+                _ => (Some(step), None),
             }
         });
         let start = match (step, sent) {
@@ -610,14 +633,19 @@ impl StreamTransport {
                     "Fatal write error on socket transport",
                 );
             }
-            (WriteStep::Queue | WriteStep::SendNow, None) => 0,
-            (WriteStep::Nothing, None) => return Ok(()),
-            (WriteStep::AfterEof, None) => {
+            (Some(WriteStep::Queue | WriteStep::SendNow), None) => 0,
+            (None, None) => {
+                return Err(PyRuntimeError::new_err(
+                    "unable to write; sendfile is in progress",
+                ));
+            }
+            (Some(WriteStep::Nothing), None) => return Ok(()),
+            (Some(WriteStep::AfterEof), None) => {
                 return Err(PyRuntimeError::new_err(
                     "Cannot call write() after write_eof()",
                 ));
             }
-            (WriteStep::Dropped { warn }, None) => {
+            (Some(WriteStep::Dropped { warn }), None) => {
                 if warn {
                     state
                         .core(py)
@@ -641,6 +669,7 @@ struct Released<'py> {
     _protocol: Option<Bound<'py, PyAny>>,
     server: Option<Bound<'py, PyAny>>,
     view: Option<Bound<'py, PyAny>>,
+    writable: Option<Bound<'py, PyAny>>,
     _queue: VecDeque<Chunk>,
 }
 
@@ -688,6 +717,21 @@ impl<'a, 'py> Payload<'a, 'py> {
     }
 }
 
+/// Ends a future's wait, unless it was cancelled meanwhile.
+fn release_waiter(waiter: &Bound<'_, PyAny>, error: Option<PyErr>) -> PyResult<()> {
+    let py = waiter.py();
+    if waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
+        return Ok(());
+    }
+    match error {
+        None => waiter.call_method1(intern!(py, "set_result"), (py.None(),))?,
+        Some(error) => {
+            waiter.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?
+        }
+    };
+    Ok(())
+}
+
 /// Whether a protocol brings its own receive buffers.
 fn is_buffered(protocol: &Bound<'_, PyAny>) -> PyResult<bool> {
     static BUFFERED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -732,6 +776,8 @@ impl StreamTransport {
                 protocol: Some(protocol.clone().unbind()),
                 queue: VecDeque::new(),
                 server: server.map(Bound::unbind),
+                writable: None,
+                held: false,
                 view: None,
                 local: None,
                 peer: None,
@@ -739,11 +785,31 @@ impl StreamTransport {
         })
     }
 
-    /// loop.sendfile() reads the file and writes to the transport.
+    /// loop.sendfile() lets the kernel send the file, where it can.
     #[classattr]
     fn _sendfile_compatible(py: Python<'_>) -> PyResult<Py<PyAny>> {
         let modes = py.import("asyncio.constants")?.getattr("_SendfileMode")?;
-        Ok(modes.getattr("FALLBACK")?.unbind())
+        Ok(modes.getattr("TRY_NATIVE")?.unbind())
+    }
+
+    /// Refuse writes while somebody else sends on the descriptor, or take them again.
+    fn _hold_writes(&self, py: Python<'_>, held: bool) {
+        self.with(py, |connection| connection.held = held);
+    }
+
+    /// Release a future once everything is sent and the socket takes more; ConnectionError if the
+    /// connection ends before.
+    fn _when_writable(&self, py: Python<'_>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+        let before = self.with(py, |connection| {
+            connection.socket.as_ref()?;
+            Some(connection.writable.replace(waiter.clone().unbind()))
+        });
+        if before.is_none() {
+            let gone = PyConnectionError::new_err("Connection is closed by peer");
+            return release_waiter(waiter, Some(gone));
+        }
+        drop(before);
+        self.update_interest(py)
     }
 
     /// Whether the protocol was told pause_writing() and not yet resume_writing().
@@ -780,10 +846,10 @@ impl StreamTransport {
         let state = slf.get();
         state.with(py, |connection| connection.machine.start());
         state.update_interest(py)?;
-        if !waiter.is_none() && !waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-            waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
+        if waiter.is_none() {
+            return Ok(());
         }
-        Ok(())
+        release_waiter(waiter, None)
     }
 
     fn _call_connection_lost<'py>(
@@ -1000,6 +1066,7 @@ impl StreamTransport {
         let visited = self.connection.try_with(|connection| {
             visit.call(&connection.protocol)?;
             visit.call(&connection.server)?;
+            visit.call(&connection.writable)?;
             visit.call(&connection.view)
         });
         visited.unwrap_or(Ok(()))

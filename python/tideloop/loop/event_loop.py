@@ -17,6 +17,7 @@ import threading
 from asyncio import base_events, events, format_helpers
 from typing import Any, cast
 
+from tideloop.loop.files import FileLoop
 from tideloop.loop.handles import describe_call
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
@@ -52,7 +53,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(SignalLoop, ServingLoop):
+class EventLoop(SignalLoop, ServingLoop, FileLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
