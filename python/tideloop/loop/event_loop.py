@@ -155,6 +155,8 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
         if took >= self.slow_callback_duration:
             described = describe_call(handle, callback, args)
             _logger().warning("Executing %s took %.3f seconds", described, took)
+        # A traceback of the task may keep this frame; with the task in it, that would be a cycle.
+        del handle, callback, args
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
         """A callback has raised: to the exception handler with it."""
