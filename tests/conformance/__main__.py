@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-TIME_LIMIT = 600
+TIME_LIMIT = 180
 # Modules of tests for other systems; CPython itself skips them here.
 OTHER_SYSTEMS = {"test_proactor_events", "test_windows_events", "test_windows_utils"}
 

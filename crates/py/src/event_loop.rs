@@ -18,6 +18,7 @@ use tideloop_sys::selector::Backend;
 use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::{call, handle};
+use crate::handoff::Handoff;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
 
@@ -85,6 +86,7 @@ pub struct LoopCore {
     stopping: AtomicBool,
     debug: AtomicBool,
     sleeping: AtomicBool,
+    handoff: Handoff,
     selector_name: &'static str,
 }
 
@@ -115,6 +117,10 @@ impl LoopCore {
 
     pub fn task_factory<R>(&self, py: Python<'_>, f: impl FnOnce(&Option<Py<PyAny>>) -> R) -> R {
         self.task_factory.with(py, |factory| f(factory))
+    }
+
+    pub fn handoff(&self) -> &Handoff {
+        &self.handoff
     }
 
     pub fn reactor(&self) -> &Reactor {
@@ -306,6 +312,7 @@ impl LoopCore {
             stopping: AtomicBool::new(false),
             debug: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
+            handoff: Handoff::default(),
             selector_name,
         })
     }
@@ -373,7 +380,9 @@ impl LoopCore {
         }
         state.set_phase(Phase::Running);
         let precise = PreciseTimers::new();
+        state.handoff.set_runner(true);
         let result = turn::run(slf);
+        state.handoff.set_runner(false);
         drop(precise);
         state.set_phase(Phase::Idle);
         state.set_sleeping(false);

@@ -11,6 +11,7 @@
 mod errors;
 mod event_loop;
 mod ffi;
+mod handoff;
 mod listener;
 mod reactor;
 mod transport;

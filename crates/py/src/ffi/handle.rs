@@ -42,6 +42,10 @@ const PERSISTENT: u8 = 1 << 1;
 const SCHEDULED: u8 = 1 << 2;
 /// The arguments are one tuple in `args[0]`.
 const SPILLED: u8 = 1 << 3;
+/// Made by call_soon_threadsafe: another thread that cancels it while it runs waits for its end.
+const THREAD_SAFE: u8 = 1 << 4;
+/// A thread-safe handle whose callback is being called.
+const RUNNING: u8 = 1 << 5;
 
 #[repr(C)]
 struct HandleObject {
@@ -68,6 +72,8 @@ pub struct Types {
     timer: Py<PyType>,
     asyncio_handle: Py<PyAny>,
     asyncio_timer: Py<PyAny>,
+    /// Since Python 3.14 asyncio has a class of its own for the handles of call_soon_threadsafe.
+    asyncio_thread_safe: Option<Py<PyAny>>,
 }
 
 impl Types {
@@ -91,6 +97,7 @@ pub fn types(py: Python<'_>) -> PyResult<&'static Types> {
             timer: make_type(py, Kind::Timer)?,
             asyncio_handle: events.getattr("Handle")?.unbind(),
             asyncio_timer: events.getattr("TimerHandle")?.unbind(),
+            asyncio_thread_safe: events.getattr_opt("_ThreadSafeHandle")?.map(Bound::unbind),
         })
     })
 }
@@ -161,6 +168,15 @@ pub unsafe fn reuse_or_new<'py>(
     // SAFETY: a handle that nobody else has; the caller vouches for the rest.
     unsafe { fill(py, handle.as_ptr().cast(), callback, args, owner, context)? };
     Ok(handle)
+}
+
+/// Makes a handle one that other threads may cancel at any time, where asyncio promises that.
+pub fn make_thread_safe(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+    if types(handle.py())?.asyncio_thread_safe.is_some() {
+        // SAFETY: the handle was just made by this module.
+        unsafe { (*handle.as_ptr().cast::<HandleObject>()).flags |= THREAD_SAFE };
+    }
+    Ok(())
 }
 
 /// Whether a handle that has run can be filled again: nobody else knows it, and it is as it was made.
@@ -316,6 +332,9 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             (*object).args = [null_mut(); INLINE];
         }
         let count = usize::from((*object).count);
+        if flags & THREAD_SAFE != 0 {
+            (*object).flags |= RUNNING;
+        }
 
         let mut result = null_mut();
         if ffi::PyContext_Enter(context) == 0 {
@@ -352,6 +371,12 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             ffi::Py_DECREF(result);
             Ok(())
         };
+        if flags & THREAD_SAFE != 0 {
+            (*object).flags &= !RUNNING;
+            if let Some(core) = owner_of(py, object) {
+                core.get().handoff().finished();
+            }
+        }
         if flags & PERSISTENT == 0 {
             let owner = std::mem::replace(&mut (*object).owner, null_mut());
             ffi::Py_XDECREF(owner);
@@ -385,8 +410,43 @@ fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
     }
 }
 
+/// The loop that a handle belongs to, unless it has let go of it.
+///
+/// # Safety
+///
+/// `object` is a live handle.
+unsafe fn owner_of<'py>(
+    py: Python<'py>,
+    object: *mut HandleObject,
+) -> Option<Bound<'py, LoopCore>> {
+    // SAFETY: the field is null or a live object.
+    let owner = unsafe { Bound::from_borrowed_ptr_or_opt(py, (*object).owner) };
+    owner?.cast_into::<LoopCore>().ok()
+}
+
+/// Waits, without the GIL, until another thread has left the handle's callback.
+///
+/// # Safety
+///
+/// `object` is a handle that the caller keeps alive.
+unsafe fn await_end_of_run(py: Python<'_>, object: *mut HandleObject) {
+    loop {
+        // SAFETY: passed on to the caller; the flag is only read and written with the GIL held, which
+        // `wait` lets go of in between.
+        let (running, owner) = unsafe { ((*object).flags & RUNNING, owner_of(py, object)) };
+        match owner {
+            Some(core) if running != 0 && !core.get().handoff().is_runner() => {
+                core.get().handoff().wait(py);
+            }
+            _ => return,
+        }
+    }
+}
+
 /// Cancels a handle: it will not run, and lets go of what it held.
 fn cancel(py: Python<'_>, object: *mut HandleObject) {
+    // SAFETY: py_cancel, the only caller, keeps the handle alive.
+    unsafe { await_end_of_run(py, object) };
     // SAFETY: a live handle; fields are taken out before anything else can run.
     let (scheduled, owned) = unsafe {
         if (*object).flags & CANCELLED != 0 {
@@ -589,10 +649,15 @@ unsafe extern "C" fn py_cancel(object: *mut PyObject, _: *mut PyObject) -> *mut 
 }
 
 unsafe extern "C" fn py_cancelled(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
-    // SAFETY: a method of this type: `object` is a handle.
+    // SAFETY: a method of this type: `object` is a handle, which is kept alive while we wait.
     unsafe {
-        let cancelled = (*object.cast::<HandleObject>()).flags & CANCELLED != 0;
-        ffi::PyBool_FromLong(cancelled.into())
+        guard(|py| {
+            let handle = Bound::from_borrowed_ptr(py, object);
+            let object = handle.as_ptr().cast::<HandleObject>();
+            await_end_of_run(py, object);
+            let cancelled = (*object).flags & CANCELLED != 0;
+            Ok(cancelled.into_pyobject(py)?.to_owned().into_any())
+        })
     }
 }
 
@@ -665,10 +730,10 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
             if is(Field::Class) {
                 let types = types(py)?;
                 let timer = ffi::Py_TYPE(object) == types.timer.as_ptr().cast();
-                let class = if timer {
-                    &types.asyncio_timer
-                } else {
-                    &types.asyncio_handle
+                let class = match &types.asyncio_thread_safe {
+                    _ if timer => &types.asyncio_timer,
+                    Some(class) if flags & THREAD_SAFE != 0 => class,
+                    _ => &types.asyncio_handle,
                 };
                 return Ok(class.bind(py).clone());
             }

@@ -5,12 +5,12 @@
 //! on the class as method descriptors, which check the type of `self` before the function runs.
 
 use pyo3::Borrowed;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::{call, guard, handle};
 use crate::event_loop::{LoopCore, When};
@@ -309,6 +309,7 @@ fn schedule<'py>(
         Some(when) => state.push_timer(py, when, handle.clone().unbind()),
     }
     if thread_safe {
+        handle::make_thread_safe(&handle)?;
         state.wake(py)?;
     }
     Ok(handle)
@@ -343,6 +344,7 @@ unsafe extern "C" fn call_soon_threadsafe(
     unsafe {
         guard(|py| {
             if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
+                handle::make_thread_safe(&handle)?;
                 receiver(py, object).get().wake(py)?;
                 return Ok(handle);
             }
@@ -400,22 +402,34 @@ fn seconds(arguments: &Arguments<'_, '_>, if_none: &'static str) -> PyResult<f64
     }
 }
 
-/// asyncio's classes, and the one keyword that every call of them has.
+/// Where asyncio's classes are looked up at each call, since programs and tests replace them there,
+/// and the one keyword that every call of them has.
 struct Classes {
-    task: Py<PyAny>,
-    future: Py<PyAny>,
+    tasks: Py<PyDict>,
+    futures: Py<PyDict>,
     only_loop: Py<PyTuple>,
 }
 
 fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
     static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
     CLASSES.get_or_try_init(py, || {
+        let names =
+            |module: &str| -> PyResult<Py<PyDict>> { Ok(py.import(module)?.dict().unbind()) };
         Ok(Classes {
-            task: py.import("asyncio.tasks")?.getattr("Task")?.unbind(),
-            future: py.import("asyncio.futures")?.getattr("Future")?.unbind(),
+            tasks: names("asyncio.tasks")?,
+            futures: names("asyncio.futures")?,
             only_loop: PyTuple::new(py, ["loop"])?.unbind(),
         })
     })
+}
+
+fn class_named<'py>(
+    names: &Bound<'py, PyDict>,
+    name: &Bound<'py, PyString>,
+) -> PyResult<Bound<'py, PyAny>> {
+    names
+        .get_item(name)?
+        .ok_or_else(|| PyAttributeError::new_err(format!("asyncio has no {name}")))
 }
 
 unsafe extern "C" fn create_task(
@@ -434,11 +448,12 @@ unsafe extern "C" fn create_task(
                 let has_factory = state.task_factory(py, |factory| factory.is_some());
                 if !has_factory {
                     let classes = classes(py)?;
+                    let task = class_named(classes.tasks.bind(py), intern!(py, "Task"))?;
                     let arguments = [*array, object];
                     return Bound::from_owned_ptr_or_err(
                         py,
                         ffi::PyObject_Vectorcall(
-                            classes.task.as_ptr(),
+                            task.as_ptr(),
                             arguments.as_ptr(),
                             1,
                             classes.only_loop.as_ptr(),
@@ -469,10 +484,11 @@ unsafe extern "C" fn create_future(
                 return Err(PyTypeError::new_err("create_future() takes no arguments"));
             }
             let classes = classes(py)?;
+            let future = class_named(classes.futures.bind(py), intern!(py, "Future"))?;
             Bound::from_owned_ptr_or_err(
                 py,
                 ffi::PyObject_Vectorcall(
-                    classes.future.as_ptr(),
+                    future.as_ptr(),
                     &raw const object,
                     0,
                     classes.only_loop.as_ptr(),
