@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import Any
 
 from tideloop.loop.bases import LoopBase
@@ -11,6 +12,8 @@ from tideloop.loop.transports import SocketTransport
 
 __all__ = ["FileLoop"]
 
+# Whether asyncio also moves the file's position to the offset when nothing was left to send.
+_ALWAYS_SEEKS = sys.version_info >= (3, 14)
 _CANNOT = "the file or the socket cannot be used with os.sendfile()"
 
 
@@ -35,6 +38,7 @@ class FileLoop(LoopBase):
         left = max(size - offset, 0) if count is None else count
         transp._hold_writes(True)
         total = 0
+        seek = _ALWAYS_SEEKS
         try:
             await self._until_writable(transp)
             while left > 0:
@@ -48,6 +52,7 @@ class FileLoop(LoopBase):
                     continue
                 except OSError as error:
                     if total == 0 and not isinstance(error, ConnectionError):
+                        seek = False
                         raise asyncio.SendfileNotAvailableError(_CANNOT) from error
                     raise
                 if sent == 0:
@@ -58,7 +63,7 @@ class FileLoop(LoopBase):
                     await self._until_writable(transp)
         finally:
             transp._hold_writes(False)
-            if total > 0:
+            if seek or total > 0:
                 os.lseek(file_fd, offset + total, os.SEEK_SET)
         return total
 
