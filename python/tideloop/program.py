@@ -112,7 +112,8 @@ def _run_module(module: str, arguments: list[str]) -> None:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ImportError as error:
-        if error.name is None and str(error).startswith("No module named"):
+        # Raised by runpy itself, not by the program: there is no such module to run.
+        if _without_our_frames(error.__traceback__) is None:
             print(f"{sys.executable}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         raise
