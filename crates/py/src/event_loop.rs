@@ -65,8 +65,9 @@ impl When {
         }
     }
 
-    pub fn after(_core: &Bound<'_, LoopCore>, delay: f64) -> PyResult<Self> {
-        Ok(Self::at(seconds_of(clock::monotonic_ns()) + delay))
+    /// So many seconds from now.
+    pub fn after(delay: f64) -> Self {
+        Self::at(seconds_of(clock::monotonic_ns()) + delay)
     }
 }
 
@@ -265,7 +266,6 @@ impl LoopCore {
             // A closed file no longer knows its descriptor; we may.
             Err(error) => match self.reactor.source_of(py, file) {
                 Some(source) => source,
-                None if file.extract::<i64>().is_ok() => return Err(error),
                 None => return Err(error),
             },
         };

@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
 
+#[cfg(not(target_os = "linux"))]
 use socket2::SockRef;
 
 /// A descriptor's number: a file descriptor on UNIX, a SOCKET on Windows.
@@ -119,28 +120,6 @@ pub fn would_block(error: &io::Error) -> bool {
     )
 }
 
-/// Checks that a descriptor number is open, as far as the system can tell.
-///
-/// # Errors
-///
-/// The system's own error (EBADF, ENOTSOCK, …) if it is not.
-pub fn check_open(raw: RawSource) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        // SAFETY: F_GETFD takes no pointer and fails cleanly on a number that is not open.
-        if unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
-    #[cfg(windows)]
-    {
-        // SAFETY: the borrow ends with this call, and a SOCKET that is not open only fails it.
-        let source = unsafe { borrow(raw) };
-        SockRef::from(&source).r#type().map(drop)
-    }
-}
-
 #[cfg(unix)]
 pub(crate) type Borrowed<'a> = std::os::fd::BorrowedFd<'a>;
 #[cfg(windows)]
@@ -166,17 +145,6 @@ fn raw_of(socket: &socket2::Socket) -> RawSource {
     return std::os::fd::AsRawFd::as_raw_fd(socket);
     #[cfg(windows)]
     return std::os::windows::io::AsRawSocket::as_raw_socket(socket);
-}
-
-/// Whether the socket is a TCP stream.
-pub fn is_tcp(socket: &Socket) -> bool {
-    let socket = SockRef::from(&socket.0);
-    let inet = socket
-        .local_addr()
-        .is_ok_and(|address| address.is_ipv4() || address.is_ipv6());
-    inet && socket
-        .r#type()
-        .is_ok_and(|kind| kind == socket2::Type::STREAM)
 }
 
 /// An address as far as it can be told without asking the system again.

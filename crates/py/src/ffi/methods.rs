@@ -366,7 +366,7 @@ unsafe extern "C" fn call_later(
             let arguments = parse(py, "call_later", Some("delay"), array, count, names)?;
             let core = receiver(py, object);
             let delay = seconds(&arguments, "delay must not be None")?;
-            let when = When::after(&core, delay)?;
+            let when = When::after(delay);
             schedule(&core, "call_later", Some(when), arguments, false)
         })
     }
