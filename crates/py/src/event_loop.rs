@@ -3,12 +3,14 @@
 //! The Python half (`tideloop.loop`) subclasses this and asyncio's own selector loop, in this order:
 //! what is defined here replaces asyncio's engine, everything else is asyncio's.
 
+#[cfg(Py_3_14)]
+use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use pyo3::{PyTraverseError, PyVisit};
+use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::ready::Ready;
 use tideloop_core::timers::{Timers, deadline_ns};
 use tideloop_sys::clock;
@@ -17,7 +19,11 @@ use tideloop_sys::selector::Backend;
 
 use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::{call, handle};
+use crate::ffi::entry::Entry;
+use crate::ffi::layout::Node;
+#[cfg(not(Py_3_14))]
+use crate::ffi::task::TaskList;
+use crate::ffi::{call, handle, native};
 use crate::handoff::Handoff;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
@@ -35,10 +41,10 @@ enum Phase {
     Closed,
 }
 
-/// What is to run, now and later. Every item is a handle made by [`handle::new`].
+/// What is to run, now and later. Every timer is a handle made by [`handle::new`].
 #[derive(Default)]
 pub struct Queue {
-    pub ready: Ready<Py<PyAny>>,
+    pub ready: Ready<Entry>,
     pub timers: Timers<Py<PyAny>>,
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
@@ -87,11 +93,90 @@ pub struct LoopCore {
     stopping: AtomicBool,
     debug: AtomicBool,
     sleeping: AtomicBool,
+    native_tasks: bool,
+    /// Whether call_soon is ours, or was overridden: see [`LoopCore::schedules_natively`].
+    own_call_soon: AtomicU8,
+    /// Where all_tasks() finds the tasks of the thread that runs this loop (3.14); null: not known.
+    #[cfg(Py_3_14)]
+    thread_tasks: AtomicPtr<Node>,
+    #[cfg(not(Py_3_14))]
+    tasks: LoopCell<TaskList>,
     handoff: Handoff,
     selector_name: &'static str,
 }
 
 impl LoopCore {
+    /// Whether tasks may put themselves on this loop's ring: not if a subclass overrides call_soon(),
+    /// since it wants to see every call.
+    #[inline]
+    pub fn schedules_natively(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
+        match self.own_call_soon.load(Ordering::Relaxed) {
+            1 => true,
+            2 => false,
+            _ => self.ask_for_call_soon(py, owner),
+        }
+    }
+
+    #[cold]
+    fn ask_for_call_soon(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
+        let name = intern!(py, "call_soon");
+        let own = match (
+            owner.get_type().getattr(name),
+            py.get_type::<Self>().getattr(name),
+        ) {
+            (Ok(theirs), Ok(ours)) => theirs.is(&ours),
+            _ => false,
+        };
+        self.own_call_soon
+            .store(if own { 1 } else { 2 }, Ordering::Relaxed);
+        own
+    }
+
+    /// Whether a task may be put on the ring without asking call_soon(), which refuses on a closed loop
+    /// and checks the thread in debug mode.
+    #[inline]
+    pub fn accepts_natively(&self) -> bool {
+        !self.debug() && !self.is_closed()
+    }
+
+    /// Whether create_task() and create_future() make tasks and futures of ours.
+    #[inline]
+    pub fn has_native_tasks(&self) -> bool {
+        self.native_tasks
+    }
+
+    /// The list that a new task of this loop joins, if it is known.
+    #[cfg(Py_3_14)]
+    #[inline]
+    pub fn tasks_head(&self, _py: Python<'_>) -> Option<*mut Node> {
+        let head = self.thread_tasks.load(Ordering::Relaxed);
+        (!head.is_null()).then_some(head)
+    }
+
+    /// The list that a new task of this loop joins.
+    #[cfg(not(Py_3_14))]
+    #[inline]
+    pub fn tasks_head(&self, py: Python<'_>) -> Option<*mut Node> {
+        Some(self.tasks.with(py, TaskList::head))
+    }
+
+    /// The thread that runs this loop has its tasks here, until the run ends.
+    #[cfg(Py_3_14)]
+    pub fn set_tasks_head(&self, _py: Python<'_>, head: *mut Node) {
+        self.thread_tasks.store(head, Ordering::Relaxed);
+    }
+
+    /// Whether the loop is run by this thread.
+    #[cfg(Py_3_14)]
+    pub fn is_running_here(&self) -> bool {
+        self.is_running() && self.handoff.is_runner()
+    }
+
+    #[inline]
+    pub fn push_entry(&self, py: Python<'_>, entry: Entry) {
+        self.queue.with(py, |queue| queue.ready.push(entry));
+    }
+
     fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
@@ -140,7 +225,7 @@ impl LoopCore {
 
     #[inline]
     pub fn push_ready(&self, py: Python<'_>, handle: Py<PyAny>) {
-        self.queue.with(py, |queue| queue.ready.push(handle));
+        self.push_entry(py, Entry::handle(handle));
     }
 
     pub fn push_timer(&self, py: Python<'_>, when: When, timer: Py<PyAny>) {
@@ -285,10 +370,11 @@ impl LoopCore {
 #[pymethods]
 impl LoopCore {
     #[new]
-    #[pyo3(signature = (*_args, selector = None, **_kwargs))]
+    #[pyo3(signature = (*_args, selector = None, tasks = None, **_kwargs))]
     fn new(
         _args: &Bound<'_, PyTuple>,
         selector: Option<&str>,
+        tasks: Option<&str>,
         _kwargs: Option<&Bound<'_, PyDict>>,
         py: Python<'_>,
     ) -> PyResult<Self> {
@@ -298,6 +384,16 @@ impl LoopCore {
             Some(other) => {
                 return Err(PyValueError::new_err(format!(
                     "selector is {other:?}; expected 'default' or 'polling'"
+                )));
+            }
+        };
+        let native_tasks = match tasks {
+            None => native::verdict(py)?.is_ok(),
+            Some("native") => native::native(py).map(|_| true)?,
+            Some("stock") => false,
+            Some(other) => {
+                return Err(PyValueError::new_err(format!(
+                    "tasks is {other:?}; expected 'native' or 'stock'"
                 )));
             }
         };
@@ -312,6 +408,12 @@ impl LoopCore {
             stopping: AtomicBool::new(false),
             debug: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
+            native_tasks,
+            own_call_soon: AtomicU8::new(0),
+            #[cfg(Py_3_14)]
+            thread_tasks: AtomicPtr::new(std::ptr::null_mut()),
+            #[cfg(not(Py_3_14))]
+            tasks: LoopCell::new(TaskList::default()),
             handoff: Handoff::default(),
             selector_name,
         })
@@ -341,6 +443,23 @@ impl LoopCore {
     #[getter]
     fn selector_name(&self) -> &'static str {
         self.selector_name
+    }
+
+    /// Whose tasks and futures create_task() and create_future() make: 'native' or 'stock'.
+    #[getter]
+    fn tasks(&self) -> &'static str {
+        if self.native_tasks { "native" } else { "stock" }
+    }
+
+    /// The tasks of ours that are not done, on Pythons whose asyncio does not list them itself.
+    fn _native_tasks<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyAny>> {
+        #[cfg(Py_3_14)]
+        {
+            let _ = py;
+            Vec::new()
+        }
+        #[cfg(not(Py_3_14))]
+        self.tasks.with(py, |list| list.tasks(py))
     }
 
     /// Wake the loop if it sleeps; from any thread.
@@ -383,13 +502,20 @@ impl LoopCore {
         state.handoff.set_runner(true);
         let result = turn::run(slf);
         state.handoff.set_runner(false);
+        #[cfg(Py_3_14)]
+        state
+            .thread_tasks
+            .store(std::ptr::null_mut(), Ordering::Relaxed);
         drop(precise);
         state.set_phase(Phase::Idle);
         state.set_sleeping(false);
         state.stopping.store(false, Ordering::Relaxed);
         // From here on nothing on the stack keeps the loop alive: the collector must see its work.
         state.queue.with(py, |queue| {
-            queue.ready.iter().for_each(handle::track);
+            queue
+                .ready
+                .iter()
+                .for_each(|entry| handle::track(&entry.object()));
             queue.timers.iter().for_each(handle::track);
         });
         result
@@ -402,14 +528,18 @@ impl LoopCore {
         }
         self.set_phase(Phase::Closed);
         let targets = self.reactor.close(py);
-        let handles = self.queue.with(py, |queue| {
-            let mut handles = queue.ready.take_all();
-            handles.extend(queue.timers.take_all());
-            handles
+        let (ready, timers) = self.queue.with(py, |queue| {
+            (queue.ready.take_all(), queue.timers.take_all())
         });
-        for handle in handles {
-            handle::set_scheduled(&handle, false);
-            handle.bind(py).call_method0("cancel")?;
+        for entry in ready {
+            // A task that waited for its next step is let go of, as a handle's task would be.
+            if entry.is_handle() {
+                entry.object().bind(py).call_method0("cancel")?;
+            }
+        }
+        for timer in timers {
+            handle::set_scheduled(&timer, false);
+            timer.bind(py).call_method0("cancel")?;
         }
         drop(targets);
         Ok(())
@@ -475,8 +605,8 @@ impl LoopCore {
             queue
                 .ready
                 .iter()
-                .chain(queue.timers.iter())
-                .try_for_each(|handle| visit.call(handle))
+                .try_for_each(|entry| visit.call(&*entry.object()))?;
+            queue.timers.iter().try_for_each(|timer| visit.call(timer))
         });
         visited.unwrap_or(Ok(()))?;
         self.task_factory

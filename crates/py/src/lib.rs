@@ -36,6 +36,10 @@ mod _tideloop {
         let types = ffi::handle::types(py)?;
         module.add("Handle", types.handle(py))?;
         module.add("TimerHandle", types.timer(py))?;
+        if let Ok(native) = ffi::native::verdict(py)? {
+            module.add("Future", native.future.bind(py))?;
+            module.add("Task", native.task.bind(py))?;
+        }
         ffi::methods::install(&py.get_type::<LoopCore>())
     }
 }

@@ -20,7 +20,9 @@ use tideloop_sys::clock;
 
 use crate::errors::os_error;
 use crate::event_loop::{LoopCore, MAX_USED};
-use crate::ffi::{call, handle};
+use crate::ffi::current::Current;
+use crate::ffi::entry::{Entry, Run};
+use crate::ffi::{call, handle, native, task};
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery};
 use crate::transport::StreamTransport;
@@ -29,15 +31,22 @@ use crate::transport::StreamTransport;
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
+    let native = native::verdict(core.py())?.as_ref().ok();
+    let mut current = Current::new(core.as_any(), native)?;
     loop {
-        turn(core, &mut batch, &mut policy)?;
+        turn(core, &mut batch, &mut policy, &mut current)?;
         if core.get().is_stopping() {
             return Ok(());
         }
     }
 }
 
-fn turn(core: &Bound<'_, LoopCore>, batch: &mut Batch, policy: &mut PollPolicy) -> PyResult<()> {
+fn turn<'py>(
+    core: &Bound<'py, LoopCore>,
+    batch: &mut Batch,
+    policy: &mut PollPolicy,
+    current: &mut Current<'py>,
+) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
     let (busy, mut timers) = state.queue(py, |queue| {
@@ -64,7 +73,18 @@ fn turn(core: &Bound<'_, LoopCore>, batch: &mut Batch, policy: &mut PollPolicy) 
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
-        let next = next.into_bound(py);
+        let next = match next.take(py) {
+            Run::Step(task) => {
+                task::run(core, current, &task, false)?;
+                continue;
+            }
+            Run::Wake(task) => {
+                task::run(core, current, &task, true)?;
+                continue;
+            }
+            Run::Handle(handle) => handle,
+        };
+        current.leave();
         if debug {
             core.call_method1("_run_in_debug", (&next,))?;
         } else {
@@ -82,6 +102,7 @@ fn turn(core: &Bound<'_, LoopCore>, batch: &mut Batch, policy: &mut PollPolicy) 
             }
         }
     }
+    current.leave();
     Ok(())
 }
 
@@ -136,7 +157,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
                     queue.timers.forget_cancelled();
                     return Some(timer);
                 }
-                queue.ready.push(timer);
+                queue.ready.push(Entry::handle(timer));
             }
             None
         });

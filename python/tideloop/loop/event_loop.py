@@ -21,6 +21,7 @@ from tideloop.loop.files import FileLoop
 from tideloop.loop.handles import describe_call
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
+from tideloop.loop.tasks import Task, is_stock, list_tasks_of
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
@@ -58,17 +59,21 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
     ``None`` takes the environment variable ``TIDELOOP_SELECTOR``, or else the default.
+    tasks: ``"native"`` for tideloop's tasks and futures, ``"stock"`` for asyncio's own; ``None`` takes the
+    environment variable ``TIDELOOP_TASKS``, or else native ones where this Python allows them.
 
-    Raises ValueError for another selector. Like every asyncio loop it belongs to one thread at a time;
+    Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every asyncio loop it belongs to one thread at a time;
     only ``call_soon_threadsafe`` (and what is built on it) may be called from others.
     """
 
-    def __new__(cls, selector: str | None = None) -> EventLoop:
-        chosen = selector or os.environ.get("TIDELOOP_SELECTOR") or None
-        return cast(EventLoop, super().__new__(cls, selector=chosen))
+    def __new__(cls, selector: str | None = None, tasks: str | None = None) -> EventLoop:
+        selector = selector or os.environ.get("TIDELOOP_SELECTOR") or None
+        tasks = tasks or os.environ.get("TIDELOOP_TASKS") or None
+        return cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks))
 
-    def __init__(self, selector: str | None = None) -> None:
+    def __init__(self, selector: str | None = None, tasks: str | None = None) -> None:
         super().__init__(_Engine(self))  # type: ignore[arg-type]
+        list_tasks_of(self)
 
     # --- running -------------------------------------------------------------------------------
 
@@ -136,7 +141,19 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
 
     # --- what the native half calls ----------------------------------------------------------------
 
-    _create_task = asyncio.SelectorEventLoop.create_task
+    def _create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """create_task() where it is not simple: with a factory, in debug mode, with other keywords."""
+        self._check_closed()
+        if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.tasks == "stock":
+            return asyncio.SelectorEventLoop.create_task(self, coro, **kwargs)
+        task = Task(coro, loop=self, **kwargs)
+        if task._source_traceback:
+            del task._source_traceback[-1]
+        try:
+            return task
+        finally:
+            # A traceback of the task may keep this frame; with the task in it, that would be a cycle.
+            del task
 
     def _check_scheduling(self, callback: object, method: str, thread_safe: bool) -> Any:
         """Debug mode: refuse what asyncio refuses; say where the call came from."""
@@ -157,6 +174,12 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             _logger().warning("Executing %s took %.3f seconds", described, took)
         # A traceback of the task may keep this frame; with the task in it, that would be a cycle.
         del handle, callback, args
+
+    def _step_failed(self, task: asyncio.Task[Any], exception: BaseException) -> None:
+        """A step of a task has failed outside of its coroutine: to the exception handler with it."""
+        self.call_exception_handler(
+            {"message": f"Exception in a step of {task!r}", "exception": exception, "task": task}
+        )
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
         """A callback has raised: to the exception handler with it."""

@@ -12,7 +12,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
-use super::{call, guard, handle};
+use super::native::{self, Native};
+use super::task::{self, WakeCall};
+use super::{call, future, guard, handle};
 use crate::event_loop::{LoopCore, When};
 
 /// Puts the methods on the class.
@@ -240,6 +242,9 @@ unsafe fn call_soon_fast<'py>(
                 drop(state.queue(py, |queue| queue.context_names.replace(names)));
             }
             context = *array.add(count as usize);
+            if native::ready(py).is_some_and(|native| *array == native.wake.as_ptr()) {
+                return Ok(None);
+            }
         }
         let context = if context == ffi::Py_None() {
             call::copy_context(py)?
@@ -327,8 +332,21 @@ unsafe extern "C" fn call_soon(
             if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
                 return Ok(handle);
             }
-            let arguments = parse(py, "call_soon", None, array, count, names)?;
-            schedule(&receiver(py, object), "call_soon", None, arguments, false)
+            let mut arguments = parse(py, "call_soon", None, array, count, names)?;
+            let core = receiver(py, object);
+            if let Some(context) = &arguments.context
+                && let Some(wake) =
+                    task::wake_from_call(&core, arguments.callback.as_ptr(), context.as_ptr())?
+            {
+                match wake {
+                    WakeCall::Scheduled => return Ok(py.None().into_bound(py)),
+                    WakeCall::Callback(callback, context) => {
+                        arguments.callback = callback;
+                        arguments.context = Some(context);
+                    }
+                }
+            }
+            schedule(&core, "call_soon", None, arguments, false)
         })
     }
 }
@@ -444,30 +462,72 @@ unsafe extern "C" fn create_task(
         guard(|py| {
             let core = receiver(py, object);
             let state = core.get();
-            if count == 1 && names.is_null() && !state.debug() && !state.is_closed() {
+            if count == 1 && !state.debug() && !state.is_closed() {
                 let has_factory = state.task_factory(py, |factory| factory.is_some());
                 if !has_factory {
                     let classes = classes(py)?;
-                    let task = class_named(classes.tasks.bind(py), intern!(py, "Task"))?;
-                    let arguments = [*array, object];
-                    return Bound::from_owned_ptr_or_err(
-                        py,
-                        ffi::PyObject_Vectorcall(
-                            task.as_ptr(),
-                            arguments.as_ptr(),
-                            1,
-                            classes.only_loop.as_ptr(),
-                        ),
-                    );
+                    let class = class_named(classes.tasks.bind(py), intern!(py, "Task"))?;
+                    if state.has_native_tasks() {
+                        let native = native::native(py)?;
+                        if class.as_ptr() == native.stock_task.as_ptr()
+                            && let Some(made) = spawn(&core, native, array, names)?
+                        {
+                            return Ok(made);
+                        }
+                    } else if names.is_null() {
+                        let arguments = [*array, object];
+                        return Bound::from_owned_ptr_or_err(
+                            py,
+                            ffi::PyObject_Vectorcall(
+                                class.as_ptr(),
+                                arguments.as_ptr(),
+                                1,
+                                classes.only_loop.as_ptr(),
+                            ),
+                        );
+                    }
                 }
             }
-            // A name, a context, a factory, debug mode: as this Python's asyncio does it.
+            // A factory, debug mode, a replaced class: as this Python's asyncio does it.
             let slow = core.getattr(intern!(py, "_create_task"))?;
             Bound::from_owned_ptr_or_err(
                 py,
                 ffi::PyObject_Vectorcall(slow.as_ptr(), array, count as usize, names),
             )
         })
+    }
+}
+
+/// A native task of `create_task(coro, name=, context=)`; None for any other keyword.
+///
+/// # Safety
+///
+/// `array` holds the coroutine and then the values of the keywords, alive during the call.
+unsafe fn spawn<'py>(
+    core: &Bound<'py, LoopCore>,
+    native: &Native,
+    array: *const *mut PyObject,
+    names: *mut PyObject,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = core.py();
+    // SAFETY: as above.
+    unsafe {
+        let coro = Bound::from_borrowed_ptr(py, *array);
+        let (mut name, mut context) = (None, None);
+        if !names.is_null() {
+            for index in 0..ffi::PyTuple_GET_SIZE(names) {
+                let keyword = ffi::PyTuple_GET_ITEM(names, index);
+                let value = Bound::from_borrowed_ptr(py, *array.add(1 + index as usize));
+                if keyword == intern!(py, "name").as_ptr() {
+                    name = Some(value);
+                } else if is_context(py, keyword) {
+                    context = Some(value);
+                } else {
+                    return Ok(None);
+                }
+            }
+        }
+        task::spawn(core, native, &coro, name.as_ref(), context.as_ref()).map(Some)
     }
 }
 
@@ -484,11 +544,22 @@ unsafe extern "C" fn create_future(
                 return Err(PyTypeError::new_err("create_future() takes no arguments"));
             }
             let classes = classes(py)?;
-            let future = class_named(classes.futures.bind(py), intern!(py, "Future"))?;
+            let mut class = class_named(classes.futures.bind(py), intern!(py, "Future"))?;
+            let core = receiver(py, object);
+            let state = core.get();
+            if state.has_native_tasks() {
+                let native = native::native(py)?;
+                if class.as_ptr() == native.stock_future.as_ptr() {
+                    if !state.debug() {
+                        return future::new(py, native, object);
+                    }
+                    class = native.future.bind(py).clone().into_any();
+                }
+            }
             Bound::from_owned_ptr_or_err(
                 py,
                 ffi::PyObject_Vectorcall(
-                    future.as_ptr(),
+                    class.as_ptr(),
                     &raw const object,
                     0,
                     classes.only_loop.as_ptr(),

@@ -14,9 +14,15 @@
 pub mod buffer;
 pub mod call;
 pub mod cell;
+pub mod current;
+pub mod entry;
+pub mod future;
 pub mod handle;
+pub mod layout;
 pub mod methods;
+pub mod native;
 pub mod owner;
+pub mod task;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,0 +1,94 @@
+//! What waits in the ready ring: a handle, or a task that put itself there.
+//!
+//! An entry is one pointer. Objects are aligned to 8 bytes at least, so the two lowest bits tell what
+//! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference.
+
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
+
+use pyo3::ffi::{self, PyObject};
+use pyo3::prelude::*;
+
+const KIND: usize = 0b11;
+const HANDLE: usize = 0;
+const STEP: usize = 1;
+const WAKE: usize = 2;
+
+/// One thing to run.
+pub struct Entry(NonZeroUsize);
+
+/// An entry taken apart; it owns its object.
+pub enum Run<'py> {
+    /// A handle made by [`super::handle::new`].
+    Handle(Bound<'py, PyAny>),
+    /// A task of ours, to be sent None.
+    Step(Bound<'py, PyAny>),
+    /// A task of ours whose future is done.
+    Wake(Bound<'py, PyAny>),
+}
+
+impl Entry {
+    #[inline(always)]
+    fn new(object: *mut PyObject, kind: usize) -> Self {
+        debug_assert_eq!(object as usize & KIND, 0);
+        // SAFETY: an object's address is not null.
+        Self(unsafe { NonZeroUsize::new_unchecked(object as usize | kind) })
+    }
+
+    /// A handle made by [`super::handle::new`].
+    #[inline(always)]
+    pub fn handle(handle: Py<PyAny>) -> Self {
+        Self::new(handle.into_ptr(), HANDLE)
+    }
+
+    /// The next step of a task of ours.
+    #[inline(always)]
+    pub fn step(task: Py<PyAny>) -> Self {
+        Self::new(task.into_ptr(), STEP)
+    }
+
+    /// The step of a task of ours whose future is done.
+    #[inline(always)]
+    pub fn wake(task: Py<PyAny>) -> Self {
+        Self::new(task.into_ptr(), WAKE)
+    }
+
+    #[inline(always)]
+    fn pointer(&self) -> *mut PyObject {
+        (self.0.get() & !KIND) as *mut PyObject
+    }
+
+    /// Whether it is a handle.
+    pub fn is_handle(&self) -> bool {
+        self.0.get() & KIND == HANDLE
+    }
+
+    /// The object, which the entry goes on owning.
+    pub fn object(&self) -> ManuallyDrop<Py<PyAny>> {
+        // SAFETY: the entry owns a reference, so the pointer is alive; ManuallyDrop keeps its count.
+        unsafe {
+            let py = Python::assume_attached();
+            ManuallyDrop::new(Bound::from_owned_ptr(py, self.pointer()).unbind())
+        }
+    }
+
+    /// Takes the entry apart.
+    #[inline(always)]
+    pub fn take(self, py: Python<'_>) -> Run<'_> {
+        let entry = ManuallyDrop::new(self);
+        // SAFETY: the reference that the entry owned becomes the variant's.
+        let object = unsafe { Bound::from_owned_ptr(py, entry.pointer()) };
+        match entry.0.get() & KIND {
+            HANDLE => Run::Handle(object),
+            STEP => Run::Step(object),
+            _ => Run::Wake(object),
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // SAFETY: the entry owns the reference; rings are emptied by code that holds the GIL.
+        unsafe { ffi::Py_DECREF(self.pointer()) };
+    }
+}
