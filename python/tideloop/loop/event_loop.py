@@ -141,11 +141,13 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
 
     # --- what the native half calls ----------------------------------------------------------------
 
+    _create_stock_task = asyncio.SelectorEventLoop.create_task
+
     def _create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
         """create_task() where it is not simple: with a factory, in debug mode, with other keywords."""
         self._check_closed()
         if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.tasks == "stock":
-            return asyncio.SelectorEventLoop.create_task(self, coro, **kwargs)
+            return self._create_stock_task(coro, **kwargs)
         task = Task(coro, loop=self, **kwargs)
         if task._source_traceback:
             del task._source_traceback[-1]

@@ -80,3 +80,28 @@ pub fn check_signals(py: Python<'_>) -> PyResult<()> {
 pub fn closed_error() -> PyErr {
     PyRuntimeError::new_err("Event loop is closed")
 }
+
+/// Takes the exception that is set, with its traceback.
+pub fn take_raised(py: Python<'_>) -> Bound<'_, PyAny> {
+    // SAFETY: an exception is set, as callers have made sure; the references are owned.
+    unsafe {
+        #[cfg(Py_3_12)]
+        return Bound::from_owned_ptr(py, ffi::PyErr_GetRaisedException());
+        #[cfg(not(Py_3_12))]
+        {
+            let (mut class, mut value, mut traceback) = (
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            );
+            ffi::PyErr_Fetch(&mut class, &mut value, &mut traceback);
+            ffi::PyErr_NormalizeException(&mut class, &mut value, &mut traceback);
+            if !traceback.is_null() {
+                ffi::PyException_SetTraceback(value, traceback);
+            }
+            ffi::Py_XDECREF(class);
+            ffi::Py_XDECREF(traceback);
+            Bound::from_owned_ptr(py, value)
+        }
+    }
+}

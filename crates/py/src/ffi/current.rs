@@ -42,7 +42,9 @@ impl<'py> Current<'py> {
             entered: false,
             #[cfg(Py_3_14)]
             field: match native {
-                Some(native) => find_field(py, native, owner)?,
+                // Where asyncio does not know the running loop (its Python half may stand in for the C
+                // half), it is asyncio that has to say so, when a task is to run.
+                Some(native) => find_field(py, native, owner).unwrap_or(None),
                 None => None,
             },
             #[cfg(not(Py_3_14))]

@@ -720,14 +720,16 @@ pub fn traverse_slot(_: &Collector) -> *mut c_void {
     traverse as *mut c_void
 }
 
-/// Makes a type that derives from one of asyncio's, and hides the iterator's method that its slot made.
+/// Makes a type that derives from one of asyncio's, the first of `bases`, and hides the iterator's method that its slot made.
 pub fn derive<'py>(
-    base: &Bound<'py, PyType>,
+    bases: &[&Bound<'py, PyType>],
     name: &'static std::ffi::CStr,
     size: usize,
     slots: &mut [ffi::PyType_Slot],
 ) -> PyResult<Bound<'py, PyType>> {
+    let base = bases[0];
     let py = base.py();
+    let bases = pyo3::types::PyTuple::new(py, bases)?;
     let mut spec = ffi::PyType_Spec {
         name: name.as_ptr().cast::<c_char>(),
         basicsize: size as c_int,
@@ -741,7 +743,7 @@ pub fn derive<'py>(
     // SAFETY: the spec and what it points to outlive the call; names, docs and tables are static. The
     // dictionary is that of a type which nobody else has seen.
     unsafe {
-        let object = ffi::PyType_FromSpecWithBases(&mut spec, base.as_ptr());
+        let object = ffi::PyType_FromSpecWithBases(&mut spec, bases.as_ptr());
         let class = Bound::from_owned_ptr_or_err(py, object)?.cast_into_unchecked::<PyType>();
         let raw = object.cast::<ffi::PyTypeObject>();
         for name in [c"__next__", c"__await__"] {
@@ -785,7 +787,7 @@ pub fn make_type<'py>(base: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyType>>
         slot(0, null_mut()),
     ];
     derive(
-        base,
+        &[base],
         c"tideloop._tideloop.Future",
         size_of::<FutureObject>(),
         &mut slots,

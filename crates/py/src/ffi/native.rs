@@ -58,10 +58,8 @@ pub fn verdict(py: Python<'_>) -> PyResult<&'static Result<Native, String>> {
             Ok(module.getattr_opt(name)?.map(Bound::unbind))
         };
         let exceptions = py.import("asyncio.exceptions")?;
-        let (future, task) = (
-            future::make_type(&stock_future)?,
-            task::make_type(&stock_task)?,
-        );
+        let future = future::make_type(&stock_future)?;
+        let task = task::make_type(&stock_task, &future)?;
         Ok(Ok(Native {
             wake: task::make_wake(&task)?.unbind(),
             future: future.unbind(),

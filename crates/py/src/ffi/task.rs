@@ -280,10 +280,12 @@ unsafe extern "C" fn init(
     // SAFETY: called by the interpreter with a live object of this type, a tuple, and a dict or null.
     let made = unsafe {
         guard(|py| {
-            let args = Bound::from_borrowed_ptr(py, args).cast_into_unchecked::<PyTuple>();
-            let keywords = Bound::from_borrowed_ptr_or_opt(py, keywords)
-                .map(|keywords| keywords.cast_into_unchecked::<PyDict>());
-            construct(py, object.cast(), &args, keywords.as_ref())?;
+            Python::attach(|py| {
+                let args = Bound::from_borrowed_ptr(py, args).cast_into_unchecked::<PyTuple>();
+                let keywords = Bound::from_borrowed_ptr_or_opt(py, keywords)
+                    .map(|keywords| keywords.cast_into_unchecked::<PyDict>());
+                construct(py, object.cast(), &args, keywords.as_ref())
+            })?;
             Ok(py.None().into_bound(py))
         })
     };
@@ -472,9 +474,9 @@ unsafe fn start_eagerly(py: Python<'_>, native: &Native, task: *mut Task) -> PyR
         let context = Bound::from_borrowed_ptr(py, (*task).base.context);
         let before = current::swap(py, native, owner.as_ptr(), task.cast())?;
         let register_now = if cfg!(Py_3_14) {
-            &Some(native.register_task.clone_ref(py))
+            Some(&native.register_task)
         } else {
-            &native.register_eager_task
+            native.register_eager_task.as_ref()
         };
         if let Some(register) = register_now {
             register.bind(py).call1((&object,))?;
@@ -770,8 +772,8 @@ unsafe fn throw(
         if ffi::PyErr_ExceptionMatches(ffi::PyExc_StopIteration) == 0 {
             return ffi::PySendResult::PYGEN_ERROR;
         }
-        let stop = PyErr::fetch(py);
-        match stop.value(py).getattr(intern!(py, "value")) {
+        let stop = call::take_raised(py);
+        match stop.getattr(intern!(py, "value")) {
             Ok(value) => {
                 *result = value.into_ptr();
                 ffi::PySendResult::PYGEN_RETURN
@@ -791,31 +793,24 @@ unsafe fn throw(
 /// As [`step`].
 #[cold]
 unsafe fn failed(py: Python<'_>, native: &Native, task: *mut Task) -> PyResult<()> {
-    let raised = PyErr::fetch(py);
-    let error = raised.value(py).clone().into_any();
-    if let Some(traceback) = raised.traceback(py) {
-        // SAFETY: an exception and its traceback.
-        unsafe { ffi::PyException_SetTraceback(error.as_ptr(), traceback.as_ptr()) };
-    }
+    let error = call::take_raised(py);
     // SAFETY: passed on to the caller; references are moved into empty fields.
     unsafe {
         let future = task.cast::<FutureObject>();
         if ffi::PyErr_GivenExceptionMatches(error.as_ptr(), native.cancelled_error.as_ptr()) != 0 {
-            drop(raised);
             let before = ptr::replace(&raw mut (*future).cancelled_error, error.into_ptr());
             ffi::Py_XDECREF(before);
             let cancelled = future::cancel(py, native, future, null_mut());
             ended(py, task);
             return cancelled.map(drop);
         }
-        let kept = error.clone().into_ptr();
-        let set = future::set_exception(py, native, future, kept);
+        let set = future::set_exception(py, native, future, error.clone().into_ptr());
         ended(py, task);
         if !set {
             return Err(PyErr::fetch(py));
         }
         if error.is_instance_of::<PyKeyboardInterrupt>() || error.is_instance_of::<PySystemExit>() {
-            return Err(raised);
+            return Err(PyErr::from_value(error));
         }
         Ok(())
     }
@@ -1166,18 +1161,21 @@ unsafe fn entered(
     object: *mut PyObject,
     body: impl for<'py> FnOnce(Python<'py>, &'static Native, *mut Task) -> PyResult<()>,
 ) -> *mut PyObject {
-    // SAFETY: passed on to the caller; builtins are called with the GIL held.
+    // SAFETY: passed on to the caller; builtins are called with the GIL held. `attach` tells PyO3 so:
+    // where it does not know, it postpones the drop of what an error holds.
     unsafe {
         guard(|py| {
-            let native = native(py)?;
-            let task = object.cast::<Task>();
-            let object = Bound::from_borrowed_ptr(py, object);
-            let owner = Bound::from_borrowed_ptr(py, (*task).base.future.owner);
-            native.enter_task.bind(py).call1((&owner, &object))?;
-            let stepped = body(py, native, task);
-            let left = native.leave_task.bind(py).call1((&owner, &object));
-            stepped?;
-            left?;
+            Python::attach(|py| {
+                let native = native(py)?;
+                let task = object.cast::<Task>();
+                let object = Bound::from_borrowed_ptr(py, object);
+                let owner = Bound::from_borrowed_ptr(py, (*task).base.future.owner);
+                native.enter_task.bind(py).call1((&owner, &object))?;
+                let stepped = body(py, native, task);
+                let left = native.leave_task.bind(py).call1((&owner, &object));
+                stepped?;
+                left.map(drop)
+            })?;
             Ok(py.None().into_bound(py))
         })
     }
@@ -1393,7 +1391,10 @@ static METHODS: Methods<3> = Methods([
     ffi::PyMethodDef::zeroed(),
 ]);
 
-pub fn make_type<'py>(base: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyType>> {
+pub fn make_type<'py>(
+    base: &Bound<'py, PyType>,
+    future: &Bound<'py, PyType>,
+) -> PyResult<Bound<'py, PyType>> {
     let collector = future::collector_of(base)?;
     let mut slots = [
         slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
@@ -1408,7 +1409,7 @@ pub fn make_type<'py>(base: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyType>>
         slot(0, null_mut()),
     ];
     future::derive(
-        base,
+        &[base, future],
         c"tideloop._tideloop.Task",
         size_of::<Task>(),
         &mut slots,
