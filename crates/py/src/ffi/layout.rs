@@ -360,6 +360,8 @@ fn verify_task(py: Python<'_>, class: &Bound<'_, PyType>) -> PyResult<()> {
         "a task's flags",
     )?;
     check(now.cancel_requests == 2, "the number of cancellations")?;
+    // The step that the loop recorded keeps the task, which keeps the loop.
+    owner.setattr("scheduled", py.None())?;
     coro.call_method0("close")?;
     Ok(())
 }
