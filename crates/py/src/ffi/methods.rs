@@ -5,13 +5,13 @@
 //! on the class as method descriptors, which check the type of `self` before the function runs.
 
 use pyo3::Borrowed;
-use pyo3::exceptions::{PyAttributeError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::types::{PyString, PyTuple, PyType};
 
+use super::classes::classes;
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
 use super::{call, future, guard, handle};
@@ -420,36 +420,6 @@ fn seconds(arguments: &Arguments<'_, '_>, if_none: &'static str) -> PyResult<f64
     }
 }
 
-/// Where asyncio's classes are looked up at each call, since programs and tests replace them there,
-/// and the one keyword that every call of them has.
-struct Classes {
-    tasks: Py<PyDict>,
-    futures: Py<PyDict>,
-    only_loop: Py<PyTuple>,
-}
-
-fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
-    static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
-    CLASSES.get_or_try_init(py, || {
-        let names =
-            |module: &str| -> PyResult<Py<PyDict>> { Ok(py.import(module)?.dict().unbind()) };
-        Ok(Classes {
-            tasks: names("asyncio.tasks")?,
-            futures: names("asyncio.futures")?,
-            only_loop: PyTuple::new(py, ["loop"])?.unbind(),
-        })
-    })
-}
-
-fn class_named<'py>(
-    names: &Bound<'py, PyDict>,
-    name: &Bound<'py, PyString>,
-) -> PyResult<Bound<'py, PyAny>> {
-    names
-        .get_item(name)?
-        .ok_or_else(|| PyAttributeError::new_err(format!("asyncio has no {name}")))
-}
-
 unsafe extern "C" fn create_task(
     object: *mut PyObject,
     array: *const *mut PyObject,
@@ -466,15 +436,13 @@ unsafe extern "C" fn create_task(
                 let has_factory = state.task_factory(py, |factory| factory.is_some());
                 if !has_factory {
                     let classes = classes(py)?;
-                    let class = class_named(classes.tasks.bind(py), intern!(py, "Task"))?;
-                    if state.has_native_tasks() {
-                        let native = native::native(py)?;
-                        if class.as_ptr() == native.stock_task.as_ptr()
-                            && let Some(made) = spawn(&core, native, array, names)?
-                        {
+                    let replaced = classes.task(py)?;
+                    if replaced.is_none() && state.has_native_tasks() {
+                        if let Some(made) = spawn(&core, native::native(py)?, array, names)? {
                             return Ok(made);
                         }
                     } else if names.is_null() {
+                        let class = replaced.unwrap_or_else(|| classes.stock_task.bind(py).clone());
                         let arguments = [*array, object];
                         return Bound::from_owned_ptr_or_err(
                             py,
@@ -544,18 +512,14 @@ unsafe extern "C" fn create_future(
                 return Err(PyTypeError::new_err("create_future() takes no arguments"));
             }
             let classes = classes(py)?;
-            let mut class = class_named(classes.futures.bind(py), intern!(py, "Future"))?;
             let core = receiver(py, object);
             let state = core.get();
-            if state.has_native_tasks() {
-                let native = native::native(py)?;
-                if class.as_ptr() == native.stock_future.as_ptr() {
-                    if !state.debug() {
-                        return future::new(py, native, object);
-                    }
-                    class = native.future.bind(py).clone().into_any();
-                }
-            }
+            let class = match classes.future(py)? {
+                Some(replaced) => replaced,
+                None if !state.has_native_tasks() => classes.stock_future.bind(py).clone(),
+                None if !state.debug() => return future::new(py, native::native(py)?, object),
+                None => native::native(py)?.future.bind(py).clone().into_any(),
+            };
             Bound::from_owned_ptr_or_err(
                 py,
                 ffi::PyObject_Vectorcall(

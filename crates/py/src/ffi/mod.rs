@@ -14,6 +14,7 @@
 pub mod buffer;
 pub mod call;
 pub mod cell;
+pub mod classes;
 pub mod current;
 pub mod entry;
 pub mod future;

@@ -18,6 +18,11 @@
 //! await. After every call out the fields are read again; a field is emptied before its reference is
 //! dropped.
 //!
+//! **Garbage collection.** A task that is in the ring of a running loop is reachable from the stack of that
+//! loop's thread, so it cannot be garbage and is not shown to the collector, which saves it most of the
+//! tasks that there are. It is shown when it hangs itself on a future, when it ends while somebody keeps
+//! it, and when the loop stops (`LoopCore::_run`).
+//!
 //! **Which tasks there are.** `asyncio.all_tasks` must find them. Since 3.14 asyncio keeps a linked list
 //! per thread through the tasks themselves, and so do we. Before, it has a WeakSet, whose cost is that of
 //! three small tasks; there a task of ours hangs in a list of its loop, which the set that `all_tasks`
@@ -184,7 +189,9 @@ pub fn spawn<'py>(
         };
         let object = Bound::from_owned_ptr(py, task.cast());
         register(py, native, Some(core.get()), task)?;
-        ffi::PyObject_GC_Track(task.cast());
+        if !core.get().is_running() {
+            ffi::PyObject_GC_Track(task.cast());
+        }
         core.get()
             .push_entry(py, Entry::step(object.clone().unbind()));
         Ok(object)
@@ -697,6 +704,11 @@ unsafe fn step(
                     let message = message.as_ref().map_or(null_mut(), Bound::as_ptr);
                     return future::cancel(py, native, task.cast(), message).map(drop);
                 }
+                if ffi::Py_REFCNT(task.cast()) > 2 {
+                    // Somebody keeps it, beside our caller and the record of the running task: with its
+                    // result it may be part of a cycle.
+                    show_to_collector(task);
+                }
                 if future::set_result(py, native, task.cast(), result) {
                     ended(py, task);
                     Ok(())
@@ -794,6 +806,8 @@ unsafe fn throw(
 #[cold]
 unsafe fn failed(py: Python<'_>, native: &Native, task: *mut Task) -> PyResult<()> {
     let error = call::take_raised(py);
+    // SAFETY: passed on to the caller.
+    unsafe { show_to_collector(task) };
     // SAFETY: passed on to the caller; references are moved into empty fields.
     unsafe {
         let future = task.cast::<FutureObject>();
@@ -872,6 +886,7 @@ unsafe fn park(
             call_awaited_by(py, native.add_awaited_by.as_ref(), &awaited, task)?;
         }
         (*future).set_blocking(false);
+        show_to_collector(task);
         let core = core_of(py, owner);
         if core.is_some()
             && (*future).state == PENDING
@@ -885,6 +900,21 @@ unsafe fn park(
         }
         (*task).base.waiter = awaited.into_ptr();
         cancel_awaited(py, task)
+    }
+}
+
+/// Makes a task visible to the garbage collector, if it is not yet.
+///
+/// # Safety
+///
+/// `task` is alive and filled.
+#[inline(always)]
+unsafe fn show_to_collector(task: *mut Task) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if ffi::PyObject_GC_IsTracked(task.cast()) == 0 {
+            ffi::PyObject_GC_Track(task.cast());
+        }
     }
 }
 
@@ -1006,6 +1036,7 @@ unsafe fn handle_other(
             Bound::from_borrowed_ptr(py, (*task).base.context),
         )?;
         result.call_method(intern!(py, "add_done_callback"), (wakeup,), Some(&with))?;
+        show_to_collector(task);
         let before = ptr::replace(&raw mut (*task).base.waiter, result.into_ptr());
         ffi::Py_XDECREF(before);
         cancel_awaited(py, task)
