@@ -1,10 +1,16 @@
 //! Timers: deadlines in nanoseconds, fired in order of deadline, then of insertion.
 //!
-//! Most programs give most timers one of a few delays, so deadlines mostly arrive already sorted.
-//! Such a deadline is appended to a plain FIFO in O(1); only one that is earlier than the newest in
-//! the FIFO goes to the heap beside it. Every entry carries a sequence number, so that two timers
-//! with one deadline fire in the order in which they were made (asyncio's heap does not promise
-//! that; uvloop does, and programs have come to rely on it).
+//! **Lanes.** A timer may fire a little late, the later the longer it waits: its [`Slack`]. Timers with the
+//! same slack share a lane, and the loop sleeps until the earliest end of a lane's grid
+//! ([`Timers::next_wake`]), so that a thousand timers of some 20 ms wake it twenty times, while one of
+//! 0.5 ms among them is still on time. Which timers are due, and in which order they fire, does not
+//! depend on lanes.
+//!
+//! **FIFO and heap.** Most programs give most timers one of a few delays, so within a lane deadlines
+//! mostly arrive sorted. Such a deadline is appended to a plain FIFO in O(1); only one that is earlier
+//! than the newest in the FIFO goes to the heap beside it. Every entry carries a sequence number, so that
+//! two timers with one deadline fire in the order in which they were made (asyncio's heap does not
+//! promise that; uvloop does, and programs have come to rely on it).
 //!
 //! Cancelling is lazy: the owner marks its own payload stale and calls [`Timers::note_cancelled`];
 //! stale entries are passed over when they come up and swept out once they are more than half.
@@ -14,6 +20,8 @@
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
+
+use crate::timeout::Slack;
 
 /// Below this many cancelled entries a sweep is not worth its walk.
 const SWEEP_MIN: usize = 64;
@@ -52,11 +60,73 @@ impl<T> PartialEq for Entry<T> {
 
 impl<T> Eq for Entry<T> {}
 
+/// The timers of one slack.
+#[derive(Debug)]
+struct Lane<T> {
+    fifo: VecDeque<Entry<T>>,
+    heap: BinaryHeap<Entry<T>>,
+}
+
+impl<T> Default for Lane<T> {
+    fn default() -> Self {
+        Self {
+            fifo: VecDeque::new(),
+            heap: BinaryHeap::new(),
+        }
+    }
+}
+
+impl<T> Lane<T> {
+    fn insert(&mut self, entry: Entry<T>) {
+        match self.fifo.back() {
+            Some(last) if entry.deadline < last.deadline => self.heap.push(entry),
+            _ => self.fifo.push_back(entry),
+        }
+    }
+
+    fn first_is_in_fifo(&self) -> bool {
+        match (self.fifo.front(), self.heap.peek()) {
+            (Some(a), Some(b)) => a.rank() < b.rank(),
+            (front, _) => front.is_some(),
+        }
+    }
+
+    fn first(&self) -> Option<&Entry<T>> {
+        if self.first_is_in_fifo() {
+            self.fifo.front()
+        } else {
+            self.heap.peek()
+        }
+    }
+
+    fn pop(&mut self) -> Option<Entry<T>> {
+        if self.first_is_in_fifo() {
+            self.fifo.pop_front()
+        } else {
+            self.heap.pop()
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.fifo.len() + self.heap.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.fifo
+            .iter()
+            .chain(self.heap.iter())
+            .map(|entry| &entry.item)
+    }
+
+    fn into_entries(self) -> impl Iterator<Item = Entry<T>> {
+        self.fifo.into_iter().chain(self.heap)
+    }
+}
+
 /// A set of timers with payloads of type `T`.
 #[derive(Debug)]
 pub struct Timers<T> {
-    fifo: VecDeque<Entry<T>>,
-    heap: BinaryHeap<Entry<T>>,
+    lanes: [Lane<T>; Slack::COUNT],
     seq: u64,
     cancelled: usize,
 }
@@ -64,8 +134,7 @@ pub struct Timers<T> {
 impl<T> Default for Timers<T> {
     fn default() -> Self {
         Self {
-            fifo: VecDeque::new(),
-            heap: BinaryHeap::new(),
+            lanes: std::array::from_fn(|_| Lane::default()),
             seq: 0,
             cancelled: 0,
         }
@@ -74,29 +143,24 @@ impl<T> Default for Timers<T> {
 
 impl<T> Timers<T> {
     /// Adds a timer that is due once the clock has reached `deadline`.
-    pub fn insert(&mut self, deadline: u64, item: T) {
+    pub fn insert(&mut self, deadline: u64, slack: Slack, item: T) {
         let seq = self.seq;
         self.seq += 1;
-        let entry = Entry {
+        self.lanes[slack as usize].insert(Entry {
             deadline,
             seq,
             item,
-        };
-        match self.fifo.back() {
-            Some(last) if deadline < last.deadline => self.heap.push(entry),
-            _ => self.fifo.push_back(entry),
-        }
+        });
     }
 
-    /// The deadline of the earliest timer, stale or not.
+    /// When the loop has to be awake for the next timer, stale or not; it may find several due then.
     #[inline]
-    pub fn next_deadline(&self) -> Option<u64> {
-        match (self.fifo.front(), self.heap.peek()) {
-            (Some(a), Some(b)) => Some(a.deadline.min(b.deadline)),
-            (Some(a), None) => Some(a.deadline),
-            (None, Some(b)) => Some(b.deadline),
-            (None, None) => None,
-        }
+    pub fn next_wake(&self) -> Option<u64> {
+        Slack::ALL
+            .iter()
+            .zip(&self.lanes)
+            .filter_map(|(slack, lane)| Some(slack.wake(lane.first()?.deadline)))
+            .min()
     }
 
     /// Takes the earliest timer whose deadline `now` has reached. The caller passes over stale ones,
@@ -105,39 +169,32 @@ impl<T> Timers<T> {
         self.pop_first_if(|entry| entry.deadline <= now)
     }
 
-    /// Takes the earliest timer if it is stale, due or not, so that a cancelled timer does not wake
-    /// the loop for nothing.
+    /// Takes the earliest timer of a lane if it is stale, due or not, so that a cancelled timer does not
+    /// wake the loop for nothing.
     pub fn pop_stale(&mut self, stale: impl Fn(&T) -> bool) -> Option<T> {
         if self.cancelled == 0 {
             return None;
         }
-        let item = self.pop_first_if(|entry| stale(&entry.item));
-        if item.is_some() {
-            self.forget_cancelled();
-        }
-        item
+        let lane = self
+            .lanes
+            .iter_mut()
+            .find(|lane| lane.first().is_some_and(|entry| stale(&entry.item)))?;
+        let entry = lane.pop()?;
+        self.forget_cancelled();
+        Some(entry.item)
     }
 
     fn pop_first_if(&mut self, wanted: impl Fn(&Entry<T>) -> bool) -> Option<T> {
-        let in_fifo = match (self.fifo.front(), self.heap.peek()) {
-            (Some(a), Some(b)) => a.rank() < b.rank(),
-            (Some(_), None) => true,
-            (None, _) => false,
-        };
-        let first = if in_fifo {
-            self.fifo.front()
-        } else {
-            self.heap.peek()
-        };
-        if !wanted(first?) {
-            return None;
+        let mut best: Option<(usize, (u64, u64))> = None;
+        for (index, lane) in self.lanes.iter().enumerate() {
+            if let Some(first) = lane.first()
+                && best.is_none_or(|(_, rank)| first.rank() < rank)
+                && wanted(first)
+            {
+                best = Some((index, first.rank()));
+            }
         }
-        let entry = if in_fifo {
-            self.fifo.pop_front()
-        } else {
-            self.heap.pop()
-        };
-        entry.map(|entry| entry.item)
+        self.lanes[best?.0].pop().map(|entry| entry.item)
     }
 
     /// Says that one entry has become stale. True means that a [`Timers::sweep`] is worth it now.
@@ -163,15 +220,17 @@ impl<T> Timers<T> {
                 Some(entry)
             }
         };
-        self.fifo = std::mem::take(&mut self.fifo)
-            .into_iter()
-            .filter_map(&mut keep)
-            .collect();
-        self.heap = std::mem::take(&mut self.heap)
-            .into_vec()
-            .into_iter()
-            .filter_map(&mut keep)
-            .collect();
+        for lane in &mut self.lanes {
+            lane.fifo = std::mem::take(&mut lane.fifo)
+                .into_iter()
+                .filter_map(&mut keep)
+                .collect();
+            lane.heap = std::mem::take(&mut lane.heap)
+                .into_vec()
+                .into_iter()
+                .filter_map(&mut keep)
+                .collect();
+        }
         self.cancelled = 0;
         removed
     }
@@ -179,27 +238,27 @@ impl<T> Timers<T> {
     /// Empties the set and hands everything over, in no particular order.
     pub fn take_all(&mut self) -> Vec<T> {
         self.cancelled = 0;
-        std::mem::take(&mut self.fifo)
+        std::mem::take(&mut self.lanes)
             .into_iter()
-            .chain(std::mem::take(&mut self.heap))
+            .flat_map(Lane::into_entries)
             .map(|entry| entry.item)
             .collect()
     }
 
     /// How many entries there are, stale ones included.
     pub fn len(&self) -> usize {
-        self.fifo.len() + self.heap.len()
+        self.lanes.iter().map(Lane::len).sum()
     }
 
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.lanes
+            .iter()
+            .all(|lane| lane.fifo.is_empty() && lane.heap.is_empty())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.fifo
-            .iter()
-            .chain(self.heap.iter())
-            .map(|entry| &entry.item)
+        self.lanes.iter().flat_map(Lane::iter)
     }
 }
 
@@ -225,16 +284,43 @@ mod tests {
         let mut timers = Timers::default();
         // 5 goes to the FIFO; the 3s and the later 5 meet in FIFO and heap.
         for (deadline, item) in [(5, 'a'), (3, 'b'), (5, 'c'), (3, 'd'), (4, 'e')] {
-            timers.insert(deadline, item);
+            timers.insert(deadline, Slack::Coarse, item);
         }
         let order: String = std::iter::from_fn(|| timers.pop_due(10)).collect();
         assert_eq!(order, "bdeac");
     }
 
     #[test]
+    fn lanes_share_one_order() {
+        let mut timers = Timers::default();
+        let slacks = [Slack::Coarse, Slack::Fine, Slack::Medium, Slack::Fine];
+        for (item, slack) in slacks.into_iter().enumerate() {
+            timers.insert(7, slack, item);
+        }
+        timers.insert(6, Slack::Coarse, 9);
+        let order: Vec<usize> = std::iter::from_fn(|| timers.pop_due(7)).collect();
+        assert_eq!(order, [9, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn the_loop_wakes_for_the_lane_that_can_wait_least() {
+        let mut timers = Timers::default();
+        timers.insert(20_100_000, Slack::Coarse, ());
+        assert_eq!(timers.next_wake(), Some(21_000_000));
+        timers.insert(20_499_000, Slack::Fine, ());
+        assert_eq!(timers.next_wake(), Some(20_500_000));
+        assert_eq!(timers.pop_due(20_500_000), Some(()));
+        assert_eq!(
+            timers.pop_due(20_500_000),
+            Some(()),
+            "awake anyway: no need to wait for the grid"
+        );
+    }
+
+    #[test]
     fn nothing_fires_early() {
         let mut timers = Timers::default();
-        timers.insert(100, ());
+        timers.insert(100, Slack::Fine, ());
         assert_eq!(timers.pop_due(99), None);
         assert_eq!(timers.pop_due(100), Some(()));
     }
@@ -242,20 +328,20 @@ mod tests {
     #[test]
     fn stale_heads_go_without_being_due() {
         let mut timers = Timers::default();
-        timers.insert(1, 1);
-        timers.insert(2, 2);
+        timers.insert(1, Slack::Fine, 1);
+        timers.insert(2, Slack::Medium, 2);
         assert_eq!(timers.pop_stale(|&n| n == 1), None, "none was cancelled");
         assert!(!timers.note_cancelled());
         assert_eq!(timers.pop_stale(|&n| n == 1), Some(1));
         assert_eq!(timers.pop_stale(|&n| n == 1), None);
-        assert_eq!(timers.next_deadline(), Some(2));
+        assert_eq!(timers.next_wake(), Some(100_000));
     }
 
     #[test]
     fn sweeping_is_asked_for_when_more_than_half_is_stale() {
         let mut timers = Timers::default();
         for n in 0..200_u32 {
-            timers.insert(u64::from(n), n);
+            timers.insert(u64::from(n), Slack::Fine, n);
         }
         let asked = (0..200).position(|_| timers.note_cancelled());
         assert_eq!(asked, Some(100), "the 101st of 200");
@@ -277,7 +363,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Op {
-        Insert(u64),
+        Insert(u64, Slack),
         Cancel(usize),
         Advance(u64),
         Sweep,
@@ -285,7 +371,7 @@ mod tests {
 
     fn ops() -> impl Strategy<Value = Vec<Op>> {
         let op = prop_oneof![
-            4 => (0_u64..50).prop_map(Op::Insert),
+            4 => (0_u64..50, proptest::sample::select(&Slack::ALL[..])).prop_map(|(delay, slack)| Op::Insert(delay, slack)),
             2 => (0_usize..200).prop_map(Op::Cancel),
             2 => (0_u64..20).prop_map(Op::Advance),
             1 => Just(Op::Sweep),
@@ -303,8 +389,8 @@ mod tests {
             let (mut now, mut made) = (0_u64, 0_usize);
             for op in ops {
                 match op {
-                    Op::Insert(delay) => {
-                        timers.insert(now + delay, made);
+                    Op::Insert(delay, slack) => {
+                        timers.insert(now + delay, slack, made);
                         model.push((now + delay, made));
                         made += 1;
                     }

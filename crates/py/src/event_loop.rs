@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::ready::Ready;
+use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
 use tideloop_sys::clock;
 use tideloop_sys::precision::PreciseTimers;
@@ -21,6 +22,7 @@ use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::entry::Entry;
 use crate::ffi::layout::Node;
+use crate::ffi::spare::Spare;
 #[cfg(not(Py_3_14))]
 use crate::ffi::task::TaskList;
 use crate::ffi::{call, handle, native};
@@ -48,6 +50,8 @@ pub struct Queue {
     pub timers: Timers<Py<PyAny>>,
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
+    pub spare_tasks: Spare,
+    pub spare_futures: Spare,
     /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
     /// pass the same one, and a pointer is compared faster than a string.
     pub context_names: Option<Py<PyAny>>,
@@ -61,19 +65,27 @@ pub const MAX_USED: usize = 1024;
 pub struct When {
     pub seconds: f64,
     pub deadline: u64,
+    pub slack: Slack,
 }
 
 impl When {
     pub fn at(seconds: f64) -> Self {
-        Self {
-            seconds,
-            deadline: deadline_ns(seconds),
-        }
+        Self::new(clock::monotonic_ns(), seconds)
     }
 
     /// So many seconds from now.
     pub fn after(delay: f64) -> Self {
-        Self::at(seconds_of(clock::monotonic_ns()) + delay)
+        let now = clock::monotonic_ns();
+        Self::new(now, seconds_of(now) + delay)
+    }
+
+    fn new(now: u64, seconds: f64) -> Self {
+        let deadline = deadline_ns(seconds);
+        Self {
+            seconds,
+            deadline,
+            slack: Slack::of(deadline.saturating_sub(now)),
+        }
     }
 }
 
@@ -201,6 +213,12 @@ impl LoopCore {
         self.queue.with(py, f)
     }
 
+    /// As [`LoopCore::queue`], for the destruction of objects, which may come at any time; None: in use.
+    #[inline]
+    pub fn try_queue<R>(&self, f: impl FnOnce(&mut Queue) -> R) -> Option<R> {
+        self.queue.try_with(f)
+    }
+
     pub fn task_factory<R>(&self, py: Python<'_>, f: impl FnOnce(&Option<Py<PyAny>>) -> R) -> R {
         self.task_factory.with(py, |factory| f(factory))
     }
@@ -230,8 +248,9 @@ impl LoopCore {
 
     pub fn push_timer(&self, py: Python<'_>, when: When, timer: Py<PyAny>) {
         handle::set_scheduled(&timer, true);
-        self.queue
-            .with(py, |queue| queue.timers.insert(when.deadline, timer));
+        self.queue.with(py, |queue| {
+            queue.timers.insert(when.deadline, when.slack, timer)
+        });
     }
 
     /// A timer that is in the timers was cancelled.

@@ -116,8 +116,8 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool, now: u64) -> 
         return call::check_signals(py);
     }
     drop_stale(core);
-    let deadline = state.queue(py, |queue| queue.timers.next_deadline());
-    let timeout = deadline.map(|deadline| wait_ns(deadline, now));
+    let wake = state.queue(py, |queue| queue.timers.next_wake());
+    let timeout = wake.map(|wake| wait_ns(wake, now));
     if timeout == Some(0) {
         return call::check_signals(py);
     }

@@ -25,25 +25,33 @@ use pyo3::types::PyType;
 use super::entry::Entry;
 use super::layout::{CANCELLED, FINISHED, FutureObject, PENDING};
 use super::native::{Native, native};
+use super::spare::Spare;
 #[cfg(Py_3_14)]
 use super::task;
-use crate::event_loop::LoopCore;
+use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
 #[inline]
 pub fn new<'py>(
     py: Python<'py>,
     native: &Native,
-    owner: *mut PyObject,
+    core: &Bound<'py, LoopCore>,
 ) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: the type has FutureObject's size; every field behind the head is written before anything
-    // else can see the object; `owner` is alive.
+    // else can see the object.
     unsafe {
-        let object = ffi::PyObject_GC_New::<FutureObject>(native.future.as_ptr().cast());
+        let class = native.future.as_ptr().cast();
+        let mut object: *mut FutureObject = core
+            .get()
+            .queue(py, |queue| queue.spare_futures.take(class))
+            .cast();
+        if object.is_null() {
+            object = ffi::PyObject_GC_New::<FutureObject>(class);
+        }
         if object.is_null() {
             return Err(PyErr::fetch(py));
         }
-        initialise(object, ffi::Py_NewRef(owner));
+        initialise(object, ffi::Py_NewRef(core.as_ptr()));
         ffi::PyObject_GC_Track(object.cast());
         Ok(Bound::from_owned_ptr(py, object.cast()))
     }
@@ -506,8 +514,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
             return;
         }
         release(future);
-        ffi::Py_XDECREF(ptr::replace(&raw mut (*future).owner, null_mut()));
-        free(object);
+        free(object, |queue| &mut queue.spare_futures);
     }
 }
 
@@ -522,18 +529,33 @@ pub unsafe fn is_exact(object: *mut PyObject) -> bool {
     unsafe { (*ffi::Py_TYPE(object)).tp_flags & ffi::Py_TPFLAGS_IMMUTABLETYPE != 0 }
 }
 
-/// Gives the memory of an empty object back.
+/// Gives the memory of an object back, to its loop or to the interpreter. Its fields own nothing any more
+/// but its loop.
 ///
 /// # Safety
 ///
 /// The end of a dealloc slot.
 #[inline(always)]
-pub unsafe fn free(object: *mut PyObject) {
-    // SAFETY: as above; an instance holds a reference to its heap type.
+pub unsafe fn free(object: *mut PyObject, spare: impl FnOnce(&mut Queue) -> &mut Spare) {
+    // SAFETY: as above; an instance holds a reference to its heap type, and to its loop, which is let go
+    // of last.
     unsafe {
         let kind = ffi::Py_TYPE(object);
-        ffi::PyObject_GC_Del(object.cast());
+        let future = object.cast::<FutureObject>();
+        let owner = ptr::replace(&raw mut (*future).owner, null_mut());
+        let py = Python::assume_attached();
+        let kept = !owner.is_null()
+            && is_exact(object)
+            && ffi::PyObject_GC_IsFinalized(object) == 0
+            && core_of(py, owner).is_some_and(|core| {
+                core.try_queue(|queue| spare(queue).keep(object))
+                    .unwrap_or(false)
+            });
+        if !kept {
+            ffi::PyObject_GC_Del(object.cast());
+        }
         ffi::Py_DECREF(kind.cast());
+        ffi::Py_XDECREF(owner);
     }
 }
 

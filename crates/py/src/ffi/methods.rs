@@ -517,7 +517,7 @@ unsafe extern "C" fn create_future(
             let class = match classes.future(py)? {
                 Some(replaced) => replaced,
                 None if !state.has_native_tasks() => classes.stock_future.bind(py).clone(),
-                None if !state.debug() => return future::new(py, native::native(py)?, object),
+                None if !state.debug() => return future::new(py, native::native(py)?, &core),
                 None => native::native(py)?.future.bind(py).clone().into_any(),
             };
             Bound::from_owned_ptr_or_err(

@@ -23,6 +23,7 @@ pub mod layout;
 pub mod methods;
 pub mod native;
 pub mod owner;
+pub mod spare;
 pub mod task;
 
 use std::io;

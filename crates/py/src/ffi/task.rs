@@ -166,7 +166,14 @@ pub fn spawn<'py>(
     // SAFETY: the type has Task's size; every field behind the head is written before anything else
     // can see the object.
     unsafe {
-        let task = ffi::PyObject_GC_New::<Task>(native.task.as_ptr().cast());
+        let class = native.task.as_ptr().cast();
+        let mut task: *mut Task = core
+            .get()
+            .queue(py, |queue| queue.spare_tasks.take(class))
+            .cast();
+        if task.is_null() {
+            task = ffi::PyObject_GC_New::<Task>(class);
+        }
         if task.is_null() {
             return Err(PyErr::fetch(py));
         }
@@ -1345,11 +1352,11 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         }
         unlink(node_of(task));
         release(task);
-        future::free(object);
+        future::free(object, |queue| &mut queue.spare_tasks);
     }
 }
 
-/// Clears everything that a task owns.
+/// Clears everything that a task owns but its loop.
 ///
 /// # Safety
 ///
@@ -1364,7 +1371,6 @@ unsafe fn release(task: *mut Task) {
             &raw mut (*base).context,
             &raw mut (*base).name,
             &raw mut (*base).waiter,
-            &raw mut (*base).future.owner,
         ];
         for field in fields {
             ffi::Py_XDECREF(ptr::replace(field, null_mut()));
