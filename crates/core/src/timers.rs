@@ -197,6 +197,17 @@ impl<T> Timers<T> {
         self.lanes[best?.0].pop().map(|entry| entry.item)
     }
 
+    /// Takes the newest timer of a lane's FIFO if it is stale: a timer that guards a call is mostly
+    /// cancelled before another one is made, and need not wait for a sweep.
+    pub fn pop_newest_stale(&mut self, stale: impl Fn(&T) -> bool) -> Option<T> {
+        for lane in &mut self.lanes {
+            if lane.fifo.back().is_some_and(|entry| stale(&entry.item)) {
+                return lane.fifo.pop_back().map(|entry| entry.item);
+            }
+        }
+        None
+    }
+
     /// Says that one entry has become stale. True means that a [`Timers::sweep`] is worth it now.
     #[must_use]
     pub fn note_cancelled(&mut self) -> bool {
@@ -335,6 +346,16 @@ mod tests {
         assert_eq!(timers.pop_stale(|&n| n == 1), Some(1));
         assert_eq!(timers.pop_stale(|&n| n == 1), None);
         assert_eq!(timers.next_wake(), Some(100_000));
+    }
+
+    #[test]
+    fn the_newest_goes_at_once() {
+        let mut timers = Timers::default();
+        timers.insert(1, Slack::Fine, 1);
+        timers.insert(2, Slack::Fine, 2);
+        assert_eq!(timers.pop_newest_stale(|&n| n == 1), None, "not the newest");
+        assert_eq!(timers.pop_newest_stale(|&n| n == 2), Some(2));
+        assert_eq!(timers.len(), 1);
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub struct Queue {
     pub timers: Timers<Py<PyAny>>,
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
+    pub used_timers: Vec<Py<PyAny>>,
     pub spare_tasks: Spare,
     pub spare_futures: Spare,
     /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
@@ -255,17 +256,41 @@ impl LoopCore {
 
     /// A timer that is in the timers was cancelled.
     pub fn timer_cancelled(&self, py: Python<'_>) {
-        let swept = self.queue.with(py, |queue| {
+        let (newest, swept) = self.queue.with(py, |queue| {
+            if let Some(newest) = queue.timers.pop_newest_stale(handle::is_cancelled) {
+                return (Some(newest), Vec::new());
+            }
             if queue.timers.note_cancelled() {
-                queue.timers.sweep(handle::is_cancelled)
+                (None, queue.timers.sweep(handle::is_cancelled))
             } else {
-                Vec::new()
+                (None, Vec::new())
             }
         });
-        for timer in swept {
+        for timer in newest.into_iter().chain(swept) {
             handle::set_scheduled(&timer, false);
-            drop(timer.into_bound(py));
+            self.recycle(py, timer.into_bound(py));
         }
+    }
+
+    /// Keeps a handle that nobody else knows for the next call, or lets go of it.
+    #[inline]
+    pub fn recycle(&self, py: Python<'_>, handle: Bound<'_, PyAny>) {
+        let Some(kind) = handle::reusable(&handle) else {
+            return;
+        };
+        let handle = handle.unbind();
+        let spare = self.queue.with(py, |queue| {
+            let list = match kind {
+                handle::Kind::Handle => &mut queue.used,
+                handle::Kind::Timer => &mut queue.used_timers,
+            };
+            if list.len() < MAX_USED {
+                list.push(handle);
+                return None;
+            }
+            Some(handle)
+        });
+        drop(spare.map(|handle| handle.into_bound(py)));
     }
 
     /// Wakes the loop if it sleeps. A loop that does not sleep looks at its queue before it does.

@@ -19,7 +19,7 @@ use tideloop_core::turn::PollPolicy;
 use tideloop_sys::clock;
 
 use crate::errors::os_error;
-use crate::event_loop::{LoopCore, MAX_USED};
+use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
 use crate::ffi::{call, handle, native, task};
@@ -89,17 +89,7 @@ fn turn<'py>(
             core.call_method1("_run_in_debug", (&next,))?;
         } else {
             handle::run(&next)?;
-            if handle::is_reusable(&next) {
-                let next = next.unbind();
-                let spare = state.queue(py, |queue| {
-                    if queue.used.len() < MAX_USED {
-                        queue.used.push(next);
-                        return None;
-                    }
-                    Some(next)
-                });
-                drop(spare.map(|handle| handle.into_bound(py)));
-            }
+            state.recycle(py, next);
         }
     }
     current.leave();
@@ -141,7 +131,7 @@ fn drop_stale(core: &Bound<'_, LoopCore>) {
         .queue(py, |queue| queue.timers.pop_stale(handle::is_cancelled))
     {
         handle::set_scheduled(&timer, false);
-        drop(timer.into_bound(py));
+        core.get().recycle(py, timer.into_bound(py));
     }
 }
 

@@ -155,6 +155,40 @@ pub unsafe fn set_exception(
     }
 }
 
+/// What the timer of asyncio.sleep() calls: `_set_result_unless_cancelled(future, result)`. It touches
+/// nothing but the future, so a future of ours needs neither the call of a Python function nor a context
+/// for it. False: that is not what this call is.
+///
+/// # Safety
+///
+/// The callback and its arguments are alive during the call.
+#[inline(always)]
+pub unsafe fn wake_sleeper(
+    py: Python<'_>,
+    callback: *mut PyObject,
+    arguments: &[*mut PyObject],
+) -> bool {
+    let Some(native) = super::native::ready(py) else {
+        return false;
+    };
+    if callback != native.set_unless_cancelled.as_ptr() || arguments.len() != 2 {
+        return false;
+    }
+    // SAFETY: passed on to the caller; the type says that it is a future.
+    unsafe {
+        let future = arguments[0].cast::<FutureObject>();
+        if ffi::Py_TYPE(arguments[0]) != native.future.as_ptr().cast()
+            || (*future).state != PENDING
+            || !(*future).callbacks.is_null()
+            || (*future).callback0 != native.wake.as_ptr()
+        {
+            return false;
+        }
+        // A task waits and nobody else: waking it cannot fail on a loop that runs handles.
+        set_result(py, native, future, ffi::Py_NewRef(arguments[1]))
+    }
+}
+
 /// Cancels a future: None if it was done already. `message` is borrowed, or null.
 ///
 /// # Safety

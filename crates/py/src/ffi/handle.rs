@@ -30,7 +30,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
-use super::guard;
+use super::{future, guard};
 use crate::event_loop::LoopCore;
 
 /// Arguments stored in the handle itself; more are stored as one tuple.
@@ -147,14 +147,16 @@ pub fn new<'py>(py: Python<'py>, spec: Spec<'_, 'py>) -> PyResult<Bound<'py, PyA
     Ok(handle)
 }
 
-/// Makes the plain handle of a call_soon on a running loop, out of a used one if there is one.
+/// Makes the handle of a call on a running loop, out of a used one if there is one; `when` is for timers.
 ///
 /// # Safety
 ///
-/// Callback, arguments and owner are live objects.
+/// Callback, arguments and owner are live objects; the used one is of this kind.
 #[inline(always)]
 pub unsafe fn reuse_or_new<'py>(
     py: Python<'py>,
+    kind: Kind,
+    when: f64,
     used: Option<Py<PyAny>>,
     callback: *mut PyObject,
     args: &[*mut PyObject],
@@ -163,10 +165,15 @@ pub unsafe fn reuse_or_new<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let handle = match used {
         Some(handle) => handle.into_bound(py),
+        None if kind == Kind::Timer => allocate(py, &types(py)?.timer)?,
         None => allocate(py, &types(py)?.handle)?,
     };
     // SAFETY: a handle that nobody else has; the caller vouches for the rest.
-    unsafe { fill(py, handle.as_ptr().cast(), callback, args, owner, context)? };
+    unsafe {
+        let object = handle.as_ptr().cast::<HandleObject>();
+        (*object).when = when;
+        fill(py, object, callback, args, owner, context)?;
+    }
     Ok(handle)
 }
 
@@ -179,21 +186,33 @@ pub fn make_thread_safe(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Whether a handle that has run can be filled again: nobody else knows it, and it is as it was made.
+/// Whether a handle that has run or was cancelled can be filled again, and as what: nobody else knows it,
+/// and it is as it was made.
 #[inline]
-pub fn is_reusable(handle: &Bound<'_, PyAny>) -> bool {
+pub fn reusable(handle: &Bound<'_, PyAny>) -> Option<Kind> {
     let object = handle.as_ptr().cast::<HandleObject>();
-    // SAFETY: the queues only hold objects made by this module. An exact Handle that was not
-    // cancelled and is not persistent has flags 0 or SPILLED.
+    // SAFETY: the queues only hold objects made by this module.
     unsafe {
-        ffi::Py_REFCNT(handle.as_ptr()) == 1
-            && (*object).flags & !SPILLED == 0
-            && (*object).callback.is_null()
-            && (*object).weakrefs.is_null()
-            && (*object).source_traceback.is_null()
-            && ffi::PyObject_GC_IsTracked(handle.as_ptr()) == 0
-            && types(handle.py())
-                .is_ok_and(|types| handle.get_type_ptr() == types.handle.as_ptr().cast())
+        if ffi::Py_REFCNT(handle.as_ptr()) != 1
+            || (*object).flags & !(SPILLED | CANCELLED) != 0
+            || !(*object).callback.is_null()
+            || !(*object).owner.is_null()
+            || !(*object).weakrefs.is_null()
+            || !(*object).source_traceback.is_null()
+            || !(*object).description.is_null()
+            || ffi::PyObject_GC_IsTracked(handle.as_ptr()) != 0
+        {
+            return None;
+        }
+        let types = types(handle.py()).ok()?;
+        let class = handle.get_type_ptr();
+        if class == types.handle.as_ptr().cast() {
+            Some(Kind::Handle)
+        } else if class == types.timer.as_ptr().cast() {
+            Some(Kind::Timer)
+        } else {
+            None
+        }
     }
 }
 
@@ -337,7 +356,9 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
         }
 
         let mut result = null_mut();
-        if ffi::PyContext_Enter(context) == 0 {
+        if future::wake_sleeper(py, callback, &stack[1..=count.min(INLINE)]) {
+            result = ffi::Py_NewRef(ffi::Py_None());
+        } else if ffi::PyContext_Enter(context) == 0 {
             result = if flags & SPILLED != 0 {
                 ffi::PyObject_Call(callback, stack[1], null_mut())
             } else {
@@ -429,8 +450,10 @@ unsafe fn owner_of<'py>(
 /// # Safety
 ///
 /// `object` is a handle that the caller keeps alive.
+#[inline]
 unsafe fn await_end_of_run(py: Python<'_>, object: *mut HandleObject) {
-    loop {
+    // SAFETY: passed on to the caller.
+    while unsafe { (*object).flags } & RUNNING != 0 {
         // SAFETY: passed on to the caller; the flag is only read and written with the GIL held, which
         // `wait` lets go of in between.
         let (running, owner) = unsafe { ((*object).flags & RUNNING, owner_of(py, object)) };
@@ -876,8 +899,9 @@ static MEMBERS: Members = Members([
     },
 ]);
 
+/// Which of the two types.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub enum Kind {
     Handle,
     Timer,
 }

@@ -12,9 +12,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple, PyType};
 
 use super::classes::classes;
+use super::handle::{self, Kind};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
-use super::{call, future, guard, handle};
+use super::{call, future, guard};
 use crate::event_loop::{LoopCore, When};
 
 /// Puts the methods on the class.
@@ -252,9 +253,55 @@ unsafe fn call_soon_fast<'py>(
             Bound::from_borrowed_ptr(py, context)
         };
         let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
-        let handle = handle::reuse_or_new(py, used, *array, args, object, context)?;
+        let handle =
+            handle::reuse_or_new(py, Kind::Handle, 0.0, used, *array, args, object, context)?;
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
+    }
+}
+
+/// `call_later(seconds, callback, *args)` on a running loop, as sleep() calls it. None: anything else.
+///
+/// # Safety
+///
+/// As [`call_soon_fast`].
+#[inline(always)]
+unsafe fn call_later_fast<'py>(
+    py: Python<'py>,
+    object: *mut PyObject,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
+        let state = core.get();
+        if count < 2
+            || !names.is_null()
+            || !state.is_running()
+            || state.debug()
+            || ffi::PyFloat_CheckExact(*array) == 0
+        {
+            return Ok(None);
+        }
+        let when = When::after(ffi::PyFloat_AS_DOUBLE(*array));
+        let used = state.queue(py, |queue| queue.used_timers.pop());
+        let context = call::copy_context(py)?;
+        let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
+        let callback = *array.add(1);
+        let timer = handle::reuse_or_new(
+            py,
+            Kind::Timer,
+            when.seconds,
+            used,
+            callback,
+            args,
+            object,
+            context,
+        )?;
+        state.push_timer(py, when, timer.clone().unbind());
+        Ok(Some(timer))
     }
 }
 
@@ -381,6 +428,9 @@ unsafe extern "C" fn call_later(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
+            if let Some(timer) = call_later_fast(py, object, array, count, names)? {
+                return Ok(timer);
+            }
             let arguments = parse(py, "call_later", Some("delay"), array, count, names)?;
             let core = receiver(py, object);
             let delay = seconds(&arguments, "delay must not be None")?;

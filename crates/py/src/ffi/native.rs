@@ -23,6 +23,8 @@ pub struct Native {
     pub cancelled_error: Py<PyAny>,
     pub invalid_state_error: Py<PyAny>,
     pub is_coroutine: Py<PyAny>,
+    /// The callback of sleep()'s timer: sets a future's result if it is not done.
+    pub set_unless_cancelled: Py<PyAny>,
     /// `("context",)`, as the keywords of a vectorcall.
     pub context_names: Py<PyTuple>,
     pub add_done_callback: Py<PyAny>,
@@ -72,6 +74,10 @@ pub fn verdict(py: Python<'_>) -> PyResult<&'static Result<Native, String>> {
                 .unbind(),
             context_names: PyTuple::new(py, ["context"])?.unbind(),
             add_done_callback: stock_future.getattr("add_done_callback")?.unbind(),
+            set_unless_cancelled: py
+                .import("asyncio.futures")?
+                .getattr("_set_result_unless_cancelled")?
+                .unbind(),
             stock_future: stock_future.unbind(),
             stock_task: stock_task.unbind(),
             register_task: module.getattr("_register_task")?.unbind(),
