@@ -22,10 +22,10 @@ use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::entry::Entry;
 use crate::ffi::layout::Node;
-use crate::ffi::spare::Spare;
+use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
 use crate::ffi::task::TaskList;
-use crate::ffi::{call, handle, native};
+use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
@@ -51,6 +51,8 @@ pub struct Queue {
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
     pub used_timers: Vec<Py<PyAny>>,
+    pub spare_handles: Spare,
+    pub spare_timers: Spare,
     pub spare_tasks: Spare,
     pub spare_futures: Spare,
     /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
@@ -67,6 +69,26 @@ pub struct When {
     pub seconds: f64,
     pub deadline: u64,
     pub slack: Slack,
+}
+
+impl Queue {
+    /// What the next handle of a call is made of. The classes are those of the two lists.
+    #[inline]
+    pub fn spare_handle(&mut self, types: &handle::Types) -> handle::SpareHandle {
+        match self.used.pop() {
+            Some(used) => handle::SpareHandle::Used(used),
+            None => types.out_of(handle::Kind::Handle, &mut self.spare_handles),
+        }
+    }
+
+    /// As [`Queue::spare_handle`], for timers.
+    #[inline]
+    pub fn spare_timer(&mut self, types: &handle::Types) -> handle::SpareHandle {
+        match self.used_timers.pop() {
+            Some(used) => handle::SpareHandle::Used(used),
+            None => types.out_of(handle::Kind::Timer, &mut self.spare_timers),
+        }
+    }
 }
 
 impl When {
@@ -533,6 +555,7 @@ impl LoopCore {
     fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        future::know_loop_type(&slf.get_type());
         if state.is_closed() {
             return Err(call::closed_error());
         }
@@ -543,6 +566,7 @@ impl LoopCore {
         }
         state.set_phase(Phase::Running);
         let precise = PreciseTimers::new();
+        let running = Running::new(state);
         state.handoff.set_runner(true);
         let result = turn::run(slf);
         state.handoff.set_runner(false);
@@ -550,7 +574,7 @@ impl LoopCore {
         state
             .thread_tasks
             .store(std::ptr::null_mut(), Ordering::Relaxed);
-        drop(precise);
+        drop((precise, running));
         state.set_phase(Phase::Idle);
         state.set_sleeping(false);
         state.stopping.store(false, Ordering::Relaxed);
