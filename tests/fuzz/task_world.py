@@ -157,7 +157,10 @@ class World:
         self.turn += 1
         while self._due and self._due[0][0] <= self.turn:
             _, _, call, argument = heapq.heappop(self._due)
-            call(argument)
+            try:
+                call(argument)
+            except Exception as error:
+                self.note("clock", "failed", described(error))
         tasks = self.tasks
         while self._first_pending < len(tasks):
             task = tasks[self._first_pending]

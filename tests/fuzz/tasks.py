@@ -58,6 +58,7 @@ class Machine:
 
     def __init__(self, variants: list[Variant]) -> None:
         self.variants = variants
+        self.actions = ACTIONS
         self.loops: list[asyncio.AbstractEventLoop] = []
         self.cpu = [0.0] * len(variants)
         self.runs = 0
@@ -66,7 +67,7 @@ class Machine:
         """Everything that a program does on one variant, what dying objects said at the end of it."""
         variant, started = self.variants[index], time.process_time()
         with variant.in_force():
-            trace, reports = task_world.run(program, variant, self.loops[index], ACTIONS)
+            trace, reports = task_world.run(program, variant, self.loops[index], self.actions)
         self.cpu[index] += time.process_time() - started
         return trace + reports
 
