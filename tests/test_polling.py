@@ -111,7 +111,7 @@ def test_a_ring_of_tasks_is_no_different(loop, backend, seed):
     ring.plan = dict.fromkeys(written, reader.write)
 
     async def spin():
-        while True:
+        while True:  # noqa: ASYNC110  being busy is the point
             await asyncio.sleep(0)
 
     tasks = [loop.create_task(spin()) for _ in range(10)]
