@@ -129,7 +129,7 @@ def start(world: World, label: int, coroutine: Coroutine[Any, Any, Any], how: st
     if how == "own context":
         task = asyncio.current_task()
         # Stock eager tasks refuse a context that is entered, and stay the current task for ever then.
-        if task is not None and sys.version_info >= (3, 12) and loop.get_task_factory() is None:
+        if task is not None and sys.version_info >= (3, 12) and not world.eager:
             return loop.create_task(coroutine, name=name, context=task.get_context())
     if how == "stock":
         return asyncio.tasks._CTask(coroutine, loop=loop, name=name)  # type: ignore[attr-defined, no-any-return]

@@ -97,6 +97,8 @@ class World:
         self.groups: dict[int, list[asyncio.TaskGroup]] = {}
         self.tokens: dict[int, list[Any]] = {}
         self.things: dict[tuple[Callable[..., Any], Any, int], Any] = {}
+        self.eager = False
+        """Whether tasks start in the call that makes them."""
         self.late_work = False
         """Whether something that dies after the run may still want the loop: an asynchronous generator."""
         self._due: list[tuple[int, int, Callable[..., None], Any]] = []
@@ -239,6 +241,7 @@ class World:
             loop.set_debug(True)
         factory = loop.get_task_factory()
         if program.eager and sys.version_info >= (3, 12):
+            self.eager = True
             loop.set_task_factory(asyncio.create_eager_task_factory(self.variant.task))
         self.tasks.append(None)
         self.futures += [loop.create_future() for _ in range(FUTURES)]
