@@ -95,7 +95,8 @@ def sample(backend: Backend, name: str) -> float:
     gc.collect()
     body = (WORKLOADS | PRIMITIVES | WHOLE_PROCESSES)[name]
     with backend.in_force(), asyncio.Runner(loop_factory=backend.new_event_loop) as runner:
-        operations, seconds = runner.run(body(runner.get_loop()))  # type: ignore[arg-type]
+        done: tuple[int, float] = runner.run(body(runner.get_loop()))  # type: ignore[arg-type]
+    operations, seconds = done
     return seconds / operations * 1e9
 
 

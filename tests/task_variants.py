@@ -112,7 +112,7 @@ def available() -> list[Variant]:
     return [variant for name, variant in VARIANTS.items() if missing(name) is None]
 
 
-def params(*names: str) -> list:
+def params(*names: str) -> list[Any]:
     """One pytest parameter per variant (all of them by default); a missing one is skipped, with the reason."""
     return [
         pytest.param(VARIANTS[name], id=name, marks=[pytest.mark.skip(reason=why)] if (why := missing(name)) else [])

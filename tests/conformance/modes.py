@@ -84,9 +84,9 @@ def install(mode: str) -> None:
 
 def install_loop() -> None:
     """Make every way to a default loop lead to ours."""
-    asyncio.SelectorEventLoop = Loop  # type: ignore[misc,assignment]
+    asyncio.SelectorEventLoop = Loop
     if hasattr(asyncio, "EventLoop"):
-        asyncio.EventLoop = Loop  # type: ignore[attr-defined]
+        asyncio.EventLoop = Loop
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         policy = getattr(asyncio, "DefaultEventLoopPolicy", None)

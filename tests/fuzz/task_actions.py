@@ -127,10 +127,10 @@ def start(world: World, label: int, coroutine: Coroutine[Any, Any, Any], how: st
     if how == "context":
         return loop.create_task(coroutine, name=name, context=contextvars.copy_context())
     if how == "own context":
-        task = asyncio.current_task()
+        current_one = asyncio.current_task()
         # Stock eager tasks refuse a context that is entered, and stay the current task for ever then.
-        if task is not None and sys.version_info >= (3, 12) and not world.eager:
-            return loop.create_task(coroutine, name=name, context=task.get_context())
+        if current_one is not None and sys.version_info >= (3, 12) and not world.eager:
+            return loop.create_task(coroutine, name=name, context=current_one.get_context())
     if how == "stock":
         return asyncio.tasks._CTask(coroutine, loop=loop, name=name)  # type: ignore[attr-defined, no-any-return]
     if how == "python":
@@ -222,7 +222,7 @@ async def settle(world: World, me: int, index: int, how: str, which: int) -> Non
         elif how == "exception":
             future.set_exception(FAILURES[which]())
         elif how == "class":
-            future.set_exception(type(FAILURES[which]()))  # type: ignore[arg-type]
+            future.set_exception(type(FAILURES[which]()))
         elif how == "cancel":
             world.note(me, "cancels a future", future.cancel())
         else:
@@ -260,7 +260,7 @@ class Foreign(asyncio.AbstractEventLoop):
         return False
 
 
-FOREIGN = Foreign()
+FOREIGN = Foreign()  # type: ignore[abstract]  # to checkers only
 
 
 # --- cancelling ------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ async def as_completed(world: World, me: int, indices: tuple[int, ...], delay: f
 async def group(world: World, me: int, body: Block, *children: Block) -> None:
     scope = asyncio.TaskGroup()
     if hasattr(scope, "_tasks"):
-        scope._tasks = Ordered()
+        scope._tasks = Ordered()  # type: ignore[assignment]
     scopes = world.groups.setdefault(me, [])
     try:
         async with scope:
@@ -755,7 +755,7 @@ async def look(world: World, me: int, index: int) -> None:
 async def look_at_future(world: World, me: int, index: int) -> None:
     future = world.future(index)
     if future is not None:
-        callbacks = future._callbacks  # type: ignore[attr-defined]
+        callbacks = future._callbacks
         text = repr(future).split(" cb=")[0].split(" created at")[0]
         world.note(me, "sees", plain(text), len(callbacks or ()), future._asyncio_future_blocking)
 

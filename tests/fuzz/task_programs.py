@@ -94,7 +94,7 @@ def program(seed: int, kinds: dict[str, Kind]) -> Program:
         return Statement(name, arguments, tuple([block(depth + 1) for _ in range(count)]))
 
     def block(depth: int) -> Block:
-        made = []
+        made: list[Statement] = []
         most = rng.choice(BLOCK_SIZES) if depth else left
         while left > 0 and len(made) < most:
             if depth < MAX_DEPTH:
@@ -144,8 +144,8 @@ def smaller(block: Block) -> Iterator[Block]:
 
 def shrink(program: Program, fails: Callable[[Program], bool], tries: int = 2_000) -> Program:
     """The smallest program found that still `fails`, after at most `tries` runs of it."""
-    for flag in ("debug", "eager"):
-        if getattr(program, flag) and fails(without := program._replace(**{flag: False})):
+    for without in (program._replace(debug=False), program._replace(debug=False, eager=False)):
+        if without != program and fails(without):
             program = without
     progress = True
     while progress:

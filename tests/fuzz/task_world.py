@@ -67,7 +67,7 @@ def described(exception: BaseException | None, depth: int = 3) -> Any:
     return name, inner
 
 
-class Ordered(dict):
+class Ordered(dict[Any, None]):
     """A set in order of insertion, for TaskGroup: in what order it cancels must not depend on addresses."""
 
     def add(self, item: Any) -> None:
@@ -101,13 +101,13 @@ class World:
         """Whether tasks start in the call that makes them."""
         self.late_work = False
         """Whether something that dies after the run may still want the loop: an asynchronous generator."""
-        self._due: list[tuple[int, int, Callable[..., None], Any]] = []
+        self._due: list[tuple[int, int, Callable[..., object], Any]] = []
         self._asked = 0
         self._first_pending = 0
 
     # --- what actions say and ask ----------------------------------------------------------------
 
-    def note(self, who: object, what: str, *detail: Any) -> None:
+    def note(self, who: object, what: object, *detail: Any) -> None:
         self.trace.append((self.turn, who, what, *detail))
 
     def report(self, what: str, *detail: Any) -> None:
@@ -139,7 +139,7 @@ class World:
 
     # --- the clock -------------------------------------------------------------------------------
 
-    def after(self, turns: int, call: Callable[..., None], argument: Any = None) -> None:
+    def after(self, turns: int, call: Callable[..., object], argument: Any = None) -> None:
         """Call something so many turns from now."""
         self._asked += 1
         heapq.heappush(self._due, (self.turn + turns, self._asked, call, argument))
@@ -262,10 +262,9 @@ class World:
 
     def end(self) -> None:
         """Let go of everything; what is then told by dying objects becomes part of the reports."""
-        for kept in (self.tasks, self.futures, self.handles, self.callbacks):
-            kept.clear()
-        for kept in (self.groups, self.tokens, self.things):
-            kept.clear()
+        kept: tuple[list[Any] | dict[Any, Any], ...] = (self.tasks, self.futures, self.handles, self.callbacks)
+        for container in (*kept, self.groups, self.tokens, self.things):
+            container.clear()
         gc.collect()
         for _ in range(4 if self.late_work else 0):
             self.loop.call_soon(self.loop.stop)

@@ -145,8 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names: list[str] = options.variants.split(",")
     for name in names:
-        if name not in task_variants.VARIANTS or (why := task_variants.missing(name)):
-            parser.error(why if name in task_variants.VARIANTS else f"no variant {name!r}")
+        if name not in task_variants.VARIANTS:
+            parser.error(f"no variant {name!r}; there are {', '.join(task_variants.VARIANTS)}")
+        if why := task_variants.missing(name):
+            parser.error(why)
     variants: list[Any] = [task_variants.VARIANTS[name] for name in names]
     failures, ran, started = 0, 0, time.monotonic()
     with machine(variants) as made:
