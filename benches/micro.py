@@ -49,11 +49,8 @@ class Backend(NamedTuple):
             yield
             return
         tideloop: Any = __import__("tideloop")
-        tideloop.accelerate()
-        try:
+        with tideloop.accelerate():
             yield
-        finally:
-            tideloop.decelerate()
 
 
 class Missing(Exception):

@@ -50,7 +50,7 @@ class Variant:
         if not self.accelerated:
             yield
             return
-        with accelerated():
+        with tideloop.accelerate():  # type: ignore[attr-defined]
             yield
 
 
@@ -71,16 +71,6 @@ def native_on_asyncio() -> asyncio.AbstractEventLoop:
     loop = Loop()
     loop.set_task_factory(lambda loop, coro, **options: NATIVE_TASK(coro, loop=loop, **options))
     return loop
-
-
-@contextlib.contextmanager
-def accelerated() -> Iterator[None]:
-    """With tideloop's primitives in place of asyncio's."""
-    tideloop.accelerate()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        tideloop.decelerate()  # type: ignore[attr-defined]
 
 
 _MADE = {} if NATIVE_TASK is None or STOCK_BY_ENVIRONMENT else {"task": NATIVE_TASK, "future": NATIVE_FUTURE}

@@ -612,7 +612,7 @@ async def semaphore(world: World, me: int, how: str, size: int, bounded: bool, b
     world.note(me, "semaphore", found.locked())
 
 
-QUEUES = (asyncio.Queue, asyncio.LifoQueue, asyncio.PriorityQueue)
+QUEUES = ("Queue", "LifoQueue", "PriorityQueue")
 
 
 @action(
@@ -623,7 +623,7 @@ QUEUES = (asyncio.Queue, asyncio.LifoQueue, asyncio.PriorityQueue)
     below(50),
 )
 async def queue(world: World, me: int, kind: int, size: int, how: str, item: int) -> None:
-    found = world.thing(QUEUES[kind], size, 0)
+    found = world.thing(getattr(asyncio, QUEUES[kind]), size, 0)
     try:
         if how == "put":
             await found.put(item)
@@ -746,7 +746,7 @@ async def look(world: World, me: int, index: int) -> None:
             world.note(me, "sees", described(found) if isinstance(found, BaseException) else found)
     if sys.version_info >= (3, 12):
         world.note(me, "sees", task.get_context().get(COLOUR))
-    if sys.version_info >= (3, 14) and not world.variant.accelerated:
+    if sys.version_info >= (3, 14):
         waiters = task._asyncio_awaited_by or ()  # type: ignore[attr-defined]
         world.note(me, "awaited by", sorted(map(world.label, waiters)))
 
