@@ -26,7 +26,7 @@ def describe_call(handle: Any, callback: Any, args: Any) -> str:
 
 
 def describe_source(callback: Any, args: Any, debug: bool) -> str:
-    """A callback, its arguments and where it was defined. From Python 3.13 on, arguments are shown in debug mode only."""
+    """A callback, its arguments and where it was defined. From 3.13 on, arguments are shown in debug mode only."""
     if sys.version_info >= (3, 13):
         return format_helpers._format_callback_source(callback, args, debug=debug)
     return format_helpers._format_callback_source(callback, args)
