@@ -471,7 +471,12 @@ pub unsafe extern "C" fn am_send(
             }
             PENDING => pyo3::exceptions::PyRuntimeError::new_err("await wasn't used with future"),
             _ => match native(py).and_then(|native| outcome(py, native, future)) {
-                Ok(Outcome::Error(error)) => PyErr::from_value(error),
+                Ok(Outcome::Error(error)) => {
+                    // As `raise` does it: what is being handled here becomes the error's context.
+                    let class = ffi::Py_TYPE(error.as_ptr());
+                    ffi::PyErr_SetObject(class.cast(), error.as_ptr());
+                    return ffi::PySendResult::PYGEN_ERROR;
+                }
                 Ok(Outcome::Result(value)) => {
                     *result = ffi::Py_NewRef(value);
                     return ffi::PySendResult::PYGEN_RETURN;
