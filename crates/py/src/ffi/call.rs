@@ -71,6 +71,35 @@ pub fn method1<'py>(
     }
 }
 
+/// `object.name(a, b, c, d)`.
+#[inline]
+pub fn method4<'py>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    arguments: [&Bound<'py, PyAny>; 4],
+) -> PyResult<Bound<'py, PyAny>> {
+    let [a, b, c, d] = arguments.map(Bound::as_ptr);
+    let arguments = [object.as_ptr(), a, b, c, d];
+    // SAFETY: `arguments` holds borrowed references that outlive the call.
+    unsafe {
+        Bound::from_owned_ptr_or_err(
+            object.py(),
+            ffi::PyObject_VectorcallMethod(
+                name.as_ptr(),
+                arguments.as_ptr(),
+                arguments.len(),
+                std::ptr::null_mut(),
+            ),
+        )
+    }
+}
+
+/// Whether a reference is the only one to its object.
+pub fn is_only_reference(_py: Python<'_>, object: &Py<PyAny>) -> bool {
+    // SAFETY: a live object, and the GIL is held.
+    unsafe { ffi::Py_REFCNT(object.as_ptr()) == 1 }
+}
+
 /// Delivers pending signals to their Python handlers, if this is the thread that runs them.
 pub fn check_signals(py: Python<'_>) -> PyResult<()> {
     py.check_signals()

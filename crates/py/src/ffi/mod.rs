@@ -14,9 +14,12 @@
 pub mod buffer;
 pub mod call;
 pub mod cell;
+pub mod function;
 pub mod handle;
 pub mod methods;
+pub mod operation;
 pub mod owner;
+pub mod park;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

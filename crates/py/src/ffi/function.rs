@@ -1,0 +1,657 @@
+//! Function: a native function or method that looks like the Python function it stands for.
+//!
+//! Programs look at asyncio's functions: `inspect.iscoroutinefunction(queue.get)`, signatures in
+//! frameworks that inject arguments, documentation. A Function therefore has a *template*, the Python
+//! function that it replaces, and answers all such questions with the template's answers. The template
+//! also serves what the native body does not: calls on a receiver of another class, calls on a subclass
+//! that overrides what the body would do directly, and the wording of errors about arguments.
+//!
+//! What a Function does is one of [`ENTRIES`](crate::primitives::ENTRIES), made from types that
+//! implement [`Coroutine`] or [`Method`]. The type of the receiver is checked here, once per call,
+//! so that the bodies get it with its type.
+
+use std::os::raw::{c_char, c_int, c_void};
+use std::ptr::{self, null_mut};
+
+use pyo3::PyTypeInfo;
+use pyo3::exceptions::{PyLookupError, PyTypeError};
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+
+use super::operation::{self, Frame, Input, Step};
+use super::guard;
+
+/// Arguments kept by an operation: the receiver and two more.
+pub const KEPT: usize = 3;
+/// Parameters that any of the functions has at most.
+const MOST: usize = 4;
+
+/// The body of a coroutine function: a state machine that is advanced by `await`.
+pub trait Coroutine {
+    /// The class of the first argument; `PyAny` for a function that is no method.
+    type Receiver: PyTypeInfo;
+
+    /// Whether the template serves this receiver.
+    fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
+        false
+    }
+
+    /// Takes the next step.
+    fn advance<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>>;
+}
+
+/// The body of a plain method or function.
+pub trait Method {
+    /// The class of the first argument; `PyAny` for a function that is no method.
+    type Receiver: PyTypeInfo;
+
+    /// Whether the template serves this receiver.
+    fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
+        false
+    }
+
+    /// Does it. `rest` is what was given behind the receiver; parameters that were not given are absent.
+    fn call<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        rest: &Rest<'_, 'py>,
+    ) -> PyResult<Bound<'py, PyAny>>;
+}
+
+/// The arguments behind the first one.
+pub struct Rest<'a, 'py> {
+    py: Python<'py>,
+    values: &'a [*mut PyObject],
+}
+
+impl<'py> Rest<'_, 'py> {
+    /// The argument at an index, if it was given.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<Bound<'py, PyAny>> {
+        let value = *self.values.get(index)?;
+        // SAFETY: null or a reference that the caller keeps alive during the call.
+        unsafe { Bound::from_borrowed_ptr_or_opt(self.py, value) }
+    }
+}
+
+type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
+    &'a Bound<'py, PyAny>,
+    &'b Frame<'c, 'py>,
+    Input<'py>,
+) -> PyResult<Step<'py>>;
+type Call = for<'a, 'b, 'c, 'py> unsafe fn(
+    &'a Bound<'py, PyAny>,
+    &'b Rest<'c, 'py>,
+) -> PyResult<Bound<'py, PyAny>>;
+type Diverted = for<'a, 'py> unsafe fn(&'a Bound<'py, PyAny>) -> bool;
+
+#[derive(Clone, Copy)]
+enum Body {
+    Coroutine(Advance),
+    Method(Call),
+}
+
+/// One native function, before it has a template.
+pub struct Entry {
+    name: &'static str,
+    receiver: fn(Python<'_>) -> *mut ffi::PyTypeObject,
+    diverted: Diverted,
+    body: Body,
+}
+
+impl Entry {
+    /// A coroutine function.
+    pub const fn coroutine<C: Coroutine>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: C::Receiver::type_object_raw,
+            diverted: coroutine_diverted::<C>,
+            body: Body::Coroutine(advance::<C>),
+        }
+    }
+
+    /// A plain method or function.
+    pub const fn method<M: Method>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: M::Receiver::type_object_raw,
+            diverted: method_diverted::<M>,
+            body: Body::Method(call::<M>),
+        }
+    }
+}
+
+/// # Safety
+///
+/// Here and in the next three: the receiver is an instance of the body's class, which [`fitting`] has
+/// checked, or which an operation has kept since then.
+unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: as above.
+    C::diverted(unsafe { receiver.cast_unchecked() })
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn advance<'py, C: Coroutine>(
+    receiver: &Bound<'py, PyAny>,
+    frame: &Frame<'_, 'py>,
+    input: Input<'py>,
+) -> PyResult<Step<'py>> {
+    // SAFETY: as above.
+    C::advance(unsafe { receiver.cast_unchecked() }, frame, input)
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn method_diverted<M: Method>(receiver: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: as above.
+    M::diverted(unsafe { receiver.cast_unchecked() })
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn call<'py, M: Method>(
+    receiver: &Bound<'py, PyAny>,
+    rest: &Rest<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as above.
+    M::call(unsafe { receiver.cast_unchecked() }, rest)
+}
+
+#[repr(C)]
+pub struct FunctionObject {
+    head: PyObject,
+    weakrefs: *mut PyObject,
+    vectorcall: Option<ffi::vectorcallfunc>,
+    template: *mut PyObject,
+    name: *mut PyObject,
+    qualname: *mut PyObject,
+    entry: &'static Entry,
+    /// Positional parameters: how many must be given and how many can be.
+    least: u8,
+    most: u8,
+}
+
+impl FunctionObject {
+    /// Advances an operation that this function has made.
+    ///
+    /// # Safety
+    ///
+    /// `receiver` is the first argument of the call that made the operation.
+    #[inline(always)]
+    pub unsafe fn advance<'py>(
+        &self,
+        receiver: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>> {
+        match self.entry.body {
+            // SAFETY: the caller vouches for the receiver.
+            Body::Coroutine(advance) => unsafe { advance(receiver, frame, input) },
+            Body::Method(_) => Err(PyTypeError::new_err("not a coroutine function")),
+        }
+    }
+
+    pub fn name(&self) -> *mut PyObject {
+        self.name
+    }
+
+    pub fn qualname(&self) -> *mut PyObject {
+        self.qualname
+    }
+
+    pub fn template(&self) -> *mut PyObject {
+        self.template
+    }
+}
+
+/// Makes the native function of this name, with the looks of a Python function.
+///
+/// Raises LookupError for an unknown name, TypeError for a template that has other parameters than
+/// positional ones.
+pub fn new<'py>(
+    py: Python<'py>,
+    entries: &'static [Entry],
+    name: &str,
+    template: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let entry = entries
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
+    let code = template.getattr(intern!(py, "__code__"))?;
+    let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+    let defaults = template.getattr(intern!(py, "__defaults__"))?;
+    let defaults = if defaults.is_none() { 0 } else { defaults.len()? };
+    let coroutine = matches!(entry.body, Body::Coroutine(_));
+    if most > MOST || most == 0 {
+        return Err(PyTypeError::new_err(format!(
+            "{name}() has {most} positional parameters; 1 to {MOST} can be native"
+        )));
+    }
+    // SAFETY: the type is ours with FunctionObject's size; every field is written before anybody sees it.
+    unsafe {
+        let function = ffi::PyObject_GC_New::<FunctionObject>(kind(py)?.as_ptr().cast());
+        if function.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        (*function).weakrefs = null_mut();
+        (*function).vectorcall = Some(if coroutine { call_coroutine } else { call_method });
+        (*function).template = template.clone().into_ptr();
+        (*function).name = template.getattr_or_null(intern!(py, "__name__"));
+        (*function).qualname = template.getattr_or_null(intern!(py, "__qualname__"));
+        (&raw mut (*function).entry).write(entry);
+        (*function).least = most.saturating_sub(defaults) as u8;
+        (*function).most = most as u8;
+        ffi::PyObject_GC_Track(function.cast());
+        Ok(Bound::from_owned_ptr(py, function.cast()))
+    }
+}
+
+trait AttributeOrNull {
+    /// The attribute as a new reference; null, without an exception, if there is none.
+    fn getattr_or_null(&self, name: &Bound<'_, PyString>) -> *mut PyObject;
+}
+
+impl AttributeOrNull for Bound<'_, PyAny> {
+    fn getattr_or_null(&self, name: &Bound<'_, PyString>) -> *mut PyObject {
+        self.getattr(name).map_or(null_mut(), Bound::into_ptr)
+    }
+}
+
+/// The class of native functions.
+pub fn kind(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
+    static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    KIND.get_or_try_init(py, || make_type(py))
+}
+
+// --- calls -------------------------------------------------------------------------------------
+
+unsafe extern "C" fn call_coroutine(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: the interpreter's vectorcall of a Function: `array` holds the arguments.
+    unsafe {
+        guard(|py| {
+            let function = callable.cast::<FunctionObject>();
+            let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let mut kept = [null_mut(); KEPT];
+            for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
+                *slot = value;
+            }
+            operation::new(py, callable, kept)
+        })
+    }
+}
+
+unsafe extern "C" fn call_method(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: as above.
+    unsafe {
+        guard(|py| {
+            let function = callable.cast::<FunctionObject>();
+            let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let Body::Method(call) = (*function).entry.body else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let receiver = Bound::from_borrowed_ptr(py, values[0]);
+            let rest = Rest {
+                py,
+                values: &values[1..count],
+            };
+            call(&receiver, &rest)
+        })
+    }
+}
+
+/// The arguments in the order of the parameters, if the native body serves this call.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[inline(always)]
+unsafe fn fitting(
+    py: Python<'_>,
+    function: &FunctionObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> PyResult<Option<([*mut PyObject; MOST], usize)>> {
+    // SAFETY: `array` holds `count` positional arguments and then the values of the keywords.
+    unsafe {
+        let count = ffi::PyVectorcall_NARGS(flags) as usize;
+        let (least, most) = (usize::from(function.least), usize::from(function.most));
+        let mut values = [null_mut(); MOST];
+        if count > most {
+            return Ok(None);
+        }
+        ptr::copy_nonoverlapping(array, values.as_mut_ptr(), count);
+        let mut filled = count;
+        if !names.is_null() && ffi::PyTuple_GET_SIZE(names) > 0 {
+            if !bind_keywords(py, function, array.add(count), names, &mut values, count)? {
+                return Ok(None);
+            }
+            filled = most;
+        }
+        if values[..least].iter().any(|value| value.is_null()) {
+            return Ok(None);
+        }
+        let kind = ffi::Py_TYPE(values[0]);
+        let expected = (function.entry.receiver)(py);
+        if kind != expected && ffi::PyType_IsSubtype(kind, expected) == 0 {
+            return Ok(None);
+        }
+        let receiver = Bound::from_borrowed_ptr(py, values[0]);
+        if (function.entry.diverted)(&receiver) {
+            return Ok(None);
+        }
+        Ok(Some((values, filled)))
+    }
+}
+
+/// Puts keyword arguments in their places; false if one of them does not fit.
+///
+/// # Safety
+///
+/// `given` holds one live value for each of the names.
+#[cold]
+unsafe fn bind_keywords(
+    py: Python<'_>,
+    function: &FunctionObject,
+    given: *const *mut PyObject,
+    names: *mut PyObject,
+    values: &mut [*mut PyObject; MOST],
+    count: usize,
+) -> PyResult<bool> {
+    // SAFETY: a live function; the interpreter's tuple of names.
+    unsafe {
+        let template = Bound::from_borrowed_ptr(py, function.template);
+        let names = Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>();
+        let parameters = template
+            .getattr(intern!(py, "__code__"))?
+            .getattr(intern!(py, "co_varnames"))?
+            .cast_into::<PyTuple>()?;
+        for (index, name) in names.iter().enumerate() {
+            let mut place = None;
+            for (at, parameter) in parameters.iter().enumerate().take(usize::from(function.most)) {
+                if parameter.eq(&name)? {
+                    place = Some(at);
+                }
+            }
+            match place {
+                Some(place) if place >= count => values[place] = *given.add(index),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Calls the template: it serves the call, or says what is wrong with it.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[cold]
+unsafe fn fall_back<'py>(
+    py: Python<'py>,
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the arguments of the call under way, passed on.
+    unsafe {
+        let template = (*callable.cast::<FunctionObject>()).template;
+        Bound::from_owned_ptr_or_err(py, ffi::PyObject_Vectorcall(template, array, flags, names))
+    }
+}
+
+// --- slots -------------------------------------------------------------------------------------
+
+unsafe extern "C" fn dealloc(object: *mut PyObject) {
+    // SAFETY: called once, when the last reference is gone.
+    unsafe {
+        ffi::PyObject_GC_UnTrack(object.cast());
+        if !(*object.cast::<FunctionObject>()).weakrefs.is_null() {
+            ffi::PyObject_ClearWeakRefs(object);
+        }
+        clear(object);
+        let kind = ffi::Py_TYPE(object);
+        ffi::PyObject_GC_Del(object.cast());
+        ffi::Py_DECREF(kind.cast());
+    }
+}
+
+unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a live function; each reference is taken out before it is dropped. The template stays
+    // until the end: operations ask for it. It is a module-level function, so no cycle needs it cleared.
+    unsafe {
+        if ffi::Py_REFCNT(object) == 0 {
+            for field in [
+                &raw mut (*function).template,
+                &raw mut (*function).name,
+                &raw mut (*function).qualname,
+            ] {
+                ffi::Py_XDECREF(ptr::replace(field, null_mut()));
+            }
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut PyObject,
+    visit: ffi::visitproc,
+    argument: *mut c_void,
+) -> c_int {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a live function; `visit` is the collector's.
+    unsafe {
+        for field in [ffi::Py_TYPE(object).cast(), (*function).template] {
+            if !field.is_null() {
+                let result = visit(field, argument);
+                if result != 0 {
+                    return result;
+                }
+            }
+        }
+    }
+    0
+}
+
+unsafe extern "C" {
+    /// Part of CPython's interface, but missing in PyO3's declarations.
+    fn PyMethod_New(function: *mut PyObject, instance: *mut PyObject) -> *mut PyObject;
+}
+
+/// As a Python function does: bound to an instance, itself on a class.
+unsafe extern "C" fn bind(
+    function: *mut PyObject,
+    instance: *mut PyObject,
+    _owner: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: the interpreter's descriptor protocol; null stands for no instance.
+    unsafe {
+        if instance.is_null() || instance == ffi::Py_None() {
+            return ffi::Py_NewRef(function);
+        }
+        PyMethod_New(function, instance)
+    }
+}
+
+unsafe extern "C" fn getattr(object: *mut PyObject, name: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function and a str. The class of a heap type's instance has these two itself.
+    unsafe {
+        let py = Python::assume_attached();
+        if name == intern!(py, "__module__").as_ptr() {
+            return ffi::Py_NewRef(intern!(py, "tideloop").as_ptr());
+        }
+        if name == intern!(py, "__doc__").as_ptr() {
+            return ffi::PyObject_GetAttr((*object.cast::<FunctionObject>()).template, name);
+        }
+        let found = ffi::PyObject_GenericGetAttr(object, name);
+        if !found.is_null() || ffi::PyErr_ExceptionMatches(ffi::PyExc_AttributeError) == 0 {
+            return found;
+        }
+        ffi::PyErr_Clear();
+        ffi::PyObject_GetAttr((*object.cast::<FunctionObject>()).template, name)
+    }
+}
+
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function.
+    unsafe {
+        guard(|py| {
+            let qualname = Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).qualname);
+            let text = format!("<function {} at {object:p}>", qualname.str()?);
+            Ok(PyString::new(py, &text).into_any())
+        })
+    }
+}
+
+unsafe extern "C" fn class_of(_object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
+    // SAFETY: the type of Python functions is static.
+    unsafe { ffi::Py_NewRef((&raw mut ffi::PyFunction_Type).cast()) }
+}
+
+unsafe extern "C" fn reduce(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function. As Python functions are pickled: by name.
+    unsafe { ffi::Py_NewRef((*object.cast::<FunctionObject>()).qualname) }
+}
+
+unsafe extern "C" fn dictionary(object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
+    // SAFETY: a live function; what a wrapper copies from a function.
+    unsafe {
+        guard(|py| {
+            let template = Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).template);
+            Ok(template
+                .getattr(intern!(py, "__dict__"))?
+                .cast_into::<PyDict>()?
+                .copy()?
+                .into_any())
+        })
+    }
+}
+
+struct Methods([ffi::PyMethodDef; 2]);
+struct Members([ffi::PyMemberDef; 3]);
+struct Attributes([ffi::PyGetSetDef; 3]);
+
+// SAFETY: the tables are constant; CPython only reads them.
+unsafe impl Sync for Methods {}
+// SAFETY: as above.
+unsafe impl Sync for Members {}
+// SAFETY: as above.
+unsafe impl Sync for Attributes {}
+
+static METHODS: Methods = Methods([
+    ffi::PyMethodDef {
+        ml_name: c"__reduce__".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunction: reduce },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: ptr::null(),
+    },
+    ffi::PyMethodDef::zeroed(),
+]);
+
+const fn member(name: &'static std::ffi::CStr, offset: usize) -> ffi::PyMemberDef {
+    ffi::PyMemberDef {
+        name: name.as_ptr(),
+        type_code: ffi::Py_T_PYSSIZET,
+        offset: offset as Py_ssize_t,
+        flags: ffi::Py_READONLY,
+        doc: ptr::null(),
+    }
+}
+
+static MEMBERS: Members = Members([
+    member(c"__weaklistoffset__", std::mem::offset_of!(FunctionObject, weakrefs)),
+    member(c"__vectorcalloffset__", std::mem::offset_of!(FunctionObject, vectorcall)),
+    ffi::PyMemberDef {
+        name: ptr::null(),
+        type_code: 0,
+        offset: 0,
+        flags: 0,
+        doc: ptr::null(),
+    },
+]);
+
+const fn attribute(name: &'static std::ffi::CStr, get: ffi::getter) -> ffi::PyGetSetDef {
+    ffi::PyGetSetDef {
+        name: name.as_ptr(),
+        get: Some(get),
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    }
+}
+
+static ATTRIBUTES: Attributes = Attributes([
+    attribute(c"__class__", class_of),
+    attribute(c"__dict__", dictionary),
+    ffi::PyGetSetDef {
+        name: ptr::null(),
+        get: None,
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    },
+]);
+
+fn make_type(py: Python<'_>) -> PyResult<Py<PyType>> {
+    let slot = |slot: c_int, pfunc: *mut c_void| ffi::PyType_Slot { slot, pfunc };
+    let mut slots = [
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_clear, clear as *mut c_void),
+        slot(ffi::Py_tp_call, ffi::PyVectorcall_Call as *mut c_void),
+        slot(ffi::Py_tp_descr_get, bind as *mut c_void),
+        slot(ffi::Py_tp_getattro, getattr as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
+        slot(ffi::Py_tp_methods, METHODS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_members, MEMBERS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_getset, ATTRIBUTES.0.as_ptr() as *mut c_void),
+        slot(0, null_mut()),
+    ];
+    let mut spec = ffi::PyType_Spec {
+        name: c"tideloop._tideloop.Function".as_ptr().cast::<c_char>(),
+        basicsize: size_of::<FunctionObject>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_HAVE_VECTORCALL
+            | ffi::Py_TPFLAGS_METHOD_DESCRIPTOR
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION
+            | ffi::Py_TPFLAGS_IMMUTABLETYPE) as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec and what it points to outlive the call; name and tables are static.
+    unsafe {
+        let object = ffi::PyType_FromSpec(&mut spec);
+        Ok(Bound::from_owned_ptr_or_err(py, object)?
+            .cast_into_unchecked::<PyType>()
+            .unbind())
+    }
+}
