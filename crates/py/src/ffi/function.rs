@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
-use super::operation::{self, Frame, Input, Step};
+use super::operation::{self, AtOnce, Frame, Input, Step};
 use super::guard;
 
 /// Arguments kept by an operation: the receiver and two more.
@@ -37,6 +37,15 @@ pub trait Coroutine {
     /// Whether the template serves this receiver.
     fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
         false
+    }
+
+    /// Does the whole work at once, if it needs neither Python nor waiting nor an error; else nothing.
+    #[inline(always)]
+    fn at_once<'py>(
+        _receiver: &Bound<'py, Self::Receiver>,
+        _frame: &Frame<'_, 'py>,
+    ) -> AtOnce<'py> {
+        AtOnce::No
     }
 
     /// Takes the next step.
@@ -85,6 +94,7 @@ type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
     &'b Frame<'c, 'py>,
     Input<'py>,
 ) -> PyResult<Step<'py>>;
+type Try = for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> AtOnce<'py>;
 type Call = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Rest<'c, 'py>,
@@ -93,7 +103,7 @@ type Diverted = for<'a, 'py> unsafe fn(&'a Bound<'py, PyAny>) -> bool;
 
 #[derive(Clone, Copy)]
 enum Body {
-    Coroutine(Advance),
+    Coroutine(Advance, Try),
     Method(Call),
 }
 
@@ -112,7 +122,7 @@ impl Entry {
             name,
             receiver: C::Receiver::type_object_raw,
             diverted: coroutine_diverted::<C>,
-            body: Body::Coroutine(advance::<C>),
+            body: Body::Coroutine(advance::<C>, at_once::<C>),
         }
     }
 
@@ -134,6 +144,17 @@ impl Entry {
 unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool {
     // SAFETY: as above.
     C::diverted(unsafe { receiver.cast_unchecked() })
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn at_once<'py, C: Coroutine>(
+    receiver: &Bound<'py, PyAny>,
+    frame: &Frame<'_, 'py>,
+) -> AtOnce<'py> {
+    // SAFETY: as above.
+    C::at_once(unsafe { receiver.cast_unchecked() }, frame)
 }
 
 /// # Safety
@@ -176,6 +197,13 @@ pub struct FunctionObject {
     name: *mut PyObject,
     qualname: *mut PyObject,
     entry: &'static Entry,
+    /// From the entry, at hand.
+    at_once: Option<Try>,
+    diverted: Diverted,
+    /// The native class of the receiver.
+    receiver: *mut ffi::PyTypeObject,
+    /// The Python class that the function was defined in: that of most receivers.
+    owner: *mut ffi::PyTypeObject,
     /// Positional parameters: how many must be given and how many can be.
     least: u8,
     most: u8,
@@ -196,8 +224,43 @@ impl FunctionObject {
     ) -> PyResult<Step<'py>> {
         match self.entry.body {
             // SAFETY: the caller vouches for the receiver.
-            Body::Coroutine(advance) => unsafe { advance(receiver, frame, input) },
+            Body::Coroutine(advance, _) => unsafe { advance(receiver, frame, input) },
             Body::Method(_) => Err(PyTypeError::new_err("not a coroutine function")),
+        }
+    }
+
+    /// Tries to do all the work of an operation that this function has made.
+    ///
+    /// # Safety
+    ///
+    /// `receiver` is the first argument of the call that made the operation.
+    #[inline(always)]
+    pub unsafe fn at_once<'py>(
+        &self,
+        receiver: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> AtOnce<'py> {
+        match self.at_once {
+            // SAFETY: the caller vouches for the receiver.
+            Some(at_once) => unsafe { at_once(receiver, frame) },
+            None => AtOnce::No,
+        }
+    }
+
+    /// Whether the native body serves a receiver.
+    ///
+    /// # Safety
+    ///
+    /// A live object.
+    #[inline(always)]
+    unsafe fn serves(&self, py: Python<'_>, receiver: *mut PyObject) -> bool {
+        // SAFETY: as above; its class is checked before it is taken for one of ours.
+        unsafe {
+            let kind = ffi::Py_TYPE(receiver);
+            let fits = kind == self.owner
+                || kind == self.receiver
+                || ffi::PyType_IsSubtype(kind, self.receiver) != 0;
+            fits && !(self.diverted)(&Bound::from_borrowed_ptr(py, receiver))
         }
     }
 
@@ -232,7 +295,7 @@ pub fn new<'py>(
     let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
     let defaults = template.getattr(intern!(py, "__defaults__"))?;
     let defaults = if defaults.is_none() { 0 } else { defaults.len()? };
-    let coroutine = matches!(entry.body, Body::Coroutine(_));
+    let coroutine = matches!(entry.body, Body::Coroutine(..));
     if most > MOST || most == 0 {
         return Err(PyTypeError::new_err(format!(
             "{name}() has {most} positional parameters; 1 to {MOST} can be native"
@@ -250,6 +313,13 @@ pub fn new<'py>(
         (*function).name = template.getattr_or_null(intern!(py, "__name__"));
         (*function).qualname = template.getattr_or_null(intern!(py, "__qualname__"));
         (&raw mut (*function).entry).write(entry);
+        (*function).at_once = match entry.body {
+            Body::Coroutine(_, at_once) => Some(at_once),
+            Body::Method(_) => None,
+        };
+        (*function).diverted = entry.diverted;
+        (*function).receiver = (entry.receiver)(py);
+        (*function).owner = null_mut();
         (*function).least = most.saturating_sub(defaults) as u8;
         (*function).most = most as u8;
         ffi::PyObject_GC_Track(function.cast());
@@ -284,6 +354,20 @@ unsafe extern "C" fn call_coroutine(
 ) -> *mut PyObject {
     // SAFETY: the interpreter's vectorcall of a Function: `array` holds the arguments.
     unsafe {
+        let py = Python::assume_attached();
+        let function = &*callable.cast::<FunctionObject>();
+        let count = ffi::PyVectorcall_NARGS(flags) as usize;
+        // The usual call: positional, on an instance of the very class.
+        if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
+            let mut kept = [*array, null_mut(), null_mut()];
+            if count > 1 {
+                kept[1] = *array.add(1);
+            }
+            if count > 2 {
+                kept[2] = *array.add(2);
+            }
+            return operation::new(py, callable, kept);
+        }
         guard(|py| {
             let function = callable.cast::<FunctionObject>();
             let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
@@ -293,7 +377,7 @@ unsafe extern "C" fn call_coroutine(
             for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
                 *slot = value;
             }
-            operation::new(py, callable, kept)
+            Bound::from_owned_ptr_or_err(py, operation::new(py, callable, kept))
         })
     }
 }
@@ -307,19 +391,22 @@ unsafe extern "C" fn call_method(
     // SAFETY: as above.
     unsafe {
         guard(|py| {
-            let function = callable.cast::<FunctionObject>();
-            let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
+            let function = &*callable.cast::<FunctionObject>();
+            let Body::Method(call) = function.entry.body else {
                 return fall_back(py, callable, array, flags, names);
             };
-            let Body::Method(call) = (*function).entry.body else {
+            let count = ffi::PyVectorcall_NARGS(flags) as usize;
+            if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
+                let values = std::slice::from_raw_parts(array.add(1), count - 1);
+                return call(&Bound::from_borrowed_ptr(py, *array), &Rest { py, values });
+            }
+            let Some((values, count)) = fitting(py, function, array, flags, names)? else {
                 return fall_back(py, callable, array, flags, names);
             };
+            let values = &values[..count];
             let receiver = Bound::from_borrowed_ptr(py, values[0]);
-            let rest = Rest {
-                py,
-                values: &values[1..count],
-            };
-            call(&receiver, &rest)
+            let values = &values[1..];
+            call(&receiver, &Rest { py, values })
         })
     }
 }
@@ -356,13 +443,7 @@ unsafe fn fitting(
         if values[..least].iter().any(|value| value.is_null()) {
             return Ok(None);
         }
-        let kind = ffi::Py_TYPE(values[0]);
-        let expected = (function.entry.receiver)(py);
-        if kind != expected && ffi::PyType_IsSubtype(kind, expected) == 0 {
-            return Ok(None);
-        }
-        let receiver = Bound::from_borrowed_ptr(py, values[0]);
-        if (function.entry.diverted)(&receiver) {
+        if !function.serves(py, values[0]) {
             return Ok(None);
         }
         Ok(Some((values, filled)))
@@ -456,6 +537,8 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
             ] {
                 ffi::Py_XDECREF(ptr::replace(field, null_mut()));
             }
+            let owner = ptr::replace(&raw mut (*function).owner, null_mut());
+            ffi::Py_XDECREF(owner.cast());
         }
     }
     0
@@ -469,7 +552,12 @@ unsafe extern "C" fn traverse(
     let function = object.cast::<FunctionObject>();
     // SAFETY: a live function; `visit` is the collector's.
     unsafe {
-        for field in [ffi::Py_TYPE(object).cast(), (*function).template] {
+        let fields = [
+            ffi::Py_TYPE(object).cast(),
+            (*function).template,
+            (*function).owner.cast(),
+        ];
+        for field in fields {
             if !field.is_null() {
                 let result = visit(field, argument);
                 if result != 0 {
@@ -555,7 +643,26 @@ unsafe extern "C" fn dictionary(object: *mut PyObject, _: *mut c_void) -> *mut P
     }
 }
 
-struct Methods([ffi::PyMethodDef; 2]);
+/// Told by a new class that it has this function.
+unsafe extern "C" fn set_name(object: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a method of this type, with a tuple of the class and a name.
+    unsafe {
+        let owner = ffi::PyTuple_GetItem(arguments, 0);
+        if owner.is_null() {
+            return null_mut();
+        }
+        if (*function).owner.is_null()
+            && ffi::PyType_Check(owner) != 0
+            && ffi::PyType_IsSubtype(owner.cast(), (*function).receiver) != 0
+        {
+            (*function).owner = ffi::Py_NewRef(owner).cast();
+        }
+        ffi::Py_NewRef(ffi::Py_None())
+    }
+}
+
+struct Methods([ffi::PyMethodDef; 3]);
 struct Members([ffi::PyMemberDef; 3]);
 struct Attributes([ffi::PyGetSetDef; 3]);
 
@@ -571,6 +678,14 @@ static METHODS: Methods = Methods([
         ml_name: c"__reduce__".as_ptr(),
         ml_meth: ffi::PyMethodDefPointer { PyCFunction: reduce },
         ml_flags: ffi::METH_NOARGS,
+        ml_doc: ptr::null(),
+    },
+    ffi::PyMethodDef {
+        ml_name: c"__set_name__".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: set_name,
+        },
+        ml_flags: ffi::METH_VARARGS,
         ml_doc: ptr::null(),
     },
     ffi::PyMethodDef::zeroed(),

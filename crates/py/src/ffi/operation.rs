@@ -18,6 +18,7 @@
 
 use std::marker::PhantomData;
 use std::os::raw::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, null_mut};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
@@ -41,6 +42,16 @@ pub enum Input<'py> {
     Resumed(Bound<'py, PyAny>),
     /// An exception was thrown in, or what was waited for has failed.
     Thrown(PyErr),
+}
+
+/// Whether an operation could end in its first step without anything else running.
+pub enum AtOnce<'py> {
+    /// Nothing was done.
+    No,
+    /// All was done; the value is None.
+    Finish,
+    /// All was done, with this value.
+    Return(Bound<'py, PyAny>),
 }
 
 /// What a step comes to.
@@ -75,6 +86,7 @@ struct OperationObject {
     awaited: *mut PyObject,
     ticket: u64,
     state: State,
+    finalized: bool,
 }
 
 /// One operation as its state machine sees it.
@@ -138,47 +150,73 @@ impl<'py> Frame<'_, 'py> {
 /// Dead operations kept to be filled again; each is 104 bytes.
 const MAX_SPARE: usize = 256;
 
-/// Memory of dead operations: headers that nobody refers to, of our exact type.
-struct Spare(Vec<*mut OperationObject>);
+/// What operations leave for each other.
+struct Pool {
+    /// Dead operations: whole but for their fields, with a count of 0 and a reference to their class.
+    spare: Vec<*mut OperationObject>,
+    /// A StopIteration that is filled again and again, if nobody else knows it.
+    stop: *mut PyObject,
+    /// Whether there is a value in it.
+    filled: bool,
+}
 
 // SAFETY: the pointers are only touched through a LoopCell, so with the GIL held.
-unsafe impl Send for Spare {}
+unsafe impl Send for Pool {}
 
-static SPARE: LoopCell<Spare> = LoopCell::new(Spare(Vec::new()));
+static POOL: LoopCell<Pool> = LoopCell::new(Pool {
+    spare: Vec::new(),
+    stop: null_mut(),
+    filled: false,
+});
 
-/// A new operation of a coroutine function.
+/// A new operation of a coroutine function; null with an exception set if there is no memory.
 ///
 /// # Safety
 ///
 /// `function` is a live FunctionObject with a coroutine body; `kept` are live objects or null.
-#[inline]
-pub unsafe fn new<'py>(
-    py: Python<'py>,
+#[inline(always)]
+pub unsafe fn new(
+    py: Python<'_>,
     function: *mut PyObject,
     kept: [*mut PyObject; KEPT],
-) -> PyResult<Bound<'py, PyAny>> {
-    let kind: *mut ffi::PyTypeObject = kind(py)?.as_ptr().cast();
-    // SAFETY: spare memory was an operation and is one again after PyObject_Init; new memory has the
-    // size of one. Every field is written before anything else can see the object.
+) -> *mut PyObject {
+    // SAFETY: spare memory was an operation and is one again with a new count; new memory has the size
+    // of one. Every field is written before anything else can see the object.
     unsafe {
-        let object = match SPARE.with(py, |spare| spare.0.pop()) {
-            Some(object) => ffi::PyObject_Init(object.cast(), kind).cast(),
-            None => ffi::PyObject_GC_New::<OperationObject>(kind),
+        let object = match POOL.with(py, |pool| pool.spare.pop()) {
+            Some(object) => {
+                ffi::Py_INCREF(object.cast());
+                object
+            }
+            None => allocate(py),
         };
         if object.is_null() {
-            return Err(PyErr::fetch(py));
+            return null_mut();
         }
         (*object).weakrefs = null_mut();
         (*object).function = ffi::Py_NewRef(function).cast();
-        for value in kept {
-            ffi::Py_XINCREF(value);
-        }
+        ffi::Py_XINCREF(kept[0]);
+        ffi::Py_XINCREF(kept[1]);
+        ffi::Py_XINCREF(kept[2]);
         (*object).kept = kept;
         (*object).awaited = null_mut();
         (*object).ticket = u64::MAX;
         (*object).state = State::Created;
+        (*object).finalized = false;
         ffi::PyObject_GC_Track(object.cast());
-        Ok(Bound::from_owned_ptr(py, object.cast()))
+        object.cast()
+    }
+}
+
+#[cold]
+fn allocate(py: Python<'_>) -> *mut OperationObject {
+    match kind(py) {
+        // SAFETY: the type is ours, with the size of the object.
+        Ok(kind) => unsafe { ffi::PyObject_GC_New::<OperationObject>(kind.as_ptr().cast()) },
+        Err(error) => {
+            error.restore(py);
+            null_mut()
+        }
     }
 }
 
@@ -195,25 +233,29 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         if !(*operation).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
         }
-        release(operation);
+        if !ended {
+            release(operation);
+        }
         let function = ptr::replace(&raw mut (*operation).function, null_mut());
         ffi::Py_XDECREF(function.cast());
         let py = Python::assume_attached();
-        empty_stop_iteration(py);
-        let kind = ffi::Py_TYPE(object);
-        let kept = ended
-            && ffi::PyObject_GC_IsFinalized(object) == 0
-            && SPARE.with(py, |spare| {
-                let room = spare.0.len() < MAX_SPARE;
-                if room {
-                    spare.0.push(operation);
-                }
-                room
-            });
+        // An object is finalized once in its life, and a reused one would live on as such.
+        let reusable = ended && !(*operation).finalized;
+        let (kept, filled) = POOL.with(py, |pool| {
+            let room = reusable && pool.spare.len() < MAX_SPARE;
+            if room {
+                pool.spare.push(operation);
+            }
+            (room, pool.filled)
+        });
         if !kept {
+            let kind = ffi::Py_TYPE(object);
             ffi::PyObject_GC_Del(object.cast());
+            ffi::Py_DECREF(kind.cast());
         }
-        ffi::Py_DECREF(kind.cast());
+        if filled {
+            empty_stop_iteration(py);
+        }
     }
 }
 
@@ -222,14 +264,15 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 /// # Safety
 ///
 /// A live operation with the GIL held; its state says that it needs none of these any more.
+#[inline(always)]
 unsafe fn release(operation: *mut OperationObject) {
     // SAFETY: each reference is taken out before any of them is dropped.
     unsafe {
-        let kept = ptr::replace(&raw mut (*operation).kept, [null_mut(); KEPT]);
+        let [a, b, c] = ptr::replace(&raw mut (*operation).kept, [null_mut(); KEPT]);
         let awaited = ptr::replace(&raw mut (*operation).awaited, null_mut());
-        for reference in kept {
-            ffi::Py_XDECREF(reference);
-        }
+        ffi::Py_XDECREF(a);
+        ffi::Py_XDECREF(b);
+        ffi::Py_XDECREF(c);
         ffi::Py_XDECREF(awaited);
     }
 }
@@ -278,6 +321,7 @@ unsafe extern "C" fn finalize(object: *mut PyObject) {
     let operation = object.cast::<OperationObject>();
     // SAFETY: a live operation with the GIL held; an exception that is under way is put back.
     unsafe {
+        (*operation).finalized = true;
         let state = (*operation).state;
         if !matches!(state, State::Created | State::Suspended) {
             return;
@@ -409,7 +453,7 @@ unsafe fn drive<'py>(
 /// # Safety
 ///
 /// A live operation that has taken its last step.
-#[inline]
+#[inline(always)]
 unsafe fn end(operation: *mut OperationObject) {
     // SAFETY: as above.
     unsafe {
@@ -447,35 +491,40 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
-/// One StopIteration that is filled again and again.
-static STOP: LoopCell<Option<Py<PyAny>>> = LoopCell::new(None);
-
 /// Raises StopIteration(value).
 ///
 /// # Safety
 ///
-/// The GIL is held and no exception is set.
-unsafe fn raise_stop_iteration(py: Python<'_>, value: Bound<'_, PyAny>) {
-    // SAFETY: `spare` is a StopIteration that only we know, and so is a new one.
+/// The GIL is held and no exception is set; `value` is a reference that is handed over.
+unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
+    // SAFETY: the spare is a StopIteration of ours. If only we know it, it can be filled again.
     unsafe {
-        let spare = STOP.with(py, |stop| stop.take());
-        let stop = match spare {
-            Some(stop) if is_pristine(stop.as_ptr()) => stop.into_bound(py),
-            other => {
-                drop(other.map(|other| other.into_bound(py)));
-                match new_stop_iteration(py) {
-                    Ok(stop) => stop,
-                    Err(error) => return error.restore(py),
-                }
+        let spare = POOL.with(py, |pool| {
+            pool.filled = true;
+            pool.stop
+        });
+        if !spare.is_null() && is_pristine(spare) {
+            let field = &raw mut (*spare.cast::<ffi::PyStopIterationObject>()).value;
+            let old = ptr::replace(field, value);
+            set_raised(ffi::Py_NewRef(spare));
+            ffi::Py_XDECREF(old);
+            return;
+        }
+        match py.get_type::<PyStopIteration>().call0() {
+            Ok(stop) => {
+                let field = &raw mut (*stop.as_ptr().cast::<ffi::PyStopIterationObject>()).value;
+                let old = ptr::replace(field, value);
+                let surplus = POOL.with(py, |pool| std::mem::replace(&mut pool.stop, stop.as_ptr()));
+                ffi::Py_INCREF(stop.as_ptr());
+                set_raised(stop.into_ptr());
+                ffi::Py_XDECREF(old);
+                ffi::Py_XDECREF(surplus);
             }
-        };
-        let field = &raw mut (*stop.as_ptr().cast::<ffi::PyStopIterationObject>()).value;
-        let old = ptr::replace(field, value.into_ptr());
-        ffi::Py_XDECREF(old);
-        let kept = stop.clone().unbind();
-        let surplus = STOP.with(py, |place| place.replace(kept));
-        drop(surplus.map(|surplus| surplus.into_bound(py)));
-        set_raised(stop);
+            Err(error) => {
+                ffi::Py_DECREF(value);
+                error.restore(py);
+            }
+        }
     }
 }
 
@@ -483,12 +532,12 @@ unsafe fn raise_stop_iteration(py: Python<'_>, value: Bound<'_, PyAny>) {
 ///
 /// # Safety
 ///
-/// The GIL is held.
-unsafe fn set_raised(exception: Bound<'_, PyAny>) {
+/// The GIL is held; `exception` is a reference to an exception that is handed over.
+unsafe fn set_raised(exception: *mut PyObject) {
     // SAFETY: an exception instance and its class; both references are handed over.
     unsafe {
-        let kind = ffi::Py_NewRef(ffi::Py_TYPE(exception.as_ptr()).cast());
-        ffi::PyErr_Restore(kind, exception.into_ptr(), null_mut());
+        let kind = ffi::Py_NewRef(ffi::Py_TYPE(exception).cast());
+        ffi::PyErr_Restore(kind, exception, null_mut());
     }
 }
 
@@ -509,34 +558,69 @@ unsafe fn is_pristine(stop: *mut PyObject) -> bool {
     }
 }
 
-fn new_stop_iteration(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    py.get_type::<PyStopIteration>().call0()
-}
-
 /// Lets go of the value that was returned last, once the interpreter has taken it.
 fn empty_stop_iteration(py: Python<'_>) {
-    let value = STOP.with(py, |stop| {
-        let stop = stop.as_ref()?.as_ptr();
+    let value = POOL.with(py, |pool| {
         // SAFETY: a StopIteration; if nobody else knows it, nobody needs its value.
         unsafe {
-            if ffi::Py_REFCNT(stop) != 1 {
-                return None;
+            if pool.stop.is_null() || ffi::Py_REFCNT(pool.stop) != 1 {
+                return null_mut();
             }
-            let field = &raw mut (*stop.cast::<ffi::PyStopIterationObject>()).value;
-            if (*field).is_null() || *field == ffi::Py_None() {
-                return None;
-            }
-            let value = ptr::replace(field, ffi::Py_NewRef(ffi::Py_None()));
-            Some(Bound::from_owned_ptr(py, value).unbind())
+            pool.filled = false;
+            let field = &raw mut (*pool.stop.cast::<ffi::PyStopIterationObject>()).value;
+            ptr::replace(field, ffi::Py_NewRef(ffi::Py_None()))
         }
     });
-    drop(value.map(|value| value.into_bound(py)));
+    // SAFETY: the reference that was in the field, or null.
+    unsafe { ffi::Py_XDECREF(value) };
+}
+
+/// Ends an operation that has not begun, if that needs nothing but itself.
+///
+/// # Safety
+///
+/// A live operation that its caller holds.
+#[inline(always)]
+unsafe fn end_at_once<'py>(py: Python<'py>, operation: *mut OperationObject) -> AtOnce<'py> {
+    // SAFETY: as above. No Python code runs before the operation has ended, so its state need not
+    // say that it is running.
+    unsafe {
+        if (*operation).state != State::Created {
+            return AtOnce::No;
+        }
+        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        let frame = Frame {
+            py,
+            object: operation,
+            step: PhantomData,
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            (*(*operation).function).at_once(&receiver, &frame)
+        }));
+        drop(receiver);
+        match done {
+            Ok(AtOnce::No) | Err(_) => AtOnce::No,
+            Ok(done) => {
+                end(operation);
+                done
+            }
+        }
+    }
 }
 
 unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
     // SAFETY: called by the interpreter with a live operation. Null without an exception is the end
     // with None; `guard` cannot say that, so it is told by a flag.
     unsafe {
+        let py = Python::assume_attached();
+        match end_at_once(py, object.cast()) {
+            AtOnce::No => {}
+            AtOnce::Finish => return null_mut(),
+            AtOnce::Return(value) => {
+                raise_stop_iteration(py, value.into_ptr());
+                return null_mut();
+            }
+        }
         let mut ended = false;
         let result = guard(|py| match drive(py, object.cast(), Drive::Send(None))? {
             Moved::Yielded(value) => Ok(value),
@@ -549,8 +633,7 @@ unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
             return result;
         }
         if result != ffi::Py_None() {
-            let py = Python::assume_attached();
-            raise_stop_iteration(py, Bound::from_owned_ptr(py, result));
+            raise_stop_iteration(py, result);
         } else {
             ffi::Py_DECREF(result);
         }
@@ -565,6 +648,18 @@ unsafe extern "C" fn am_send(
 ) -> ffi::PySendResult {
     // SAFETY: called by the interpreter with a live operation and a value.
     unsafe {
+        let py = Python::assume_attached();
+        match end_at_once(py, object.cast()) {
+            AtOnce::No => {}
+            AtOnce::Finish => {
+                *result = ffi::Py_NewRef(ffi::Py_None());
+                return ffi::PySendResult::PYGEN_RETURN;
+            }
+            AtOnce::Return(value) => {
+                *result = value.into_ptr();
+                return ffi::PySendResult::PYGEN_RETURN;
+            }
+        }
         let mut ended = false;
         *result = guard(|py| {
             let value = Some(Bound::from_borrowed_ptr(py, value)).filter(|value| !value.is_none());
@@ -587,13 +682,11 @@ unsafe extern "C" fn am_send(
 unsafe extern "C" fn am_await(object: *mut PyObject) -> *mut PyObject {
     // SAFETY: called by the interpreter with a live operation.
     unsafe {
-        guard(|py| {
-            let operation = object.cast::<OperationObject>();
-            if (*operation).state == State::Suspended && !(*operation).awaited.is_null() {
-                return Err(PyRuntimeError::new_err("coroutine is being awaited already"));
-            }
-            Ok(Bound::from_borrowed_ptr(py, object))
-        })
+        let operation = object.cast::<OperationObject>();
+        if (*operation).state == State::Suspended && !(*operation).awaited.is_null() {
+            return guard(|_| Err(PyRuntimeError::new_err("coroutine is being awaited already")));
+        }
+        ffi::Py_NewRef(object)
     }
 }
 

@@ -8,7 +8,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
-use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 
 /// The native half of `tideloop.Event`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -120,6 +120,15 @@ pub struct Wait;
 
 impl Coroutine for Wait {
     type Receiver = EventCore;
+
+    #[inline(always)]
+    fn at_once<'py>(event: &Bound<'py, EventCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if event.get().is_set() {
+            AtOnce::Return(yes(frame.py()))
+        } else {
+            AtOnce::No
+        }
+    }
 
     fn advance<'py>(
         event: &Bound<'py, EventCore>,

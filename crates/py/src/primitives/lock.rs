@@ -9,7 +9,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::event::{truth, with_waiters, yes};
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
-use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
 
 /// The native half of `tideloop.Lock`.
@@ -26,6 +26,16 @@ pub struct LockCore {
 impl LockCore {
     fn is_locked(&self) -> bool {
         self.locked.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock, if that needs no look at the waiters.
+    #[inline(always)]
+    fn take_at_once(&self, py: Python<'_>) -> bool {
+        let free = !self.is_locked() && self.waiters.is_vacant(py);
+        if free {
+            self.locked.store(true, Ordering::Relaxed);
+        }
+        free
     }
 
     fn is_diverted(&self) -> bool {
@@ -157,6 +167,15 @@ impl Coroutine for Acquire {
         lock.get().is_diverted()
     }
 
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if lock.get().take_at_once(frame.py()) {
+            AtOnce::Return(yes(frame.py()))
+        } else {
+            AtOnce::No
+        }
+    }
+
     fn advance<'py>(
         lock: &Bound<'py, LockCore>,
         frame: &Frame<'_, 'py>,
@@ -176,6 +195,15 @@ impl Coroutine for Enter {
         lock.get().is_diverted()
     }
 
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if lock.get().take_at_once(frame.py()) {
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
+    }
+
     fn advance<'py>(
         lock: &Bound<'py, LockCore>,
         frame: &Frame<'_, 'py>,
@@ -193,6 +221,17 @@ impl Coroutine for Exit {
 
     fn diverted(lock: &Bound<'_, LockCore>) -> bool {
         lock.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        let state = lock.get();
+        if state.is_locked() && state.waiters.is_vacant(frame.py()) {
+            state.locked.store(false, Ordering::Relaxed);
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
     }
 
     fn advance<'py>(

@@ -19,7 +19,7 @@ use super::wait_list::{BoundLoop, WaitList, new_deque};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
-use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
 
 /// In which order items come out.
@@ -534,6 +534,21 @@ impl Coroutine for Get {
         queue.get().is_diverted()
     }
 
+    #[inline(always)]
+    fn at_once<'py>(queue: &Bound<'py, QueueCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        let py = frame.py();
+        let state = queue.get();
+        if !state.putters.is_vacant(py) {
+            return AtOnce::No;
+        }
+        let item = state.state.with(py, |state| match (&mut state.items, state.order) {
+            (Items::Native(items), Order::Fifo) => items.pop_front(),
+            (Items::Native(items), _) => items.pop_back(),
+            (Items::Shown(_), _) => None,
+        });
+        item.map_or(AtOnce::No, |item| AtOnce::Return(item.into_bound(py)))
+    }
+
     fn advance<'py>(
         queue: &Bound<'py, QueueCore>,
         frame: &Frame<'_, 'py>,
@@ -566,6 +581,31 @@ impl Coroutine for Put {
 
     fn diverted(queue: &Bound<'_, QueueCore>) -> bool {
         queue.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(queue: &Bound<'py, QueueCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        let py = frame.py();
+        let state = queue.get();
+        if state.is_shut_down() || !state.getters.is_vacant(py) {
+            return AtOnce::No;
+        }
+        let limit = state.limit.load(Ordering::Relaxed);
+        let stored = state.state.with(py, |state| match &mut state.items {
+            Items::Native(items)
+                if state.finished.is_none() && (limit == 0 || (items.len() as i64) < limit) =>
+            {
+                let item = frame.replace(1, None);
+                items.extend(item.map(Bound::unbind));
+                true
+            }
+            _ => false,
+        });
+        if !stored {
+            return AtOnce::No;
+        }
+        state.unfinished.fetch_add(1, Ordering::Relaxed);
+        AtOnce::Finish
     }
 
     fn advance<'py>(

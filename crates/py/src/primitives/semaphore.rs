@@ -15,7 +15,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::event::{truth, with_waiters, yes};
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
-use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
 
 /// The native half of `tideloop.Semaphore` and `tideloop.BoundedSemaphore`.
@@ -41,6 +41,16 @@ impl SemaphoreCore {
 
     fn is_diverted(&self) -> bool {
         self.diverted.load(Ordering::Relaxed)
+    }
+
+    /// Takes a permit, if that needs no look at the waiters.
+    #[inline(always)]
+    fn take_at_once(&self, py: Python<'_>) -> bool {
+        let free = self.value() > 0 && self.waiters.is_vacant(py);
+        if free {
+            self.add(-1);
+        }
+        free
     }
 
     fn is_locked(&self, py: Python<'_>) -> PyResult<bool> {
@@ -237,6 +247,15 @@ impl Coroutine for Acquire {
         semaphore.get().is_diverted()
     }
 
+    #[inline(always)]
+    fn at_once<'py>(semaphore: &Bound<'py, SemaphoreCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if semaphore.get().take_at_once(frame.py()) {
+            AtOnce::Return(yes(frame.py()))
+        } else {
+            AtOnce::No
+        }
+    }
+
     fn advance<'py>(
         semaphore: &Bound<'py, SemaphoreCore>,
         frame: &Frame<'_, 'py>,
@@ -256,6 +275,15 @@ impl Coroutine for Enter {
         semaphore.get().is_diverted()
     }
 
+    #[inline(always)]
+    fn at_once<'py>(semaphore: &Bound<'py, SemaphoreCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if semaphore.get().take_at_once(frame.py()) {
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
+    }
+
     fn advance<'py>(
         semaphore: &Bound<'py, SemaphoreCore>,
         frame: &Frame<'_, 'py>,
@@ -273,6 +301,19 @@ impl Coroutine for Exit {
 
     fn diverted(semaphore: &Bound<'_, SemaphoreCore>) -> bool {
         semaphore.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(semaphore: &Bound<'py, SemaphoreCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        let state = semaphore.get();
+        if state.waiters.is_vacant(frame.py())
+            && state.value() < state.bound_value.load(Ordering::Relaxed)
+        {
+            state.add(1);
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
     }
 
     fn advance<'py>(

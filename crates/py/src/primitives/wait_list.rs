@@ -97,6 +97,13 @@ impl WaitList {
         }
     }
 
+    /// Whether certainly nobody waits: without Python, so false if the list is in a deque.
+    #[inline(always)]
+    pub fn is_vacant(&self, py: Python<'_>) -> bool {
+        self.places
+            .with(py, |places| matches!(places, Places::Native(waiters) if waiters.is_empty()))
+    }
+
     pub fn is_empty(&self, py: Python<'_>) -> PyResult<bool> {
         let empty = self.places.with(py, |places| match places {
             Places::Native(waiters) => Some(waiters.is_empty()),
@@ -124,10 +131,11 @@ impl WaitList {
     /// Takes out waiters until one was woken; what `Queue._wakeup_next` does.
     #[inline]
     pub fn wake_next(&self, py: Python<'_>) -> PyResult<()> {
-        let empty = self
-            .places
-            .with(py, |places| matches!(places, Places::Native(waiters) if waiters.is_empty()));
-        if empty { Ok(()) } else { self.wake_one(py) }
+        if self.is_vacant(py) {
+            Ok(())
+        } else {
+            self.wake_one(py)
+        }
     }
 
     fn wake_one(&self, py: Python<'_>) -> PyResult<()> {
@@ -219,10 +227,11 @@ impl WaitList {
     /// Whether anybody waits whose future is not cancelled.
     #[inline]
     pub fn has_live(&self, py: Python<'_>) -> PyResult<bool> {
-        let empty = self
-            .places
-            .with(py, |places| matches!(places, Places::Native(waiters) if waiters.is_empty()));
-        if empty { Ok(false) } else { self.find_live(py) }
+        if self.is_vacant(py) {
+            Ok(false)
+        } else {
+            self.find_live(py)
+        }
     }
 
     fn find_live(&self, py: Python<'_>) -> PyResult<bool> {
