@@ -10,6 +10,7 @@
 //! implement [`Coroutine`] or [`Method`]. The type of the receiver is checked here, once per call,
 //! so that the bodies get it with its type.
 
+use std::cell::Cell;
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr::{self, null_mut};
 
@@ -33,6 +34,9 @@ const MOST: usize = 4;
 pub trait Coroutine {
     /// The class of the first argument; `PyAny` for a function that is no method.
     type Receiver: PyTypeInfo;
+
+    /// Whether even instances of the very class, not of a subclass, can be diverted.
+    const ASK_ALWAYS: bool = false;
 
     /// Whether the template serves this receiver.
     fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
@@ -112,6 +116,7 @@ pub struct Entry {
     name: &'static str,
     receiver: fn(Python<'_>) -> *mut ffi::PyTypeObject,
     diverted: Diverted,
+    ask_always: bool,
     body: Body,
 }
 
@@ -122,6 +127,7 @@ impl Entry {
             name,
             receiver: C::Receiver::type_object_raw,
             diverted: coroutine_diverted::<C>,
+            ask_always: C::ASK_ALWAYS,
             body: Body::Coroutine(advance::<C>, at_once::<C>),
         }
     }
@@ -132,6 +138,7 @@ impl Entry {
             name,
             receiver: M::Receiver::type_object_raw,
             diverted: method_diverted::<M>,
+            ask_always: false,
             body: Body::Method(call::<M>),
         }
     }
@@ -200,6 +207,9 @@ pub struct FunctionObject {
     /// From the entry, at hand.
     at_once: Option<Try>,
     diverted: Diverted,
+    ask_always: bool,
+    /// An operation that has ended, to be filled again.
+    last: Cell<*mut PyObject>,
     /// The native class of the receiver.
     receiver: *mut ffi::PyTypeObject,
     /// The Python class that the function was defined in: that of most receivers.
@@ -257,10 +267,32 @@ impl FunctionObject {
         // SAFETY: as above; its class is checked before it is taken for one of ours.
         unsafe {
             let kind = ffi::Py_TYPE(receiver);
+            if kind == self.owner && !self.ask_always {
+                return true;
+            }
             let fits = kind == self.owner
                 || kind == self.receiver
                 || ffi::PyType_IsSubtype(kind, self.receiver) != 0;
             fits && !(self.diverted)(&Bound::from_borrowed_ptr(py, receiver))
+        }
+    }
+
+    /// Hands over the operation that was kept, or null.
+    #[inline(always)]
+    pub fn take_last(&self) -> *mut PyObject {
+        self.last.replace(null_mut())
+    }
+
+    /// Keeps an operation that has ended, unless there is one already.
+    ///
+    /// # Safety
+    ///
+    /// A live operation of this function.
+    #[inline(always)]
+    pub unsafe fn keep_last(&self, operation: *mut PyObject) {
+        if self.last.get().is_null() {
+            // SAFETY: as above.
+            self.last.set(unsafe { ffi::Py_NewRef(operation) });
         }
     }
 
@@ -318,6 +350,8 @@ pub fn new<'py>(
             Body::Method(_) => None,
         };
         (*function).diverted = entry.diverted;
+        (*function).ask_always = entry.ask_always;
+        (&raw mut (*function).last).write(Cell::new(null_mut()));
         (*function).receiver = (entry.receiver)(py);
         (*function).owner = null_mut();
         (*function).least = most.saturating_sub(defaults) as u8;
@@ -366,7 +400,7 @@ unsafe extern "C" fn call_coroutine(
             if count > 2 {
                 kept[2] = *array.add(2);
             }
-            return operation::new(py, callable, kept);
+            return operation::new(py, callable.cast(), kept);
         }
         guard(|py| {
             let function = callable.cast::<FunctionObject>();
@@ -377,7 +411,7 @@ unsafe extern "C" fn call_coroutine(
             for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
                 *slot = value;
             }
-            Bound::from_owned_ptr_or_err(py, operation::new(py, callable, kept))
+            Bound::from_owned_ptr_or_err(py, operation::new(py, callable.cast(), kept))
         })
     }
 }
@@ -529,6 +563,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     // SAFETY: a live function; each reference is taken out before it is dropped. The template stays
     // until the end: operations ask for it. It is a module-level function, so no cycle needs it cleared.
     unsafe {
+        ffi::Py_XDECREF((*function).take_last());
         if ffi::Py_REFCNT(object) == 0 {
             for field in [
                 &raw mut (*function).template,
@@ -556,6 +591,7 @@ unsafe extern "C" fn traverse(
             ffi::Py_TYPE(object).cast(),
             (*function).template,
             (*function).owner.cast(),
+            (*function).last.get(),
         ];
         for field in fields {
             if !field.is_null() {

@@ -14,7 +14,9 @@
 //!
 //! **Returning a value without allocating.** The interpreter takes a coroutine's value out of a
 //! StopIteration. One such object is kept and filled again whenever nobody else has it. Its value is
-//! dropped when the operation dies that returned it, which for `await queue.get()` is at once.
+//! dropped when the operation dies that returned it, which for `await queue.get()` is at once. An
+//! operation that returned nothing of weight need not die: its function keeps it for its next call, if
+//! by then nobody else has it.
 
 use std::marker::PhantomData;
 use std::os::raw::{c_char, c_int, c_void};
@@ -177,12 +179,25 @@ static POOL: LoopCell<Pool> = LoopCell::new(Pool {
 #[inline(always)]
 pub unsafe fn new(
     py: Python<'_>,
-    function: *mut PyObject,
+    function: *mut FunctionObject,
     kept: [*mut PyObject; KEPT],
 ) -> *mut PyObject {
     // SAFETY: spare memory was an operation and is one again with a new count; new memory has the size
     // of one. Every field is written before anything else can see the object.
     unsafe {
+        let last: *mut OperationObject = (*function).take_last().cast();
+        if !last.is_null() {
+            if ffi::Py_REFCNT(last.cast()) == 1 && (*last).weakrefs.is_null() {
+                ffi::Py_XINCREF(kept[0]);
+                ffi::Py_XINCREF(kept[1]);
+                ffi::Py_XINCREF(kept[2]);
+                (*last).kept = kept;
+                (*last).ticket = u64::MAX;
+                (*last).state = State::Created;
+                return last.cast();
+            }
+            ffi::Py_DECREF(last.cast());
+        }
         let object = match POOL.with(py, |pool| pool.spare.pop()) {
             Some(object) => {
                 ffi::Py_INCREF(object.cast());
@@ -194,7 +209,7 @@ pub unsafe fn new(
             return null_mut();
         }
         (*object).weakrefs = null_mut();
-        (*object).function = ffi::Py_NewRef(function).cast();
+        (*object).function = ffi::Py_NewRef(function.cast()).cast();
         ffi::Py_XINCREF(kept[0]);
         ffi::Py_XINCREF(kept[1]);
         ffi::Py_XINCREF(kept[2]);
@@ -500,7 +515,7 @@ unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
     // SAFETY: the spare is a StopIteration of ours. If only we know it, it can be filled again.
     unsafe {
         let spare = POOL.with(py, |pool| {
-            pool.filled = true;
+            pool.filled = value != ffi::Py_True();
             pool.stop
         });
         if !spare.is_null() && is_pristine(spare) {
@@ -602,6 +617,13 @@ unsafe fn end_at_once<'py>(py: Python<'py>, operation: *mut OperationObject) -> 
             Ok(AtOnce::No) | Err(_) => AtOnce::No,
             Ok(done) => {
                 end(operation);
+                let keep = match &done {
+                    AtOnce::Return(value) => value.as_ptr() == ffi::Py_True(),
+                    _ => true,
+                };
+                if keep && !(*operation).finalized {
+                    (*(*operation).function).keep_last(operation.cast());
+                }
                 done
             }
         }

@@ -24,9 +24,10 @@ impl EventCore {
     }
 
     pub fn set(&self, py: Python<'_>) -> PyResult<()> {
-        if self.value.swap(true, Ordering::Relaxed) {
+        if self.is_set() {
             return Ok(());
         }
+        self.value.store(true, Ordering::Relaxed);
         self.waiters.notify_all(py, &yes(py))
     }
 

@@ -43,9 +43,10 @@ impl LockCore {
     }
 
     fn release(&self, py: Python<'_>) -> PyResult<()> {
-        if !self.locked.swap(false, Ordering::Relaxed) {
+        if !self.is_locked() {
             return Err(PyRuntimeError::new_err("Lock is not acquired."));
         }
+        self.locked.store(false, Ordering::Relaxed);
         self.waiters.notify_first(py, &yes(py))
     }
 }

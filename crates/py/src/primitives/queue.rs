@@ -70,6 +70,14 @@ impl QueueCore {
         self.diverted.load(Ordering::Relaxed)
     }
 
+    /// Counts an item that was put.
+    #[inline(always)]
+    fn one_more(&self) {
+        // The GIL orders these; an atomic read-modify-write would cost as much as all the rest.
+        let count = self.unfinished.load(Ordering::Relaxed) + 1;
+        self.unfinished.store(count, Ordering::Relaxed);
+    }
+
     fn is_shut_down(&self) -> bool {
         self.shut_down.load(Ordering::Relaxed)
     }
@@ -152,7 +160,7 @@ impl QueueCore {
             return Err(failure(py, intern!(py, "QueueFull")));
         }
         self.store(item)?;
-        self.unfinished.fetch_add(1, Ordering::Relaxed);
+        self.one_more();
         self.mark(py, false)?;
         self.getters.wake_next(py)
     }
@@ -604,7 +612,7 @@ impl Coroutine for Put {
         if !stored {
             return AtOnce::No;
         }
-        state.unfinished.fetch_add(1, Ordering::Relaxed);
+        state.one_more();
         AtOnce::Finish
     }
 
@@ -640,6 +648,8 @@ pub struct Join;
 
 impl Coroutine for Join {
     type Receiver = QueueCore;
+
+    const ASK_ALWAYS: bool = true;
 
     fn diverted(queue: &Bound<'_, QueueCore>) -> bool {
         // With an event of another class, which only the stock method knows how to wait for.
