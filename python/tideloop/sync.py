@@ -1,4 +1,4 @@
-"""Lock, Event, Semaphore and BoundedSemaphore: asyncio's, with a native core.
+"""Lock, Event, Condition, Semaphore, BoundedSemaphore and Barrier: asyncio's, with a native core.
 
 Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
 implementation.
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from tideloop import stock
 from tideloop._tideloop import EventCore, LockCore, SemaphoreCore, function
 
-__all__ = ["BoundedSemaphore", "Event", "Lock", "Semaphore"]
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
 
 if TYPE_CHECKING:
-    from asyncio import BoundedSemaphore, Event, Lock, Semaphore
+    from asyncio import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
 else:
 
     def _overrides(cls, base, names):
@@ -94,3 +94,18 @@ else:
             super()._adapt(BoundedSemaphore)
 
         release = function("Semaphore.release", stock.BoundedSemaphore.release)
+
+    class Condition(stock.Condition):
+        __doc__ = stock.Condition.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, lock=None):
+            super().__init__(Lock() if lock is None else lock)
+
+    class Barrier(stock.Barrier):
+        __doc__ = stock.Barrier.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, parties):
+            super().__init__(parties)
+            self._cond = Condition()

@@ -37,6 +37,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::semaphore::SemaphoreCore;
     #[pymodule_export]
+    use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
     use crate::transport::StreamTransport;
 
     /// The native function of this name, with the looks of the Python function that it stands for.

@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr::{self, null_mut};
 
-use pyo3::PyTypeInfo;
+use pyo3::{Borrowed, PyTypeInfo};
 use pyo3::exceptions::{PyLookupError, PyTypeError};
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
@@ -77,6 +77,19 @@ pub trait Method {
     ) -> PyResult<Bound<'py, PyAny>>;
 }
 
+/// The body of a function that takes any number of positional arguments and one keyword.
+pub trait Variadic {
+    /// The keyword.
+    const KEYWORD: &'static str;
+
+    /// Does it, or leaves it to the template by returning nothing.
+    fn call<'py>(
+        py: Python<'py>,
+        values: &[Borrowed<'_, 'py, PyAny>],
+        keyword: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>>;
+}
+
 /// The arguments behind the first one.
 pub struct Rest<'a, 'py> {
     py: Python<'py>,
@@ -103,12 +116,18 @@ type Call = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Rest<'c, 'py>,
 ) -> PyResult<Bound<'py, PyAny>>;
+type Many = for<'a, 'b, 'py> fn(
+    Python<'py>,
+    &'a [Borrowed<'a, 'py, PyAny>],
+    Option<&'b Bound<'py, PyAny>>,
+) -> PyResult<Option<Bound<'py, PyAny>>>;
 type Diverted = for<'a, 'py> unsafe fn(&'a Bound<'py, PyAny>) -> bool;
 
 #[derive(Clone, Copy)]
 enum Body {
     Coroutine(Advance, Try),
     Method(Call),
+    Variadic(&'static str, Many),
 }
 
 /// One native function, before it has a template.
@@ -132,6 +151,17 @@ impl Entry {
         }
     }
 
+    /// A function of any number of arguments.
+    pub const fn variadic<V: Variadic>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: PyAny::type_object_raw,
+            diverted: never,
+            ask_always: false,
+            body: Body::Variadic(V::KEYWORD, |py, values, keyword| V::call(py, values, keyword)),
+        }
+    }
+
     /// A plain method or function.
     pub const fn method<M: Method>(name: &'static str) -> Self {
         Self {
@@ -142,6 +172,13 @@ impl Entry {
             body: Body::Method(call::<M>),
         }
     }
+}
+
+/// # Safety
+///
+/// None is needed; the signature is that of the others.
+unsafe fn never(_: &Bound<'_, PyAny>) -> bool {
+    false
 }
 
 /// # Safety
@@ -235,7 +272,7 @@ impl FunctionObject {
         match self.entry.body {
             // SAFETY: the caller vouches for the receiver.
             Body::Coroutine(advance, _) => unsafe { advance(receiver, frame, input) },
-            Body::Method(_) => Err(PyTypeError::new_err("not a coroutine function")),
+            _ => Err(PyTypeError::new_err("not a coroutine function")),
         }
     }
 
@@ -327,8 +364,8 @@ pub fn new<'py>(
     let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
     let defaults = template.getattr(intern!(py, "__defaults__"))?;
     let defaults = if defaults.is_none() { 0 } else { defaults.len()? };
-    let coroutine = matches!(entry.body, Body::Coroutine(..));
-    if most > MOST || most == 0 {
+    let variadic = matches!(entry.body, Body::Variadic(..));
+    if most > MOST || (most == 0) != variadic {
         return Err(PyTypeError::new_err(format!(
             "{name}() has {most} positional parameters; 1 to {MOST} can be native"
         )));
@@ -340,14 +377,18 @@ pub fn new<'py>(
             return Err(PyErr::fetch(py));
         }
         (*function).weakrefs = null_mut();
-        (*function).vectorcall = Some(if coroutine { call_coroutine } else { call_method });
+        (*function).vectorcall = Some(match entry.body {
+            Body::Coroutine(..) => call_coroutine,
+            Body::Method(_) => call_method,
+            Body::Variadic(..) => call_variadic,
+        });
         (*function).template = template.clone().into_ptr();
         (*function).name = template.getattr_or_null(intern!(py, "__name__"));
         (*function).qualname = template.getattr_or_null(intern!(py, "__qualname__"));
         (&raw mut (*function).entry).write(entry);
         (*function).at_once = match entry.body {
             Body::Coroutine(_, at_once) => Some(at_once),
-            Body::Method(_) => None,
+            _ => None,
         };
         (*function).diverted = entry.diverted;
         (*function).ask_always = entry.ask_always;
@@ -441,6 +482,44 @@ unsafe extern "C" fn call_method(
             let receiver = Bound::from_borrowed_ptr(py, values[0]);
             let values = &values[1..];
             call(&receiver, &Rest { py, values })
+        })
+    }
+}
+
+unsafe extern "C" fn call_variadic(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: as above.
+    unsafe {
+        guard(|py| {
+            let function = &*callable.cast::<FunctionObject>();
+            let Body::Variadic(keyword, call) = function.entry.body else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let count = ffi::PyVectorcall_NARGS(flags) as usize;
+            let values: &[Borrowed<'_, '_, PyAny>] = if count == 0 {
+                &[]
+            } else {
+                // A Borrowed is a pointer that is not null, as the interpreter's arguments are.
+                std::slice::from_raw_parts(array.cast(), count)
+            };
+            let mut given = None;
+            if !names.is_null() {
+                let names = Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>();
+                if names.len() > 1 || (names.len() == 1 && !names.get_item(0)?.eq(keyword)?) {
+                    return fall_back(py, callable, array, flags, names.as_ptr());
+                }
+                if names.len() == 1 {
+                    given = Some(Bound::from_borrowed_ptr(py, *array.add(count)));
+                }
+            }
+            match call(py, values, given.as_ref())? {
+                Some(result) => Ok(result),
+                None => fall_back(py, callable, array, flags, names),
+            }
         })
     }
 }

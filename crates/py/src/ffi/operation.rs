@@ -618,7 +618,7 @@ unsafe fn end_at_once<'py>(py: Python<'py>, operation: *mut OperationObject) -> 
             Ok(done) => {
                 end(operation);
                 let keep = match &done {
-                    AtOnce::Return(value) => value.as_ptr() == ffi::Py_True(),
+                    AtOnce::Return(value) => value.is_none() || value.as_ptr() == ffi::Py_True(),
                     _ => true,
                 };
                 if keep && !(*operation).finalized {
@@ -638,6 +638,7 @@ unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
         match end_at_once(py, object.cast()) {
             AtOnce::No => {}
             AtOnce::Finish => return null_mut(),
+            AtOnce::Return(value) if value.is_none() => return null_mut(),
             AtOnce::Return(value) => {
                 raise_stop_iteration(py, value.into_ptr());
                 return null_mut();

@@ -10,11 +10,13 @@
 //! is the stock one, and this class only stores its attributes.
 
 pub mod event;
+pub mod gather;
 pub mod lock;
 pub mod queue;
 pub mod semaphore;
 pub mod sleep;
 pub mod spawn;
+pub mod timeout;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
@@ -47,4 +49,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<event::IsSet>("Event.is_set"),
     Entry::coroutine::<sleep::Sleep>("sleep"),
     Entry::method::<spawn::CreateTask>("create_task"),
+    Entry::variadic::<gather::Gather>("gather"),
+    Entry::coroutine::<timeout::Enter>("Timeout.__aenter__"),
+    Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),
+    Entry::method::<timeout::After>("timeout"),
+    Entry::method::<timeout::At>("timeout_at"),
 ];
