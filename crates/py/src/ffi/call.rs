@@ -125,8 +125,10 @@ unsafe impl Sync for Definition {}
 pub trait Callback {
     type Receiver: pyo3::PyClass;
 
-    fn call<'py>(receiver: &Bound<'py, Self::Receiver>, argument: &Bound<'py, PyAny>)
-    -> PyResult<()>;
+    fn call<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        argument: &Bound<'py, PyAny>,
+    ) -> PyResult<()>;
 }
 
 impl Definition {

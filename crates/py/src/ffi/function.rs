@@ -14,16 +14,16 @@ use std::cell::Cell;
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr::{self, null_mut};
 
-use pyo3::{Borrowed, PyTypeInfo};
 use pyo3::exceptions::{PyLookupError, PyTypeError};
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::{Borrowed, PyTypeInfo};
 
-use super::operation::{self, AtOnce, Frame, Input, Step};
 use super::guard;
+use super::operation::{self, AtOnce, Frame, Input, Step};
 
 /// Arguments kept by an operation: the receiver and two more.
 pub const KEPT: usize = 3;
@@ -158,7 +158,9 @@ impl Entry {
             receiver: PyAny::type_object_raw,
             diverted: never,
             ask_always: false,
-            body: Body::Variadic(V::KEYWORD, |py, values, keyword| V::call(py, values, keyword)),
+            body: Body::Variadic(V::KEYWORD, |py, values, keyword| {
+                V::call(py, values, keyword)
+            }),
         }
     }
 
@@ -363,7 +365,11 @@ pub fn new<'py>(
     let code = template.getattr(intern!(py, "__code__"))?;
     let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
     let defaults = template.getattr(intern!(py, "__defaults__"))?;
-    let defaults = if defaults.is_none() { 0 } else { defaults.len()? };
+    let defaults = if defaults.is_none() {
+        0
+    } else {
+        defaults.len()?
+    };
     let variadic = matches!(entry.body, Body::Variadic(..));
     if most > MOST || (most == 0) != variadic {
         return Err(PyTypeError::new_err(format!(
@@ -471,7 +477,8 @@ unsafe extern "C" fn call_method(
                 return fall_back(py, callable, array, flags, names);
             };
             let count = ffi::PyVectorcall_NARGS(flags) as usize;
-            if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
+            if names.is_null() && count == usize::from(function.most) && function.serves(py, *array)
+            {
                 let values = std::slice::from_raw_parts(array.add(1), count - 1);
                 return call(&Bound::from_borrowed_ptr(py, *array), &Rest { py, values });
             }
@@ -587,7 +594,11 @@ unsafe fn bind_keywords(
             .cast_into::<PyTuple>()?;
         for (index, name) in names.iter().enumerate() {
             let mut place = None;
-            for (at, parameter) in parameters.iter().enumerate().take(usize::from(function.most)) {
+            for (at, parameter) in parameters
+                .iter()
+                .enumerate()
+                .take(usize::from(function.most))
+            {
                 if parameter.eq(&name)? {
                     place = Some(at);
                 }
@@ -727,7 +738,8 @@ unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
     // SAFETY: a live function.
     unsafe {
         guard(|py| {
-            let qualname = Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).qualname);
+            let qualname =
+                Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).qualname);
             let text = format!("<function {} at {object:p}>", qualname.str()?);
             Ok(PyString::new(py, &text).into_any())
         })
@@ -748,7 +760,8 @@ unsafe extern "C" fn dictionary(object: *mut PyObject, _: *mut c_void) -> *mut P
     // SAFETY: a live function; what a wrapper copies from a function.
     unsafe {
         guard(|py| {
-            let template = Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).template);
+            let template =
+                Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).template);
             Ok(template
                 .getattr(intern!(py, "__dict__"))?
                 .cast_into::<PyDict>()?
@@ -791,7 +804,9 @@ unsafe impl Sync for Attributes {}
 static METHODS: Methods = Methods([
     ffi::PyMethodDef {
         ml_name: c"__reduce__".as_ptr(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunction: reduce },
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: reduce,
+        },
         ml_flags: ffi::METH_NOARGS,
         ml_doc: ptr::null(),
     },
@@ -817,8 +832,14 @@ const fn member(name: &'static std::ffi::CStr, offset: usize) -> ffi::PyMemberDe
 }
 
 static MEMBERS: Members = Members([
-    member(c"__weaklistoffset__", std::mem::offset_of!(FunctionObject, weakrefs)),
-    member(c"__vectorcalloffset__", std::mem::offset_of!(FunctionObject, vectorcall)),
+    member(
+        c"__weaklistoffset__",
+        std::mem::offset_of!(FunctionObject, weakrefs),
+    ),
+    member(
+        c"__vectorcalloffset__",
+        std::mem::offset_of!(FunctionObject, vectorcall),
+    ),
     ffi::PyMemberDef {
         name: ptr::null(),
         type_code: 0,

@@ -33,8 +33,8 @@ use tideloop_core::waiters::Ticket;
 
 use super::cell::LoopCell;
 use super::function::{FunctionObject, KEPT};
-use super::park::{self, Outcome};
 use super::guard;
+use super::park::{self, Outcome};
 
 /// What happened since the last step.
 pub enum Input<'py> {
@@ -411,9 +411,9 @@ unsafe fn drive<'py>(
                             park::begin(&future)?;
                             return Ok(Moved::Yielded(future));
                         }
-                        Outcome::Pending => Input::Thrown(PyRuntimeError::new_err(
-                            "await wasn't used with future",
-                        )),
+                        Outcome::Pending => {
+                            Input::Thrown(PyRuntimeError::new_err("await wasn't used with future"))
+                        }
                     },
                 }
             }
@@ -493,7 +493,9 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         }
         let exit = PyErr::new::<pyo3::exceptions::PyGeneratorExit, _>(());
         match drive(py, operation, Drive::Throw(exit)) {
-            Ok(Moved::Yielded(_)) => Err(PyRuntimeError::new_err("coroutine ignored GeneratorExit")),
+            Ok(Moved::Yielded(_)) => {
+                Err(PyRuntimeError::new_err("coroutine ignored GeneratorExit"))
+            }
             Ok(Moved::Returned(_)) => Ok(py.None().into_bound(py)),
             Err(error)
                 if error.is_instance_of::<pyo3::exceptions::PyGeneratorExit>(py)
@@ -529,7 +531,8 @@ unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
             Ok(stop) => {
                 let field = &raw mut (*stop.as_ptr().cast::<ffi::PyStopIterationObject>()).value;
                 let old = ptr::replace(field, value);
-                let surplus = POOL.with(py, |pool| std::mem::replace(&mut pool.stop, stop.as_ptr()));
+                let surplus =
+                    POOL.with(py, |pool| std::mem::replace(&mut pool.stop, stop.as_ptr()));
                 ffi::Py_INCREF(stop.as_ptr());
                 set_raised(stop.into_ptr());
                 ffi::Py_XDECREF(old);
@@ -707,7 +710,11 @@ unsafe extern "C" fn am_await(object: *mut PyObject) -> *mut PyObject {
     unsafe {
         let operation = object.cast::<OperationObject>();
         if (*operation).state == State::Suspended && !(*operation).awaited.is_null() {
-            return guard(|_| Err(PyRuntimeError::new_err("coroutine is being awaited already")));
+            return guard(|_| {
+                Err(PyRuntimeError::new_err(
+                    "coroutine is being awaited already",
+                ))
+            });
         }
         ffi::Py_NewRef(object)
     }
@@ -739,7 +746,8 @@ unsafe extern "C" fn py_throw(object: *mut PyObject, arguments: *mut PyObject) -
     // SAFETY: a method of this type, with a tuple.
     unsafe {
         guard(|py| {
-            let arguments = Bound::from_borrowed_ptr(py, arguments).cast_into_unchecked::<PyTuple>();
+            let arguments =
+                Bound::from_borrowed_ptr(py, arguments).cast_into_unchecked::<PyTuple>();
             let error = thrown(&arguments)?;
             said(py, drive(py, object.cast(), Drive::Throw(error)))
         })
@@ -757,7 +765,11 @@ fn thrown(arguments: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
     };
     let what = match arguments.len() {
         1..=3 => arguments.get_item(0)?,
-        0 => return Err(PyTypeError::new_err("throw expected at least 1 argument, got 0")),
+        0 => {
+            return Err(PyTypeError::new_err(
+                "throw expected at least 1 argument, got 0",
+            ));
+        }
         count => {
             return Err(PyTypeError::new_err(format!(
                 "throw expected at most 3 arguments, got {count}"

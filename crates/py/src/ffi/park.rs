@@ -4,18 +4,20 @@
 //! these functions; their callers only know that a future is an object that is pending, done or
 //! cancelled, and that a task which is handed a pending one sleeps until it no longer is.
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyAttributeError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 
 use super::call;
 
-/// Functions of asyncio that never change, and are therefore looked up once.
+/// What we use of asyncio.
 struct Asyncio {
     running_loop: Py<PyAny>,
-    current_task: Py<PyAny>,
+    /// Where `current_task` is looked up at each call, since it is replaced there together with Task.
+    tasks: Py<PyDict>,
     cancelled_error: Py<PyAny>,
     invalid_state: Py<PyAny>,
 }
@@ -29,10 +31,7 @@ fn asyncio(py: Python<'_>) -> PyResult<&'static Asyncio> {
                 .import("asyncio.events")?
                 .getattr("_get_running_loop")?
                 .unbind(),
-            current_task: py
-                .import("asyncio.tasks")?
-                .getattr("current_task")?
-                .unbind(),
+            tasks: py.import("asyncio.tasks")?.dict().unbind(),
             cancelled_error: exceptions.getattr("CancelledError")?.unbind(),
             invalid_state: exceptions.getattr("InvalidStateError")?.unbind(),
         })
@@ -41,15 +40,17 @@ fn asyncio(py: Python<'_>) -> PyResult<&'static Asyncio> {
 
 /// `function()`.
 #[inline]
-fn call0<'py>(py: Python<'py>, function: &Py<PyAny>) -> PyResult<Bound<'py, PyAny>> {
+fn call0<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: a live callable; returns a new reference, or null with an exception set.
-    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallNoArgs(function.as_ptr())) }
+    unsafe {
+        Bound::from_owned_ptr_or_err(function.py(), ffi::PyObject_CallNoArgs(function.as_ptr()))
+    }
 }
 
 /// The loop that runs in this thread; Python's `None` without one.
 #[inline]
 pub fn current_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    call0(py, &asyncio(py)?.running_loop)
+    call0(asyncio(py)?.running_loop.bind(py))
 }
 
 /// The loop that runs in this thread. Raises RuntimeError without one.
@@ -64,7 +65,12 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 
 /// The task that runs in the running loop; Python's `None` without one.
 pub fn current_task(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    call0(py, &asyncio(py)?.current_task)
+    let function = asyncio(py)?
+        .tasks
+        .bind(py)
+        .get_item(intern!(py, "current_task"))?
+        .ok_or_else(|| PyAttributeError::new_err("asyncio has no current_task"))?;
+    call0(&function)
 }
 
 /// A pending future of a loop.
@@ -100,9 +106,11 @@ pub fn outcome<'py>(future: &Bound<'py, PyAny>) -> Outcome<'py> {
     match call::method0(future, intern!(py, "result")) {
         Ok(value) => Outcome::Result(value),
         Err(error) => {
-            let pending = asyncio(py)
-                .is_ok_and(|asyncio| error.matches(py, asyncio.invalid_state.bind(py)).is_ok_and(|is| is))
-                && is_done(future).is_ok_and(|done| !done);
+            let pending = asyncio(py).is_ok_and(|asyncio| {
+                error
+                    .matches(py, asyncio.invalid_state.bind(py))
+                    .is_ok_and(|is| is)
+            }) && is_done(future).is_ok_and(|done| !done);
             if pending {
                 Outcome::Pending
             } else {

@@ -173,10 +173,7 @@ pub struct Set;
 impl Method for Set {
     type Receiver = EventCore;
 
-    fn call<'py>(
-        event: &Bound<'py, EventCore>,
-        _: &Rest<'_, 'py>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn call<'py>(event: &Bound<'py, EventCore>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         let py = event.py();
         event.get().set(py)?;
         Ok(py.None().into_bound(py))
@@ -189,10 +186,7 @@ pub struct Clear;
 impl Method for Clear {
     type Receiver = EventCore;
 
-    fn call<'py>(
-        event: &Bound<'py, EventCore>,
-        _: &Rest<'_, 'py>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn call<'py>(event: &Bound<'py, EventCore>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         event.get().clear();
         Ok(event.py().None().into_bound(event.py()))
     }
@@ -204,10 +198,7 @@ pub struct IsSet;
 impl Method for IsSet {
     type Receiver = EventCore;
 
-    fn call<'py>(
-        event: &Bound<'py, EventCore>,
-        _: &Rest<'_, 'py>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn call<'py>(event: &Bound<'py, EventCore>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         Ok(truth(event.py(), event.get().is_set()))
     }
 }

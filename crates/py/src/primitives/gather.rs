@@ -43,7 +43,9 @@ fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
                 .import("asyncio.exceptions")?
                 .getattr("CancelledError")?
                 .unbind(),
-            add_awaited_by: futures.getattr_opt("future_add_to_awaited_by")?.map(Bound::unbind),
+            add_awaited_by: futures
+                .getattr_opt("future_add_to_awaited_by")?
+                .map(Bound::unbind),
             discard_awaited_by: futures
                 .getattr_opt("future_discard_from_awaited_by")?
                 .map(Bound::unbind),
@@ -139,7 +141,10 @@ impl Gathering {
             for child in children.iter() {
                 results.append(result_of(&child, stock)?)?;
             }
-            if outer.getattr(intern!(py, "_cancel_requested"))?.is_truthy()? {
+            if outer
+                .getattr(intern!(py, "_cancel_requested"))?
+                .is_truthy()?
+            {
                 let error = call::method0(child, intern!(py, "_make_cancelled_error"))?;
                 call::method1(&outer, intern!(py, "set_exception"), &error)?;
             } else {
@@ -246,7 +251,9 @@ fn gather<'py>(
             children.append(child)?;
             continue;
         }
-        let child = if call::is_exact_coroutine(value) && shared.as_ref().is_none_or(|shared| shared.is(event_loop)) {
+        let child = if call::is_exact_coroutine(value)
+            && shared.as_ref().is_none_or(|shared| shared.is(event_loop))
+        {
             shared.get_or_insert_with(|| event_loop.clone());
             spawn(event_loop, value)?
         } else {

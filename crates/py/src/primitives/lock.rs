@@ -75,7 +75,11 @@ impl LockCore {
 
     /// What repr() says between the brackets.
     fn _state(&self, py: Python<'_>) -> PyResult<String> {
-        let word = if self.is_locked() { "locked" } else { "unlocked" };
+        let word = if self.is_locked() {
+            "locked"
+        } else {
+            "unlocked"
+        };
         with_waiters(py, word.to_owned(), &self.waiters)
     }
 

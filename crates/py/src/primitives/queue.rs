@@ -181,9 +181,9 @@ impl QueueCore {
     /// Tells `_finished`, if there is one, whether all work is done.
     #[inline]
     fn mark(&self, py: Python<'_>, finished: bool) -> PyResult<()> {
-        let event = self
-            .state
-            .with(py, |state| state.finished.as_ref().map(|event| event.clone_ref(py)));
+        let event = self.state.with(py, |state| {
+            state.finished.as_ref().map(|event| event.clone_ref(py))
+        });
         match event {
             None => Ok(()),
             Some(event) => mark(&event.into_bound(py), finished),
@@ -192,9 +192,9 @@ impl QueueCore {
 
     /// `_finished`, made when first asked for.
     fn finished_event<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let known = self
-            .state
-            .with(py, |state| state.finished.as_ref().map(|event| event.bind(py).clone()));
+        let known = self.state.with(py, |state| {
+            state.finished.as_ref().map(|event| event.bind(py).clone())
+        });
         if let Some(known) = known {
             return Ok(known);
         }
@@ -213,10 +213,7 @@ impl QueueCore {
 
 /// An item from a container that programs can see.
 #[cold]
-fn take_shown<'py>(
-    items: &Bound<'py, PyAny>,
-    order: Order,
-) -> PyResult<Option<Bound<'py, PyAny>>> {
+fn take_shown<'py>(items: &Bound<'py, PyAny>, order: Order) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = items.py();
     if !items.is_truthy()? {
         return Ok(None);
@@ -296,10 +293,9 @@ impl QueueCore {
             state: LoopCell::new(State {
                 order: Order::Fifo,
                 items: Items::Native(VecDeque::new()),
-                maxsize: 0i64.into_pyobject(py).map_or_else(
-                    |never| match never {},
-                    |zero| zero.into_any().unbind(),
-                ),
+                maxsize: 0i64
+                    .into_pyobject(py)
+                    .map_or_else(|never| match never {}, |zero| zero.into_any().unbind()),
                 finished: None,
             }),
             limit: AtomicI64::new(0),
@@ -335,9 +331,7 @@ impl QueueCore {
             maxsize: maxsize.unbind(),
             finished: None,
         };
-        let old = self
-            .state
-            .with(py, |state| std::mem::replace(state, new));
+        let old = self.state.with(py, |state| std::mem::replace(state, new));
         drop(old);
         Ok(())
     }
@@ -348,14 +342,12 @@ impl QueueCore {
     }
 
     /// The items, the number of getters and that of putters, as repr() shows them.
-    fn _contents<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<(Bound<'py, PyAny>, usize, usize)> {
+    fn _contents<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, usize, usize)> {
         let items = self.state.with(py, |state| match &state.items {
-            Items::Native(items) => {
-                Err(items.iter().map(|item| item.clone_ref(py)).collect::<Vec<_>>())
-            }
+            Items::Native(items) => Err(items
+                .iter()
+                .map(|item| item.clone_ref(py))
+                .collect::<Vec<_>>()),
             Items::Shown(items) => Ok(items.bind(py).clone()),
         });
         let items = match items {
@@ -413,9 +405,9 @@ impl QueueCore {
     #[setter(_maxsize)]
     fn set_maxsize(&self, py: Python<'_>, maxsize: Bound<'_, PyAny>) {
         self.limit.store(limit_of(&maxsize), Ordering::Relaxed);
-        let old = self
-            .state
-            .with(py, |state| std::mem::replace(&mut state.maxsize, maxsize.unbind()));
+        let old = self.state.with(py, |state| {
+            std::mem::replace(&mut state.maxsize, maxsize.unbind())
+        });
         drop(old.into_bound(py));
     }
 
@@ -549,11 +541,13 @@ impl Coroutine for Get {
         if !state.putters.is_vacant(py) {
             return AtOnce::No;
         }
-        let item = state.state.with(py, |state| match (&mut state.items, state.order) {
-            (Items::Native(items), Order::Fifo) => items.pop_front(),
-            (Items::Native(items), _) => items.pop_back(),
-            (Items::Shown(_), _) => None,
-        });
+        let item = state
+            .state
+            .with(py, |state| match (&mut state.items, state.order) {
+                (Items::Native(items), Order::Fifo) => items.pop_front(),
+                (Items::Native(items), _) => items.pop_back(),
+                (Items::Shown(_), _) => None,
+            });
         item.map_or(AtOnce::No, |item| AtOnce::Return(item.into_bound(py)))
     }
 

@@ -101,9 +101,7 @@ fn passes_on_all(py: Python<'_>) -> PyResult<bool> {
         let stock = py
             .import(intern!(py, "tideloop.stock"))?
             .getattr(intern!(py, "Semaphore"))?;
-        let said = stock
-            .call0()?
-            .call_method0(intern!(py, "_wake_up_next"))?;
+        let said = stock.call0()?.call_method0(intern!(py, "_wake_up_next"))?;
         Ok(!said.is_none())
     })
     .copied()

@@ -115,9 +115,7 @@ impl TimeoutCore {
             task: None,
             cancelling: None,
         };
-        let old = self
-            .state
-            .with(py, |state| std::mem::replace(state, new));
+        let old = self.state.with(py, |state| std::mem::replace(state, new));
         drop(old);
         Ok(())
     }
@@ -161,9 +159,9 @@ impl TimeoutCore {
 
     #[getter(_task)]
     fn stored_task(&self, py: Python<'_>) -> Py<PyAny> {
-        let task = self
-            .state
-            .with(py, |state| state.task.as_ref().map(|task| task.clone_ref(py)));
+        let task = self.state.with(py, |state| {
+            state.task.as_ref().map(|task| task.clone_ref(py))
+        });
         or_none(py, task)
     }
 
@@ -288,7 +286,11 @@ fn schedule<'py>(
     if when.le(now)? {
         call::method(&event_loop, intern!(py, "call_soon"), [callback, timeout])
     } else {
-        call::method(&event_loop, intern!(py, "call_at"), [when, callback, timeout])
+        call::method(
+            &event_loop,
+            intern!(py, "call_at"),
+            [when, callback, timeout],
+        )
     }
 }
 
@@ -314,7 +316,11 @@ impl Coroutine for Exit {
             core.set_phase(py, &stock.exited);
             return Ok(Step::Finish);
         }
-        let given = |index| frame.argument(index).unwrap_or_else(|| py.None().into_bound(py));
+        let given = |index| {
+            frame
+                .argument(index)
+                .unwrap_or_else(|| py.None().into_bound(py))
+        };
         let stock_exit = stock
             .exit
             .bind(py)

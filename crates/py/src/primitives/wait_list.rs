@@ -100,8 +100,10 @@ impl WaitList {
     /// Whether certainly nobody waits: without Python, so false if the list is in a deque.
     #[inline(always)]
     pub fn is_vacant(&self, py: Python<'_>) -> bool {
-        self.places
-            .with(py, |places| matches!(places, Places::Native(waiters) if waiters.is_empty()))
+        self.places.with(
+            py,
+            |places| matches!(places, Places::Native(waiters) if waiters.is_empty()),
+        )
     }
 
     pub fn is_empty(&self, py: Python<'_>) -> PyResult<bool> {
@@ -395,7 +397,9 @@ impl BoundLoop {
 
     pub fn get<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
         self.event_loop
-            .with(py, |bound| bound.as_ref().map(|bound| bound.bind(py).clone()))
+            .with(py, |bound| {
+                bound.as_ref().map(|bound| bound.bind(py).clone())
+            })
             .unwrap_or_else(|| py.None().into_bound(py))
     }
 
