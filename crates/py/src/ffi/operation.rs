@@ -86,6 +86,8 @@ struct OperationObject {
     kept: [*mut PyObject; KEPT],
     /// The future that is waited for.
     awaited: *mut PyObject,
+    /// A coroutine of the template that stands at its beginning, for those who ask for a frame.
+    shadow: *mut PyObject,
     ticket: u64,
     state: State,
     finalized: bool,
@@ -149,7 +151,7 @@ impl<'py> Frame<'_, 'py> {
 
 // --- making and dropping -----------------------------------------------------------------------
 
-/// Dead operations kept to be filled again; each is 104 bytes.
+/// Dead operations kept to be filled again; each is 112 bytes.
 const MAX_SPARE: usize = 256;
 
 /// What operations leave for each other.
@@ -215,6 +217,7 @@ pub unsafe fn new(
         ffi::Py_XINCREF(kept[2]);
         (*object).kept = kept;
         (*object).awaited = null_mut();
+        (*object).shadow = null_mut();
         (*object).ticket = u64::MAX;
         (*object).state = State::Created;
         (*object).finalized = false;
@@ -289,6 +292,29 @@ unsafe fn release(operation: *mut OperationObject) {
         ffi::Py_XDECREF(b);
         ffi::Py_XDECREF(c);
         ffi::Py_XDECREF(awaited);
+        if !(*operation).shadow.is_null() {
+            drop_shadow(ptr::replace(&raw mut (*operation).shadow, null_mut()));
+        }
+    }
+}
+
+/// Drops a coroutine that will never run, without a warning.
+///
+/// # Safety
+///
+/// `shadow` is a reference that is handed over.
+#[cold]
+unsafe fn drop_shadow(shadow: *mut PyObject) {
+    // SAFETY: as above. Closing a coroutine that has not begun runs no code of anybody.
+    unsafe {
+        let result = guard(|py| {
+            let shadow = Bound::from_owned_ptr(py, shadow);
+            super::call::method0(&shadow, intern!(py, "close"))
+        });
+        if result.is_null() {
+            ffi::PyErr_WriteUnraisable(null_mut());
+        }
+        ffi::Py_XDECREF(result);
     }
 }
 
@@ -318,6 +344,7 @@ unsafe extern "C" fn traverse(
             kept[1],
             kept[2],
             (*operation).awaited,
+            (*operation).shadow,
         ];
         for field in fields {
             if !field.is_null() {
@@ -923,15 +950,18 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
                     return Ok(code);
                 }
                 // There is no frame; whoever asks wants to know where the coroutine is, so it gets
-                // one that stands at the beginning of the template.
-                let globals = template.getattr(intern!(py, "__globals__"))?;
-                let frame = ffi::PyFrame_New(
-                    ffi::PyThreadState_Get(),
-                    code.as_ptr().cast(),
-                    globals.as_ptr(),
-                    null_mut(),
-                );
-                Bound::from_owned_ptr_or_err(py, frame.cast())
+                // that of a coroutine which stands at the beginning of the template.
+                if (*operation).shadow.is_null() {
+                    let kept = (*operation).kept;
+                    let parameters: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+                    let values = (0..parameters).map(|index| {
+                        let value = kept.get(index).copied().unwrap_or(null_mut());
+                        Bound::from_borrowed_ptr_or_opt(py, value)
+                    });
+                    let arguments = PyTuple::new(py, values.collect::<Vec<_>>())?;
+                    (*operation).shadow = template.call1(arguments)?.into_ptr();
+                }
+                Bound::from_borrowed_ptr(py, (*operation).shadow).getattr(intern!(py, "cr_frame"))
             });
         }
         ffi::Py_NewRef(ffi::Py_None())

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::call::{self, Callback, Definition};
@@ -23,13 +23,40 @@ struct Stock {
     tasks: Py<PyAny>,
     outer_class: Py<PyAny>,
     cancelled_error: Py<PyAny>,
-    /// Since 3.14: who awaits whom.
-    add_awaited_by: Option<Py<PyAny>>,
-    discard_awaited_by: Option<Py<PyAny>>,
+    /// Where the functions that note who awaits whom are looked up, since they are replaced there
+    /// together with Future.
+    futures: Py<PyDict>,
+    /// Since 3.14: whether that is noted.
+    notes_awaiting: bool,
     /// Whether all children are let go when the first of them has failed.
     discards_all: bool,
     /// Since 3.12: children that are done already are counted at once, not by a callback.
     counts_done: bool,
+}
+
+impl Stock {
+    /// Notes that a task awaits a child.
+    fn note<'py>(&self, child: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        self.tell(intern!(task.py(), "future_add_to_awaited_by"), child, task)
+    }
+
+    /// Takes that back.
+    fn forget<'py>(&self, child: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        let name = intern!(task.py(), "future_discard_from_awaited_by");
+        self.tell(name, child, task)
+    }
+
+    fn tell<'py>(
+        &self,
+        name: &Bound<'py, PyString>,
+        child: &Bound<'py, PyAny>,
+        task: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        match self.futures.bind(name.py()).get_item(name)? {
+            Some(function) => function.call1((child, task)).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
@@ -43,12 +70,8 @@ fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
                 .import("asyncio.exceptions")?
                 .getattr("CancelledError")?
                 .unbind(),
-            add_awaited_by: futures
-                .getattr_opt("future_add_to_awaited_by")?
-                .map(Bound::unbind),
-            discard_awaited_by: futures
-                .getattr_opt("future_discard_from_awaited_by")?
-                .map(Bound::unbind),
+            notes_awaiting: futures.hasattr("future_add_to_awaited_by")?,
+            futures: futures.dict().unbind(),
             discards_all: tasks.hasattr("_discard_awaited_by")?,
             counts_done: py.version_info() >= (3, 12),
             tasks: tasks.into_any().unbind(),
@@ -115,8 +138,8 @@ impl Gathering {
                 state.task.as_ref().map(|task| task.bind(py).clone()),
             )
         });
-        if let (Some(task), Some(discard)) = (&task, &stock.discard_awaited_by) {
-            discard.bind(py).call1((child, task))?;
+        if let Some(task) = &task {
+            stock.forget(child, task)?;
         }
         let (Some(outer), Some(children)) = (outer, children) else {
             return retrieve(child);
@@ -127,11 +150,9 @@ impl Gathering {
         if !self.return_exceptions.load(Ordering::Relaxed)
             && let Some(failure) = failure_of(child)?
         {
-            if let (true, Some(task), Some(discard)) =
-                (stock.discards_all, &task, &stock.discard_awaited_by)
-            {
+            if let (true, Some(task)) = (stock.discards_all, &task) {
                 for child in children.iter() {
-                    discard.bind(py).call1((child, task))?;
+                    stock.forget(&child, task)?;
                 }
             }
             return call::method1(&outer, intern!(py, "set_exception"), &failure).map(drop);
@@ -223,9 +244,10 @@ fn gather<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
     let stock = stock(py)?;
-    let task = match &stock.add_awaited_by {
-        None => None,
-        Some(_) => Some(park::current_task(py)?).filter(|task| !task.is_none()),
+    let task = if stock.notes_awaiting {
+        Some(park::current_task(py)?).filter(|task| !task.is_none())
+    } else {
+        None
     };
     let gathering = Bound::new(
         py,
@@ -272,8 +294,8 @@ fn gather<'py>(
         if stock.counts_done && park::is_done(&child)? {
             done.push(child.clone());
         } else {
-            if let (Some(task), Some(add)) = (&task, &stock.add_awaited_by) {
-                add.bind(py).call1((&child, task))?;
+            if let Some(task) = &task {
+                stock.note(&child, task)?;
             }
             call::method1(&child, intern!(py, "add_done_callback"), &callback)?;
         }
@@ -321,7 +343,7 @@ fn ensure_future<'py>(
     let py = value.py();
     let keywords = PyDict::new(py);
     // Since 3.14 the running loop is the one that counts; before it is the first child's.
-    let given = if stock.add_awaited_by.is_some() {
+    let given = if stock.notes_awaiting {
         Some(event_loop)
     } else {
         shared
