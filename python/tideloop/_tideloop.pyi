@@ -102,6 +102,7 @@ class Listener:
 # What accelerate() is made of. The attributes are asyncio's, under asyncio's private names.
 
 def function(name: str, template: Callable[..., Any]) -> Any: ...
+
 @disjoint_base
 class EventCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> EventCore: ...

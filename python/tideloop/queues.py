@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from asyncio import LifoQueue, PriorityQueue, Queue
 else:
     # What asyncio's queue calls on itself, so that a subclass may override it.
-    _HOOKS = ("_init", "_get", "_put", "_wakeup_next", "_get_loop", "full", "empty", "qsize", "get_nowait", "put_nowait")
+    _HOOKS = (
+        "_init",
+        "_get",
+        "_put",
+        "_wakeup_next",
+        "_get_loop",
+        "full",
+        "empty",
+        "qsize",
+        "get_nowait",
+        "put_nowait",
+    )
 
     def _overrides(cls, base):
         return any(getattr(cls, name) is not getattr(base, name) for name in _HOOKS)

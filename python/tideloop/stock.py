@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from asyncio.locks import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
 from asyncio.queues import LifoQueue, PriorityQueue, Queue
-from asyncio.tasks import create_task, gather, shield, sleep, wait, wait_for
 from asyncio.taskgroups import TaskGroup
+from asyncio.tasks import create_task, gather, shield, sleep, wait, wait_for
 from asyncio.timeouts import Timeout, timeout, timeout_at
 
 __all__ = [

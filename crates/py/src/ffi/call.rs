@@ -159,6 +159,12 @@ unsafe extern "C" fn callback<C: Callback>(
     }
 }
 
+/// Drops an exception that was dealt with, now. Outside of PyO3's own calls it would otherwise keep
+/// its dead until somebody makes one.
+pub fn discard(py: Python<'_>, error: PyErr) {
+    drop(error.into_value(py).into_bound(py));
+}
+
 /// Whether an object is a coroutine of the interpreter's own.
 pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: a live object.

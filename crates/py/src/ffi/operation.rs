@@ -528,6 +528,7 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
                 if error.is_instance_of::<pyo3::exceptions::PyGeneratorExit>(py)
                     || error.is_instance_of::<PyStopIteration>(py) =>
             {
+                super::call::discard(py, error);
                 Ok(py.None().into_bound(py))
             }
             Err(error) => Err(error),
@@ -785,10 +786,8 @@ unsafe extern "C" fn py_throw(object: *mut PyObject, arguments: *mut PyObject) -
 fn thrown(arguments: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
     let py = arguments.py();
     let given = |index: usize| {
-        arguments
-            .get_item(index)
-            .ok()
-            .filter(|value| !value.is_none())
+        let value = arguments.iter().nth(index);
+        value.filter(|value| !value.is_none())
     };
     let what = match arguments.len() {
         1..=3 => arguments.get_item(0)?,
@@ -1083,6 +1082,8 @@ fn make_type(py: Python<'_>) -> PyResult<Py<PyType>> {
         slot(ffi::Py_tp_traverse, traverse as *mut c_void),
         slot(ffi::Py_tp_clear, clear as *mut c_void),
         slot(ffi::Py_tp_finalize, finalize as *mut c_void),
+        // For `yield from` in a generator-based coroutine, where only exact coroutines need no iter().
+        slot(ffi::Py_tp_iter, ffi::PyObject_SelfIter as *mut c_void),
         slot(ffi::Py_tp_iternext, iternext as *mut c_void),
         slot(ffi::Py_am_await, am_await as *mut c_void),
         slot(ffi::Py_am_send, am_send as *mut c_void),

@@ -112,6 +112,7 @@ pub fn outcome<'py>(future: &Bound<'py, PyAny>) -> Outcome<'py> {
                     .is_ok_and(|is| is)
             }) && is_done(future).is_ok_and(|done| !done);
             if pending {
+                call::discard(py, error);
                 Outcome::Pending
             } else {
                 Outcome::Failed(error)

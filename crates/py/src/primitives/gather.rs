@@ -327,6 +327,7 @@ fn spawn<'py>(
         if error.is_instance_of::<PyRuntimeError>(py)
             && let Err(other) = call::method0(coroutine, intern!(py, "close"))
         {
+            call::discard(py, error);
             return other;
         }
         error

@@ -4,6 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyFloat;
 
 use crate::ffi::call;
 use crate::ffi::function::Coroutine;
@@ -51,7 +52,11 @@ fn begin<'py>(delay: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
     if delay.le(0)? {
         return Ok(Step::Yield);
     }
-    if refuses_nan(py)? && delay.extract::<f64>().is_ok_and(f64::is_nan) {
+    if refuses_nan(py)?
+        && delay
+            .cast::<PyFloat>()
+            .is_ok_and(|delay| delay.value().is_nan())
+    {
         return Err(PyValueError::new_err("Invalid delay: NaN (not a number)"));
     }
     let event_loop = park::running_loop(py)?;

@@ -88,7 +88,7 @@ impl TimeoutCore {
 #[pymethods]
 impl TimeoutCore {
     #[new]
-    #[pyo3(signature = (*_args, **_kwargs))]
+    #[pyo3(signature = (*_args, **_kwargs), text_signature = "(when)")]
     fn new(
         py: Python<'_>,
         _args: &Bound<'_, pyo3::types::PyTuple>,
@@ -264,7 +264,8 @@ impl Coroutine for Enter {
             );
             (state.when.bind(py).clone(), old)
         });
-        drop(old);
+        drop(old.0.map(|old| old.into_bound(py)));
+        drop(old.1.map(|old| old.into_bound(py)));
         if !when.is_none() {
             let handler = schedule(timeout.as_any(), &when, &stock.on_timeout)?;
             core.set_handler(py, Some(handler.unbind()));
@@ -310,8 +311,8 @@ impl Coroutine for Exit {
         let stock = stock(py)?;
         if core.phase(py).is(&stock.entered) {
             let handler = core.state.with(py, |state| state.handler.take());
-            if let Some(handler) = handler {
-                call::method0(handler.bind(py), intern!(py, "cancel"))?;
+            if let Some(handler) = handler.map(|handler| handler.into_bound(py)) {
+                call::method0(&handler, intern!(py, "cancel"))?;
             }
             core.set_phase(py, &stock.exited);
             return Ok(Step::Finish);
@@ -329,6 +330,7 @@ impl Coroutine for Exit {
         match call::method1(&stock_exit, intern!(py, "send"), &py.None().into_bound(py)) {
             Err(error) if error.is_instance_of::<PyStopIteration>(py) => {
                 let value = error.value(py).getattr(intern!(py, "value"))?;
+                call::discard(py, error);
                 Ok(Step::Return(value))
             }
             Err(error) => Err(error),

@@ -79,7 +79,8 @@ impl WaitList {
         };
         match call::method1(&deque, intern!(py, "remove"), future) {
             Err(error) if !error.is_instance_of::<PyValueError>(py) => return Err(error),
-            _ => {}
+            Err(error) => call::discard(py, error),
+            Ok(_) => {}
         }
         drop(deque);
         self.take_back(py);
