@@ -20,6 +20,7 @@ use tideloop_sys::selector::Backend;
 
 use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
+use crate::ffi::classes::classes;
 use crate::ffi::entry::Entry;
 use crate::ffi::layout::Node;
 use crate::ffi::spare::{Running, Spare};
@@ -178,6 +179,12 @@ impl LoopCore {
     #[inline]
     pub fn has_native_tasks(&self) -> bool {
         self.native_tasks
+    }
+
+    /// Whether create_future() of this loop would make a future of ours, and nothing more.
+    #[inline]
+    pub fn makes_futures(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.native_tasks && !self.debug() && classes(py)?.future(py)?.is_none())
     }
 
     /// The list that a new task of this loop joins, if it is known.
