@@ -21,7 +21,7 @@ use tideloop_sys::selector::Backend;
 use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::classes::classes;
-use crate::ffi::entry::Entry;
+use crate::ffi::entry::{Entry, Run};
 use crate::ffi::layout::Node;
 use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
@@ -44,11 +44,11 @@ enum Phase {
     Closed,
 }
 
-/// What is to run, now and later. Every timer is a handle made by [`handle::new`].
+/// What is to run, now and later.
 #[derive(Default)]
 pub struct Queue {
     pub ready: Ready<Entry>,
-    pub timers: Timers<Py<PyAny>>,
+    pub timers: Timers<Entry>,
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
     pub used_timers: Vec<Py<PyAny>>,
@@ -279,26 +279,50 @@ impl LoopCore {
     pub fn push_timer(&self, py: Python<'_>, when: When, timer: Py<PyAny>) {
         handle::set_scheduled(&timer, true);
         self.queue.with(py, |queue| {
-            queue.timers.insert(when.deadline, when.slack, timer)
+            queue
+                .timers
+                .insert(when.deadline, when.slack, Entry::handle(timer))
         });
     }
 
     /// A timer that is in the timers was cancelled.
     pub fn timer_cancelled(&self, py: Python<'_>) {
         let (newest, swept) = self.queue.with(py, |queue| {
-            if let Some(newest) = queue.timers.pop_newest_stale(handle::is_cancelled) {
+            if let Some(newest) = queue.timers.pop_newest_stale(Entry::is_stale) {
                 return (Some(newest), Vec::new());
             }
             if queue.timers.note_cancelled() {
-                (None, queue.timers.sweep(handle::is_cancelled))
+                (None, queue.timers.sweep(Entry::is_stale))
             } else {
                 (None, Vec::new())
             }
         });
-        for timer in newest.into_iter().chain(swept) {
-            handle::set_scheduled(&timer, false);
-            self.recycle(py, timer.into_bound(py));
+        if let Some(timer) = newest {
+            self.discard_timer(py, timer);
         }
+        for timer in swept {
+            self.discard_timer(py, timer);
+        }
+    }
+
+    /// Lets go of a stale timer.
+    #[inline]
+    pub fn discard_timer(&self, py: Python<'_>, timer: Entry) {
+        if let Run::Handle(timer) = timer.take(py) {
+            handle::set_scheduled(timer.as_unbound(), false);
+            self.recycle(py, timer);
+        }
+    }
+
+    /// Gives a future of ours None once `delay` seconds have passed, unless it is done by then. Whoever ends
+    /// it before says so by [`LoopCore::timer_cancelled`].
+    #[inline]
+    pub fn push_sleeper(&self, py: Python<'_>, delay: f64, future: Py<PyAny>) {
+        let when = When::after(delay);
+        let entry = Entry::sleeper(future);
+        self.queue.with(py, |queue| {
+            queue.timers.insert(when.deadline, when.slack, entry)
+        });
     }
 
     /// Keeps a handle that nobody else knows for the next call, or lets go of it.
@@ -591,7 +615,10 @@ impl LoopCore {
                 .ready
                 .iter()
                 .for_each(|entry| handle::track(&entry.object()));
-            queue.timers.iter().for_each(handle::track);
+            queue
+                .timers
+                .iter()
+                .for_each(|entry| handle::track(&entry.object()));
         });
         result
     }
@@ -613,8 +640,10 @@ impl LoopCore {
             }
         }
         for timer in timers {
-            handle::set_scheduled(&timer, false);
-            timer.bind(py).call_method0("cancel")?;
+            if let Run::Handle(timer) = timer.take(py) {
+                handle::set_scheduled(timer.as_unbound(), false);
+                timer.call_method0("cancel")?;
+            }
         }
         drop(targets);
         Ok(())
@@ -681,7 +710,10 @@ impl LoopCore {
                 .ready
                 .iter()
                 .try_for_each(|entry| visit.call(&*entry.object()))?;
-            queue.timers.iter().try_for_each(|timer| visit.call(timer))
+            queue
+                .timers
+                .iter()
+                .try_for_each(|entry| visit.call(&*entry.object()))
         });
         visited.unwrap_or(Ok(()))?;
         self.task_factory

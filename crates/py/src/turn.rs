@@ -22,7 +22,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, handle, native, task};
+use crate::ffi::{call, future, handle, native, task};
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery};
 use crate::transport::StreamTransport;
@@ -90,6 +90,10 @@ fn turn<'py>(
                 task::run(core, current, &task, true)?;
                 continue;
             }
+            Run::Sleeper(sleeper) => {
+                future::wake(core, &sleeper)?;
+                continue;
+            }
             Run::Handle(handle) => handle,
         };
         current.leave();
@@ -136,10 +140,9 @@ fn drop_stale(core: &Bound<'_, LoopCore>) {
     let py = core.py();
     while let Some(timer) = core
         .get()
-        .queue(py, |queue| queue.timers.pop_stale(handle::is_cancelled))
+        .queue(py, |queue| queue.timers.pop_stale(Entry::is_stale))
     {
-        handle::set_scheduled(&timer, false);
-        core.get().recycle(py, timer.into_bound(py));
+        core.get().discard_timer(py, timer);
     }
 }
 
@@ -150,18 +153,20 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
     loop {
         let stale = state.queue(py, |queue| {
             while let Some(timer) = queue.timers.pop_due(now) {
-                handle::set_scheduled(&timer, false);
-                if handle::is_cancelled(&timer) {
+                if timer.is_stale() {
                     queue.timers.forget_cancelled();
                     return Some(timer);
                 }
-                queue.ready.push(Entry::handle(timer));
+                if timer.is_handle() {
+                    handle::set_scheduled(&timer.object(), false);
+                }
+                queue.ready.push(timer);
             }
             None
         });
         match stale {
             // Dropped outside of the queue: it may run a weak reference's callback.
-            Some(timer) => drop(timer.into_bound(py)),
+            Some(timer) => state.discard_timer(py, timer),
             None => return,
         }
     }

@@ -1,4 +1,5 @@
-//! What waits in the ready ring: a handle, or a task that put itself there.
+//! What waits in the ready ring or among the timers: a handle, a task that put itself there, or a future
+//! that a sleep waits for.
 //!
 //! An entry is one pointer. Objects are aligned to 8 bytes at least, so the two lowest bits tell what
 //! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference.
@@ -9,10 +10,14 @@ use std::num::NonZeroUsize;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
+use super::handle;
+use super::layout::{FutureObject, PENDING};
+
 const KIND: usize = 0b11;
 const HANDLE: usize = 0;
 const STEP: usize = 1;
 const WAKE: usize = 2;
+const SLEEPER: usize = 3;
 
 /// One thing to run.
 pub struct Entry(NonZeroUsize);
@@ -25,6 +30,8 @@ pub enum Run<'py> {
     Step(Bound<'py, PyAny>),
     /// A task of ours whose future is done.
     Wake(Bound<'py, PyAny>),
+    /// A future of ours, to be given None unless it is done.
+    Sleeper(Bound<'py, PyAny>),
 }
 
 impl Entry {
@@ -51,6 +58,23 @@ impl Entry {
     #[inline(always)]
     pub fn wake(task: Py<PyAny>) -> Self {
         Self::new(task.into_ptr(), WAKE)
+    }
+
+    /// A future of ours whose time to be given None will come.
+    #[inline(always)]
+    pub fn sleeper(future: Py<PyAny>) -> Self {
+        Self::new(future.into_ptr(), SLEEPER)
+    }
+
+    /// Whether running it would do nothing: a cancelled handle, a future that is done.
+    #[inline]
+    pub fn is_stale(&self) -> bool {
+        match self.0.get() & KIND {
+            HANDLE => handle::is_cancelled(&self.object()),
+            // SAFETY: a sleeper is a future of ours, kept alive by the entry.
+            SLEEPER => unsafe { (*self.pointer().cast::<FutureObject>()).state != PENDING },
+            _ => false,
+        }
     }
 
     #[inline(always)]
@@ -81,7 +105,8 @@ impl Entry {
         match entry.0.get() & KIND {
             HANDLE => Run::Handle(object),
             STEP => Run::Step(object),
-            _ => Run::Wake(object),
+            WAKE => Run::Wake(object),
+            _ => Run::Sleeper(object),
         }
     }
 }

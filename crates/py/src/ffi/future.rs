@@ -175,6 +175,29 @@ pub unsafe fn set_exception(
     }
 }
 
+/// The time of a sleeper has come.
+///
+/// # Errors
+///
+/// What the loop's exception handler raises of KeyboardInterrupt and SystemExit.
+pub fn wake(core: &Bound<'_, LoopCore>, sleeper: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = core.py();
+    let native = native(py)?;
+    let future = sleeper.as_ptr().cast::<FutureObject>();
+    // SAFETY: sleepers are futures of ours, and the caller's reference keeps this one alive.
+    unsafe {
+        if (*future).state != PENDING
+            || set_result(py, native, future, ffi::Py_NewRef(ffi::Py_None()))
+        {
+            return Ok(());
+        }
+    }
+    // A callback that somebody else has added could not be scheduled.
+    let error = PyErr::fetch(py).into_value(py);
+    core.call_method1(intern!(py, "_step_failed"), (sleeper, error))
+        .map(drop)
+}
+
 /// What the timer of asyncio.sleep() calls: `_set_result_unless_cancelled(future, result)`. It touches
 /// nothing but the future, so a future of ours needs neither the call of a Python function nor a context
 /// for it. False: that is not what this call is.

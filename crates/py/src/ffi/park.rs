@@ -101,6 +101,42 @@ pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Py
     call::method0(event_loop, intern!(event_loop.py(), "create_future"))
 }
 
+/// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
+/// the loop is not one of ours, or in debug mode, where timers are shown.
+#[inline]
+pub fn wake_later(event_loop: &Bound<'_, PyAny>, delay: f64, future: &Bound<'_, PyAny>) -> bool {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    match unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        Some(core) if core.accepts_natively() && native_future(future).is_some() => {
+            core.push_sleeper(py, delay, future.clone().unbind());
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Ends a wait begun by [`wake_later`] before its time.
+pub fn stop_waking(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    let Some((_, ours)) = native_future(future) else {
+        return Ok(());
+    };
+    // SAFETY: a live future of ours, whose loop is alive as long as it is.
+    unsafe {
+        if (*ours).state == layout::FINISHED {
+            return Ok(());
+        }
+        if (*ours).state == layout::PENDING {
+            cancel(future)?;
+        }
+        if let Some(core) = future::core_of(py, (*ours).owner) {
+            core.timer_cancelled(py);
+        }
+    }
+    Ok(())
+}
+
 /// Tells the task that gets this future next that it is to sleep until the future is done.
 #[inline]
 pub fn begin(future: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -29,17 +29,21 @@ impl Coroutine for Sleep {
     ) -> PyResult<Step<'py>> {
         match input {
             Input::Start => begin(delay, frame),
-            Input::Resumed(result) => match frame.replace(TIMER, None) {
-                // The future's result; after a bare yield there is no timer, and ours is the argument.
-                Some(timer) => {
-                    cancel(&timer)?;
-                    Ok(Step::Return(result))
-                }
-                None => Ok(frame.argument(RESULT).map_or(Step::Finish, Step::Return)),
-            },
-            Input::Thrown(error) => {
+            Input::Resumed(_) => {
                 if let Some(timer) = frame.replace(TIMER, None) {
                     cancel(&timer)?;
+                }
+                Ok(frame.argument(RESULT).map_or(Step::Finish, Step::Return))
+            }
+            Input::Thrown(error) => {
+                match frame.replace(TIMER, None) {
+                    Some(timer) => cancel(&timer)?,
+                    // Without a handle: the loop has the future itself; after a bare yield there is none.
+                    None => {
+                        if let Ok(future) = frame.awaited() {
+                            park::stop_waking(&future)?;
+                        }
+                    }
                 }
                 Err(error)
             }
@@ -61,6 +65,11 @@ fn begin<'py>(delay: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
     }
     let event_loop = park::running_loop(py)?;
     let future = park::new_future(&event_loop)?;
+    if let Ok(delay) = delay.extract::<f64>()
+        && park::wake_later(&event_loop, delay, &future)
+    {
+        return Ok(Step::Wait(future));
+    }
     let result = frame
         .argument(RESULT)
         .unwrap_or_else(|| py.None().into_bound(py));
