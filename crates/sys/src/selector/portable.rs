@@ -4,17 +4,20 @@
 //! oneshot mode unless told otherwise; we ask for level mode, which all three have.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use polling::{PollMode, Poller};
 
 use super::{Event, Events, Interest, Scratch, Selector};
+use crate::fork;
 use crate::socket::{RawSource, borrow};
 
 /// A `polling::Poller` in level mode.
 #[derive(Debug)]
 pub struct Portable {
-    poller: Poller,
+    poller: ManuallyDrop<Poller>,
+    generation: u32,
 }
 
 impl Portable {
@@ -26,8 +29,46 @@ impl Portable {
                 "this system's selector has no level-triggered mode",
             ));
         }
-        Ok(Self { poller })
+        Ok(Self {
+            poller: ManuallyDrop::new(poller),
+            generation: fork::generation(),
+        })
     }
+}
+
+impl Drop for Portable {
+    /// A poller takes its waker out of the system's selector before it closes both. In a forked child that
+    /// selector is still the parent's, which could never be woken again: so the child lets go of it first.
+    fn drop(&mut self) {
+        if self.generation != fork::generation() && !let_go(&self.poller) {
+            // Left as it is, with its descriptors: better a leak in the child than a parent that hangs.
+            return;
+        }
+        // SAFETY: `self` is being dropped, so nobody uses the field afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.poller) };
+    }
+}
+
+/// Puts an empty selector of this process in the place of an inherited one.
+#[cfg(target_os = "linux")]
+fn let_go(poller: &Poller) -> bool {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    // SAFETY: takes no pointers; the descriptor is owned at once, if there is one. Both numbers that dup3
+    // gets are open, and the second one stays the poller's.
+    unsafe {
+        let empty = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        if empty < 0 {
+            return false;
+        }
+        let empty = OwnedFd::from_raw_fd(empty);
+        libc::dup3(empty.as_raw_fd(), poller.as_raw_fd(), libc::O_CLOEXEC) >= 0
+    }
+}
+
+/// A kqueue is not inherited: its number may be another descriptor's by now.
+#[cfg(not(target_os = "linux"))]
+fn let_go(_poller: &Poller) -> bool {
+    false
 }
 
 impl Selector for Portable {
