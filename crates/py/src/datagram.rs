@@ -672,6 +672,12 @@ impl DatagramTransport {
         self.core(py).clone()
     }
 
+    /// asyncio's name for the Python socket; None once it is closed.
+    #[getter]
+    fn _sock(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.python_socket(py).map(|(sock, _)| sock)
+    }
+
     /// Whether the protocol was told pause_writing() and not yet resume_writing().
     #[getter]
     fn _protocol_paused(&self, py: Python<'_>) -> bool {
