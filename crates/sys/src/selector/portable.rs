@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use polling::{PollMode, Poller};
 
-use super::{Event, Events, Interest, Scratch, Selector};
+use super::{Event, Events, Interest, RawHandle, Scratch, Selector};
 use crate::fork;
+use crate::process::Process;
 use crate::socket::{RawSource, borrow};
 
 /// A `polling::Poller` in level mode.
@@ -97,6 +98,58 @@ impl Selector for Portable {
         self.poller.delete(source)
     }
 
+    #[cfg(unix)]
+    fn add_handle(&self, handle: RawHandle, key: u64, interest: Interest) -> io::Result<()> {
+        self.add(handle, key, interest)
+    }
+
+    #[cfg(unix)]
+    fn remove_handle(&self, handle: RawHandle) -> io::Result<()> {
+        self.remove(handle)
+    }
+
+    #[cfg(windows)]
+    fn add_handle(&self, handle: RawHandle, key: u64, interest: Interest) -> io::Result<()> {
+        use polling::os::iocp::PollerIocpExt;
+        // SAFETY: the trait's contract makes the caller keep the handle open until it removes it.
+        unsafe {
+            self.poller
+                .add_waitable(handle, event(key, interest), PollMode::Level)
+        }
+    }
+
+    #[cfg(windows)]
+    fn remove_handle(&self, handle: RawHandle) -> io::Result<()> {
+        use polling::os::iocp::PollerIocpExt;
+        use std::os::windows::io::BorrowedHandle;
+        // SAFETY: as above: a watched handle is open.
+        let handle = unsafe { BorrowedHandle::borrow_raw(handle) };
+        self.poller.remove_waitable(handle)
+    }
+
+    #[cfg(any(windows, target_os = "linux"))]
+    fn add_process(&self, process: &Process, key: u64) -> io::Result<()> {
+        self.add_handle(process.handle(), key, Interest::READ)
+    }
+
+    #[cfg(any(windows, target_os = "linux"))]
+    fn remove_process(&self, process: &Process) -> io::Result<()> {
+        self.remove_handle(process.handle())
+    }
+
+    #[cfg(not(any(windows, target_os = "linux")))]
+    fn add_process(&self, process: &Process, key: u64) -> io::Result<()> {
+        use polling::os::kqueue::PollerKqueueExt;
+        self.poller
+            .add_filter(exit_of(process), key as usize, PollMode::Oneshot)
+    }
+
+    #[cfg(not(any(windows, target_os = "linux")))]
+    fn remove_process(&self, process: &Process) -> io::Result<()> {
+        use polling::os::kqueue::PollerKqueueExt;
+        self.poller.delete_filter(exit_of(process))
+    }
+
     fn wait(&self, events: &mut Events, timeout: Option<u64>) -> io::Result<()> {
         if !matches!(events.scratch, Scratch::Portable(_)) {
             events.scratch = Scratch::Portable(polling::Events::new());
@@ -128,4 +181,11 @@ impl Selector for Portable {
 
 fn event(key: u64, interest: Interest) -> polling::Event {
     polling::Event::new(key as usize, interest.read, interest.write)
+}
+
+#[cfg(not(any(windows, target_os = "linux")))]
+fn exit_of(process: &Process) -> polling::os::kqueue::Process<'static> {
+    use polling::os::kqueue::{Process, ProcessOps};
+    // SAFETY: the number is that of a child that nobody has collected, by the contract of `Process::open`.
+    unsafe { Process::from_pid(process.pid(), ProcessOps::Exit) }
 }
