@@ -797,21 +797,21 @@ impl DatagramTransport {
             to,
         };
         // Looking at the address may have run anything, even an abort().
-        let queued = this.with(py, |state| match state.machine.is_lost() {
-            true => Err((outgoing, state.machine.drop_one())),
-            false => Ok(state.machine.queue(outgoing, bytes.len())),
+        let mut outgoing = Some(outgoing);
+        let queued = this.with(py, |state| {
+            if state.machine.is_lost() {
+                return None;
+            }
+            outgoing
+                .take()
+                .map(|outgoing| state.machine.queue(outgoing, bytes.len()))
         });
-        match queued {
-            Ok(signal) => {
-                this.update_interest(py)?;
-                Self::tell(slf, signal)
-            }
-            Err((outgoing, step)) => {
-                drop(outgoing);
-                let warn = step == SendStep::Dropped { warn: true };
-                this.warn_dropped(py, warn)
-            }
-        }
+        let Some(signal) = queued else {
+            // As with one that the system loses: nobody waits for it.
+            return Ok(());
+        };
+        this.update_interest(py)?;
+        Self::tell(slf, signal)
     }
 
     /// Bytes that wait to be sent, from Python 3.13 on with eight for each datagram's header.

@@ -23,7 +23,7 @@ if hasattr(socket, "AF_UNIX"):
     _FAMILIES[socket.AF_UNIX] = "unix"
 
 
-class _Shown(transports._FlowControlMixin, asyncio.DatagramTransport):  # type: ignore[name-defined, misc]
+class _Shown(transports._FlowControlMixin, asyncio.DatagramTransport):
     """What a datagram transport answers to in ``isinstance``, as asyncio's does."""
 
 
@@ -32,8 +32,8 @@ class SocketDatagramTransport(DatagramTransport):
 
     __slots__ = ()
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return _Shown
 
     def __repr__(self) -> str:
