@@ -152,11 +152,14 @@ class TestMaking:
             assert await two.received(3) == [b"one", b"two", b"three"]
 
     async def test_connected_hears_nobody_else(self, loop):
-        async with endpoint(loop) as peer, endpoint(loop) as stranger:
-            async with endpoint(loop, local_addr=(LOOPBACK, 0), remote_addr=name_of(peer)) as one:
-                stranger.transport.sendto(b"no", name_of(one))
-                peer.transport.sendto(b"yes", name_of(one))
-                assert await one.received(1) == [b"yes"]
+        async with (
+            endpoint(loop) as peer,
+            endpoint(loop) as stranger,
+            endpoint(loop, local_addr=(LOOPBACK, 0), remote_addr=name_of(peer)) as one,
+        ):
+            stranger.transport.sendto(b"no", name_of(one))
+            peer.transport.sendto(b"yes", name_of(one))
+            assert await one.received(1) == [b"yes"]
 
     async def test_on_a_socket(self, loop):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -187,13 +190,15 @@ class TestMaking:
             await one.lost
 
     async def test_reuse_port_shares_an_address(self, loop):
-        async with endpoint(loop, local_addr=(LOOPBACK, 0), reuse_port=True) as one:
-            async with endpoint(loop, local_addr=name_of(one), reuse_port=True) as two:
-                assert name_of(one) == name_of(two)
-                with plain() as sock:
-                    sock.sendto(b"hello", name_of(one))
-                    while not (one.datagrams or two.datagrams):
-                        await settled(loop, 1)
+        async with (
+            endpoint(loop, local_addr=(LOOPBACK, 0), reuse_port=True) as one,
+            endpoint(loop, local_addr=name_of(one), reuse_port=True) as two,
+        ):
+            assert name_of(one) == name_of(two)
+            with plain() as sock:
+                sock.sendto(b"hello", name_of(one))
+                while not (one.datagrams or two.datagrams):
+                    await settled(loop, 1)
 
     @deviates("uvloop", "leaves its handle to the garbage collector")
     async def test_an_address_that_is_taken(self, loop):
@@ -215,12 +220,11 @@ class TestMaking:
 
     @deviates("uvloop", "connects the socket")
     async def test_a_fixed_peer_that_the_system_does_not_know(self, loop):
-        async with endpoint(loop) as two:
-            async with endpoint(loop, remote_addr=name_of(two), allow_broadcast=True) as one:
-                assert one.transport.get_extra_info("peername") is None
-                one.transport.sendto(b"one")
-                one.transport.sendto(b"two", name_of(two))
-                assert await two.received(2) == [b"one", b"two"]
+        async with endpoint(loop) as two, endpoint(loop, remote_addr=name_of(two), allow_broadcast=True) as one:
+            assert one.transport.get_extra_info("peername") is None
+            one.transport.sendto(b"one")
+            one.transport.sendto(b"two", name_of(two))
+            assert await two.received(2) == [b"one", b"two"]
 
     async def test_a_stream_socket_is_refused(self, loop):
         with socket.socket() as sock, pytest.raises(ValueError, match="ocket was expected"):
@@ -264,13 +268,15 @@ class TestIPv6:
 class TestUnix:
     @NO_UNIX
     async def test_there_and_back(self, loop, paths):
-        async with endpoint(loop, family=socket.AF_UNIX, local_addr=paths[0]) as one:
-            async with endpoint(loop, family=socket.AF_UNIX, local_addr=paths[1]) as two:
-                one.transport.sendto(b"question", paths[1])
-                assert await two.received(1) == [b"question"]
-                assert two.datagrams == [(b"question", paths[0])]
-                two.transport.sendto(b"answer", os.fsencode(paths[0]))
-                assert await one.received(1) == [b"answer"]
+        async with (
+            endpoint(loop, family=socket.AF_UNIX, local_addr=paths[0]) as one,
+            endpoint(loop, family=socket.AF_UNIX, local_addr=paths[1]) as two,
+        ):
+            one.transport.sendto(b"question", paths[1])
+            assert await two.received(1) == [b"question"]
+            assert two.datagrams == [(b"question", paths[0])]
+            two.transport.sendto(b"answer", os.fsencode(paths[0]))
+            assert await one.received(1) == [b"answer"]
 
     @NO_UNIX
     async def test_a_sender_without_a_name(self, loop, paths):
@@ -283,20 +289,24 @@ class TestUnix:
     @NO_UNIX
     async def test_abstract(self, loop):
         name = f"\0tideloop-udp-{os.getpid()}"
-        async with endpoint(loop, family=socket.AF_UNIX, local_addr=name + "-1") as one:
-            async with endpoint(loop, family=socket.AF_UNIX, local_addr=name + "-2") as two:
-                one.transport.sendto(b"hello", name + "-2")
-                await two.received(1)
-                assert two.datagrams == [(b"hello", (name + "-1").encode())]
+        async with (
+            endpoint(loop, family=socket.AF_UNIX, local_addr=name + "-1") as one,
+            endpoint(loop, family=socket.AF_UNIX, local_addr=name + "-2") as two,
+        ):
+            one.transport.sendto(b"hello", name + "-2")
+            await two.received(1)
+            assert two.datagrams == [(b"hello", (name + "-1").encode())]
 
     @NO_UNIX
     async def test_larger_than_ip_allows(self, loop, paths):
         large = os.urandom(150_000)
-        async with endpoint(loop, family=socket.AF_UNIX, local_addr=paths[0]) as one:
-            async with endpoint(loop, family=socket.AF_UNIX, remote_addr=paths[0]) as two:
-                two.transport.sendto(large)
-                two.transport.sendto(b"next")
-                assert await one.received(2) == [large, b"next"]
+        async with (
+            endpoint(loop, family=socket.AF_UNIX, local_addr=paths[0]) as one,
+            endpoint(loop, family=socket.AF_UNIX, remote_addr=paths[0]) as two,
+        ):
+            two.transport.sendto(large)
+            two.transport.sendto(b"next")
+            assert await one.received(2) == [large, b"next"]
 
     @NO_UNIX
     async def test_a_stale_socket_file_is_replaced(self, loop, paths):
