@@ -7,26 +7,30 @@
 //! * What waits is received in batches and delivered one by one. The protocol may do anything in
 //!   between: when it pauses, the rest is held for later; when it closes, the rest is dropped, as the
 //!   kernel would have dropped it; when it raises, the next one is delivered all the same.
-//! * A datagram is sent at once if none is queued. Numeric addresses are read here; whatever else an
+//! * A datagram is sent at once if none is queued. Those that are sent while a batch is delivered leave
+//!   together, after at most 50 µs and the callback that is running. Numeric addresses are read here; whatever else an
 //!   address may be goes through the Python socket's own `sendto`, so that it means what it means there.
 //! * Errors of single datagrams are told to the protocol (error_received) and end nothing.
 
+mod origins;
+mod receiving;
+mod sending;
+
 use std::io;
 
-use pyo3::exceptions::{
-    PyBlockingIOError, PyInterruptedError, PyOSError, PyRuntimeError, PyValueError,
-};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit, intern};
-use tideloop_core::datagram::{CloseStep, Drained, Endpoint, Resumed, SendStep};
-use tideloop_core::flow::Signal;
+use tideloop_core::datagram::{CloseStep, Endpoint, Resumed};
 use tideloop_core::registry::Key;
-use tideloop_sys::datagram::{self, BATCH, IP_ROOM, Name, Parcel, UNIX_ROOM};
+use tideloop_sys::datagram::Name;
 use tideloop_sys::selector::{Event, Interest};
-use tideloop_sys::socket::{self, Address, RawSource, would_block};
+use tideloop_sys::socket::{self, Address, RawSource};
 
-use crate::address::{self, Family};
+use self::origins::Origins;
+use self::sending::Corked;
+use crate::address::Family;
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::call;
@@ -34,9 +38,6 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::owner::{Owner, is_still};
 use crate::reactor::Target;
 use crate::transport::{Payload, release_waiter};
-
-/// Batches sent per event: an endpoint with much to send cannot keep the others waiting.
-const FLUSH_BATCHES: usize = 8;
 
 /// Where a datagram goes.
 enum Destination {
@@ -63,6 +64,8 @@ struct State {
     socket: Option<Owner>,
     key: Option<Key>,
     protocol: Option<Py<PyAny>>,
+    origins: Origins,
+    corked: Corked,
 }
 
 /// A datagram endpoint: the link between a protocol and a datagram socket.
@@ -78,16 +81,6 @@ pub struct DatagramTransport {
     connected: bool,
     sends_empty: bool,
     state: LoopCell<State>,
-}
-
-/// What came of sending one datagram.
-enum Attempt {
-    Sent,
-    Later,
-    /// This datagram failed.
-    Failed(PyErr),
-    /// It could never have been sent.
-    Fatal(PyErr),
 }
 
 impl DatagramTransport {
@@ -121,274 +114,6 @@ impl DatagramTransport {
         Ok(())
     }
 
-    // --- receiving ------------------------------------------------------------------------------
-
-    fn on_readable(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        let reactor = this.core.get().reactor();
-        let room = match this.family {
-            Family::Unix => UNIX_ROOM,
-            Family::Inet | Family::Inet6 => IP_ROOM,
-        };
-        let received = reactor.arrivals(py, |arrivals| {
-            this.with(py, |state| {
-                let Some(owner) = state.socket.as_ref() else {
-                    return Ok(0);
-                };
-                if !state.machine.wants_read() {
-                    return Ok(0);
-                }
-                let machine = &mut state.machine;
-                arrivals.receive(owner.socket(), room, |bytes, from| {
-                    let bytes = PyBytes::new(py, bytes).unbind();
-                    machine.arrived(Incoming { bytes, from });
-                })
-            })
-        });
-        call::in_context(this.context.bind(py), |_| match received {
-            Ok(0) => Ok(()),
-            Ok(_) => Self::deliver_arrived(slf),
-            Err(error) if would_block(&error) => Ok(()),
-            Err(error) => Self::tell_error(slf, os_error(error)),
-        })
-    }
-
-    /// Hands the protocol what has arrived, as long as it takes it.
-    fn deliver_arrived(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        while let Some((Incoming { bytes, from }, Some(protocol))) = this.with(py, |state| {
-            let next = state.machine.next_arrived()?;
-            Some((next, state.protocol.as_ref().map(|p| p.clone_ref(py))))
-        }) {
-            let protocol = protocol.into_bound(py);
-            let told = origin(py, from.as_ref()).and_then(|from| {
-                let name = intern!(py, "datagram_received");
-                call::method2(&protocol, name, bytes.bind(py).as_any(), &from)
-            });
-            match told {
-                Ok(_) => {}
-                Err(error) if ends_the_loop(py, &error) => {
-                    // What is left comes when the loop runs again.
-                    if this.with(py, |state| state.machine.has_deliverable()) {
-                        Self::schedule_held(slf)?;
-                    }
-                    return Err(error);
-                }
-                Err(error) => {
-                    let message = "Exception in callback protocol.datagram_received()";
-                    Self::report(slf, error, message)?;
-                }
-            }
-        }
-        this.update_interest(py)
-    }
-
-    /// Tells the protocol that a datagram was lost. Its own exceptions go to the exception handler.
-    fn tell_error(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
-        let py = slf.py();
-        match Self::error_received(slf, error) {
-            Err(raised) if !ends_the_loop(py, &raised) => Self::report(
-                slf,
-                raised,
-                "Exception in callback protocol.error_received()",
-            ),
-            other => other,
-        }
-    }
-
-    fn error_received(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
-        let py = slf.py();
-        let Some(protocol) = slf.get().protocol(py) else {
-            return Ok(());
-        };
-        let error = error.into_value(py).into_bound(py).into_any();
-        call::method1(&protocol, intern!(py, "error_received"), &error).map(drop)
-    }
-
-    fn schedule_held(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        let held = slf.getattr(intern!(py, "_deliver_held"))?;
-        let none = py.None().into_bound(py);
-        let context = this.context.bind(py).clone();
-        LoopCore::schedule(this.core(py), &held, &none, context)
-    }
-
-    // --- sending --------------------------------------------------------------------------------
-
-    fn destination(&self, py: Python<'_>, address: Option<&Bound<'_, PyAny>>) -> Destination {
-        if self.connected {
-            return Destination::Peer;
-        }
-        let Some(address) = address else {
-            // Python's socket has the words for what is wrong with that.
-            return Destination::Python(py.None());
-        };
-        match address::from_python(self.family, address) {
-            Some(name) => Destination::Name(name),
-            None => Destination::Python(address.clone().unbind()),
-        }
-    }
-
-    /// Tries to send one datagram now. `object` is what `bytes` belong to.
-    fn attempt(
-        &self,
-        py: Python<'_>,
-        object: &Bound<'_, PyAny>,
-        bytes: &[u8],
-        to: &Destination,
-    ) -> Attempt {
-        if let Err(error) = self.check_owner(py) {
-            return Attempt::Failed(os_error(error));
-        }
-        let name = match to {
-            Destination::Peer => None,
-            Destination::Name(name) => Some(name),
-            Destination::Python(address) => {
-                return self.attempt_in_python(py, object, address.bind(py));
-            }
-        };
-        let sent = self.with(py, |state| {
-            let owner = state.socket.as_ref()?;
-            Some(datagram::send_one(owner.socket(), bytes, name))
-        });
-        match sent {
-            Some(Ok(())) => Attempt::Sent,
-            Some(Err(error)) if would_block(&error) => Attempt::Later,
-            Some(Err(error)) => Attempt::Failed(os_error(error)),
-            None => Attempt::Failed(os_error(socket::closed_underneath())),
-        }
-    }
-
-    fn attempt_in_python(
-        &self,
-        py: Python<'_>,
-        object: &Bound<'_, PyAny>,
-        address: &Bound<'_, PyAny>,
-    ) -> Attempt {
-        let Some((sock, _)) = self.python_socket(py) else {
-            return Attempt::Failed(os_error(socket::closed_underneath()));
-        };
-        match call::method2(sock.bind(py), intern!(py, "sendto"), object, address) {
-            Ok(_) => Attempt::Sent,
-            Err(error)
-                if error.is_instance_of::<PyBlockingIOError>(py)
-                    || error.is_instance_of::<PyInterruptedError>(py) =>
-            {
-                Attempt::Later
-            }
-            Err(error) if error.is_instance_of::<PyOSError>(py) => Attempt::Failed(error),
-            Err(error) => Attempt::Fatal(error),
-        }
-    }
-
-    fn on_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        call::in_context(this.context.bind(py), |py| {
-            let told = Self::flush(slf);
-            let signal = this.with(py, |state| state.machine.relieved());
-            let told = told.and_then(|()| Self::tell(slf, signal));
-            let step = this.with(py, |state| state.machine.drained());
-            this.update_interest(py)?;
-            match step {
-                Drained::Nothing => told,
-                Drained::Finish => Self::schedule_lost(slf, None).and(told),
-            }
-        })
-    }
-
-    /// Sends queued datagrams until the socket takes no more, or one fails.
-    fn flush(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        for _ in 0..FLUSH_BATCHES {
-            if let Some((bytes, address)) = this.head_for_python(py) {
-                let (bytes, address) = (bytes.into_bound(py), address.into_bound(py));
-                match this.attempt_in_python(py, bytes.as_any(), &address) {
-                    Attempt::Sent => this.forget(py, 1),
-                    Attempt::Later => return Ok(()),
-                    Attempt::Failed(error) => {
-                        this.forget(py, 1);
-                        return Self::tell_error(slf, error);
-                    }
-                    Attempt::Fatal(error) => {
-                        let message = "Fatal write error on datagram transport";
-                        return Self::fail(slf, error, message);
-                    }
-                }
-                continue;
-            }
-            let (tried, sent) = this.with(py, |state| {
-                let parcels: Vec<Parcel<'_>> = state
-                    .machine
-                    .waiting()
-                    .take(BATCH)
-                    .map_while(|outgoing| match &outgoing.to {
-                        Destination::Peer => Some((outgoing.bytes.as_bytes(py), None)),
-                        Destination::Name(name) => Some((outgoing.bytes.as_bytes(py), Some(name))),
-                        Destination::Python(_) => None,
-                    })
-                    .collect();
-                let sent = match &state.socket {
-                    Some(owner) if !parcels.is_empty() => datagram::send(owner.socket(), &parcels),
-                    _ => Ok(0),
-                };
-                (parcels.len(), sent)
-            });
-            match sent {
-                Ok(sent) => {
-                    this.forget(py, sent);
-                    if sent < tried || tried == 0 {
-                        return Ok(());
-                    }
-                }
-                Err(error) if would_block(&error) => return Ok(()),
-                Err(error) => {
-                    this.forget(py, 1);
-                    return Self::tell_error(slf, os_error(error));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The first queued datagram, if only a Python socket can send it.
-    fn head_for_python(&self, py: Python<'_>) -> Option<(Py<PyBytes>, Py<PyAny>)> {
-        self.with(py, |state| match state.machine.waiting().next()? {
-            Outgoing {
-                bytes,
-                to: Destination::Python(address),
-            } => Some((bytes.clone_ref(py), address.clone_ref(py))),
-            _ => None,
-        })
-    }
-
-    /// Drops datagrams from the head of the queue.
-    fn forget(&self, py: Python<'_>, count: usize) {
-        drop(self.with(py, |state| state.machine.sent(count)));
-    }
-
-    /// Tells the protocol to pause or go on; it cannot fail the endpoint.
-    fn tell(slf: &Bound<'_, Self>, signal: Signal) -> PyResult<()> {
-        let py = slf.py();
-        let name = match signal {
-            Signal::Nothing => return Ok(()),
-            Signal::PauseWriting => intern!(py, "pause_writing"),
-            Signal::ResumeWriting => intern!(py, "resume_writing"),
-        };
-        let Some(protocol) = slf.get().protocol(py) else {
-            return Ok(());
-        };
-        match call::method0(&protocol, name) {
-            Ok(_) => Ok(()),
-            Err(error) if ends_the_loop(py, &error) => Err(error),
-            Err(error) => Self::report(slf, error, &format!("protocol.{name}() failed")),
-        }
-    }
-
     // --- the end --------------------------------------------------------------------------------
 
     /// Reports an error that ends the endpoint, and ends it.
@@ -414,8 +139,9 @@ impl DatagramTransport {
     }
 
     fn force_close(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
+        let sent = Self::uncork(slf);
         let step = slf.get().with(slf.py(), |state| state.machine.abort());
-        Self::after_close(slf, step, error)
+        Self::after_close(slf, step, error).and(sent)
     }
 
     fn after_close(slf: &Bound<'_, Self>, step: CloseStep, error: Option<PyErr>) -> PyResult<()> {
@@ -451,7 +177,12 @@ impl DatagramTransport {
         let (socket, key, owned) = self.with(py, |state| {
             // Without a socket the endpoint is lost, whatever it was before.
             let _already = state.machine.abort();
-            let owned = (state.protocol.take(), state.machine.leftover());
+            let owned = (
+                state.protocol.take(),
+                state.machine.leftover(),
+                std::mem::take(&mut state.origins),
+                std::mem::take(&mut state.corked),
+            );
             (state.socket.take(), state.key.take(), owned)
         });
         if let Some(key) = key {
@@ -499,15 +230,6 @@ impl DatagramTransport {
     }
 }
 
-/// Where a datagram came from, as Python's sockets say it: None if the sender has no name.
-fn origin<'py>(py: Python<'py>, from: Option<&Address>) -> PyResult<Bound<'py, PyAny>> {
-    let told = match from {
-        Some(from) => address::to_python(py, from)?,
-        None => None,
-    };
-    Ok(told.unwrap_or_else(|| py.None().into_bound(py)))
-}
-
 #[pymethods]
 impl DatagramTransport {
     #[new]
@@ -553,6 +275,8 @@ impl DatagramTransport {
                 socket: None,
                 key: None,
                 protocol: Some(protocol.clone().unbind()),
+                origins: Origins::default(),
+                corked: Corked::default(),
             }),
             address,
         })
@@ -773,45 +497,7 @@ impl DatagramTransport {
             }
             None => addr,
         };
-        let step = this.with(py, |state| match state.socket {
-            Some(_) => state.machine.send(),
-            None => state.machine.drop_one(),
-        });
-        if let SendStep::Dropped { warn } = step {
-            return this.warn_dropped(py, warn);
-        }
-        let to = this.destination(py, addr.as_ref());
-        if matches!(step, SendStep::SendNow | SendStep::NowOrNever) {
-            match this.attempt(py, data, bytes, &to) {
-                Attempt::Sent => return Ok(()),
-                Attempt::Later => {}
-                Attempt::Failed(error) => return Self::error_received(slf, error),
-                Attempt::Fatal(error) => {
-                    let message = "Fatal write error on datagram transport";
-                    return Self::fail(slf, error, message);
-                }
-            }
-        }
-        let outgoing = Outgoing {
-            bytes: payload.kept(py),
-            to,
-        };
-        // Looking at the address may have run anything, even an abort().
-        let mut outgoing = Some(outgoing);
-        let queued = this.with(py, |state| {
-            if state.machine.is_lost() {
-                return None;
-            }
-            outgoing
-                .take()
-                .map(|outgoing| state.machine.queue(outgoing, bytes.len()))
-        });
-        let Some(signal) = queued else {
-            // As with one that the system loses: nobody waits for it.
-            return Ok(());
-        };
-        this.update_interest(py)?;
-        Self::tell(slf, signal)
+        Self::send(slf, data, &payload, addr.as_ref())
     }
 
     /// Bytes that wait to be sent, from Python 3.13 on with eight for each datagram's header.
@@ -841,8 +527,9 @@ impl DatagramTransport {
 
     /// Close once what is queued is sent; nothing more is received, connection_lost(None) follows.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let sent = Self::uncork(slf);
         let step = slf.get().with(slf.py(), |state| state.machine.close());
-        Self::after_close(slf, step, None)
+        Self::after_close(slf, step, None).and(sent)
     }
 
     /// Close at once; what is queued is dropped and connection_lost(None) follows.
@@ -856,7 +543,7 @@ impl DatagramTransport {
         visit.call(&self.extra)?;
         visit.call(&self.address)?;
         let visited = self.state.try_with(|state| {
-            for outgoing in state.machine.waiting() {
+            for outgoing in state.machine.waiting().chain(state.corked.iter()) {
                 visit.call(&outgoing.bytes)?;
                 if let Destination::Python(address) = &outgoing.to {
                     visit.call(address)?;
@@ -869,15 +556,5 @@ impl DatagramTransport {
 
     fn __clear__(&self) {
         Python::attach(|py| self.release(py));
-    }
-}
-
-impl DatagramTransport {
-    fn warn_dropped(&self, py: Python<'_>, warn: bool) -> PyResult<()> {
-        if warn {
-            self.core(py)
-                .call_method0(intern!(py, "_warn_dropped_write"))?;
-        }
-        Ok(())
     }
 }
