@@ -556,6 +556,140 @@ class TestReceiving:
         assert seen == ["maker"]
 
 
+class TestAnswering:
+    """What is sent while datagrams are being received."""
+
+    class Answers(Recorder):
+        def answer(self, data, addr):
+            self.transport.sendto(data, addr)
+
+        def datagram_received(self, data, addr):
+            super().datagram_received(data, addr)
+            self.answer(data, addr)
+
+    def asked(self, sock: socket.socket, protocol: Recorder, count: int) -> None:
+        for number in range(count):
+            sock.sendto(bytes([number]), name_of(protocol))
+
+    async def test_every_one_is_answered_in_order(self, loop):
+        async with endpoint(loop, lambda: self.Answers(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 100)
+                await one.received(100)
+                assert [sock.recv(10) for _ in range(100)] == [bytes([n]) for n in range(100)]
+
+    async def test_several_are_answered_to_whom_they_came_from(self, loop):
+        async with endpoint(loop, lambda: self.Answers(loop)) as one, contextlib.AsyncExitStack() as stack:
+            socks = [stack.enter_context(plain()) for _ in range(100)]
+            for number, sock in enumerate(socks):
+                sock.sendto(bytes([number]), name_of(one))
+                sock.sendto(bytes([number]), name_of(one))
+            await one.received(200)
+            for number, sock in enumerate(socks):
+                assert [sock.recv(10), sock.recv(10)] == [bytes([number])] * 2
+
+    async def test_small_and_large_ones_keep_their_order(self, loop):
+        class Mixed(self.Answers):
+            def answer(self, data, addr):
+                self.transport.sendto(data * (1 if data[0] % 3 else 10_000), addr)
+
+        async with endpoint(loop, lambda: Mixed(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 12)
+                await one.received(12)
+                assert [sock.recv(1 << 16)[0] for _ in range(12)] == list(range(12))
+
+    @pytest.mark.parametrize("how", ["close", "abort"])
+    async def test_what_was_sent_before_the_end_has_gone(self, loop, how):
+        class Ends(self.Answers):
+            def answer(self, data, addr):
+                super().answer(data, addr)
+                if data[0] == 2:
+                    getattr(self.transport, how)()
+
+        async with endpoint(loop, lambda: Ends(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 6)
+                await one.lost
+                assert sorted(drain(sock)) == [bytes([n]) for n in range(3)]
+
+    async def test_data_that_is_changed_at_once_goes_as_it_was(self, loop):
+        class Reuses(self.Answers):
+            buffer = bytearray(1)
+
+            def answer(self, data, addr):
+                self.buffer[:] = data
+                self.transport.sendto(self.buffer, addr)
+                self.buffer[:] = b"!"
+
+        async with endpoint(loop, lambda: Reuses(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 10)
+                await one.received(10)
+                assert [sock.recv(10) for _ in range(10)] == [bytes([n]) for n in range(10)]
+
+    async def test_one_that_fails_does_not_hold_up_the_others(self, loop):
+        class Fails(self.Answers):
+            def answer(self, data, addr):
+                if data[0] in (3, 4):
+                    addr = ("127.255.255.255", addr[1])  # not allowed to broadcast
+                self.transport.sendto(data, addr)
+
+        async with endpoint(loop, lambda: Fails(loop), local_addr=("0.0.0.0", 0)) as one:
+            with plain() as sock:
+                for number in range(8):
+                    sock.sendto(bytes([number]), (LOOPBACK, name_of(one)[1]))
+                await one.until(lambda one: len(one.errors) == 2 and len(one.datagrams) == 8)
+                assert [sock.recv(10)[0] for _ in range(6)] == [0, 1, 2, 5, 6, 7]
+                assert [type(error) for error in one.errors] == [PermissionError] * 2
+
+    async def test_a_callback_that_takes_long_holds_up_no_other_answer(self, loop):
+        seen = []
+
+        class Slow(self.Answers):
+            def answer(self, data, addr):
+                seen.append(len(drain(sock)))
+                super().answer(data, addr)
+                until = loop.time() + 0.002
+                while loop.time() < until:
+                    pass
+
+        async with endpoint(loop, lambda: Slow(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 6)
+                await one.received(6)
+            assert seen == [0, 1, 1, 1, 1, 1]
+
+    async def test_answers_before_an_exception_go(self, loop, handled):
+        class Raises(self.Answers):
+            def answer(self, data, addr):
+                super().answer(data, addr)
+                raise LookupError(data)
+
+        async with endpoint(loop, lambda: Raises(loop)) as one:
+            with plain() as sock:
+                self.asked(sock, one, 5)
+                await one.received(5)
+                assert [sock.recv(10)[0] for _ in range(5)] == list(range(5))
+        assert len(handled) == 5
+
+    @NO_UNIX
+    async def test_answers_to_a_full_peer_are_queued_in_order(self, loop, paths):
+        with plain(socket.AF_UNIX, paths[1]) as peer:
+            async with endpoint(loop, lambda: self.Answers(loop), family=socket.AF_UNIX, local_addr=paths[0]) as one:
+                peer.setblocking(False)
+                found, asked = [], 0
+                while one.transport.get_write_buffer_size() == 0:
+                    with contextlib.suppress(BlockingIOError):
+                        peer.sendto(asked.to_bytes(4, "big"), paths[0])
+                        asked += 1
+                    await settled(loop, 1)
+                while len(found) < asked:
+                    found += drain(peer)
+                    await settled(loop, 1)
+                assert found == [number.to_bytes(4, "big") for number in range(asked)]
+
+
 class TestFlow:
     @NO_UNIX
     async def test_a_full_peer_pauses_the_writer_and_then_resumes_it(self, loop, paths):
