@@ -291,3 +291,17 @@ mod batch {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
+    use super::*;
+
+    #[test]
+    fn flow_and_scope_survive_the_way_to_the_system_and_back() {
+        let address = Address::V6(SocketAddrV6::new(Ipv6Addr::LOCALHOST, 9, 0x1_2345, 7));
+        let name = Name::new(&address).map(|name| tell(&name.0));
+        assert_eq!(name, Some(address));
+    }
+}

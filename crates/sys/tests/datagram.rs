@@ -122,6 +122,39 @@ fn nothing_there_would_block() {
 }
 
 #[test]
+fn a_datagram_makes_readable_on_every_selector() {
+    use tideloop_sys::selector::{self, Backend, Events, Interest};
+    for backend in [Backend::Default, Backend::Portable] {
+        let selector = selector::new(backend).unwrap();
+        let ((a, _), (b, address)) = (bound("127.0.0.1"), bound("127.0.0.1"));
+        let mut events = Events::default();
+        selector.add(b.raw(), 7, Interest::READ).unwrap();
+        selector.wait(&mut events, Some(0)).unwrap();
+        assert!(events.is_empty());
+        for _ in 0..2 {
+            datagram::send_one(&a, b"", Name::new(&told(address)).as_ref()).unwrap();
+        }
+        for _ in 0..2 {
+            selector.wait(&mut events, Some(20_000_000_000)).unwrap();
+            assert!(events.get(0).is_some_and(|event| event.readable));
+            let mut one = 0;
+            let mut arrivals = Arrivals::default();
+            while one == 0
+                && arrivals
+                    .receive_one_by_one(&b, IP_ROOM, |_, _| one += 1)
+                    .is_err()
+            {
+                std::thread::yield_now();
+            }
+            if one == 2 {
+                break;
+            }
+        }
+        selector.remove(b.raw()).unwrap();
+    }
+}
+
+#[test]
 fn what_is_no_address_has_no_name() {
     assert!(Name::new(&Address::Other).is_none());
     assert!(Name::new(&Address::Unix(Vec::new())).is_none());
