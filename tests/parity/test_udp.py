@@ -537,6 +537,20 @@ class TestReceiving:
                 one.transport.sendto(bytes(65_508))
         assert [type(context["exception"]) for context in handled] == [LookupError]
 
+    def test_what_was_scheduled_before_comes_first(self, loop):
+        opening = endpoint(loop)
+        one = loop.run_until_complete(opening.__aenter__())
+        with plain() as sock:
+            sock.sendto(b"hello", name_of(one))
+
+        async def prepare():
+            seen = list(one.datagrams)
+            await one.received(1)
+            return seen
+
+        assert loop.run_until_complete(prepare()) == []
+        loop.run_until_complete(opening.__aexit__(None, None, None))
+
     async def test_callbacks_run_in_the_context_of_their_maker(self, loop):
         from contextvars import ContextVar
 

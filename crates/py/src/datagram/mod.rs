@@ -39,6 +39,9 @@ use crate::ffi::owner::{Owner, is_still};
 use crate::reactor::Target;
 use crate::transport::{Payload, release_waiter};
 
+const READABLE: u8 = 1;
+const WRITABLE: u8 = 2;
+
 /// Where a datagram goes.
 enum Destination {
     /// To the peer that the socket is connected to.
@@ -98,17 +101,28 @@ impl DatagramTransport {
             .map(|protocol| protocol.into_bound(py))
     }
 
-    /// Readiness, from the turn.
+    /// Readiness, from the turn. As in asyncio the protocol hears of it after the callbacks that were
+    /// scheduled before: they may be about to prepare for what has arrived.
     pub fn deliver(slf: &Bound<'_, Self>, event: Event) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let ready = slf.getattr(intern!(py, "_ready"))?;
+        let flags = (u8::from(event.readable) * READABLE) | (u8::from(event.writable) * WRITABLE);
+        let flags = flags.into_pyobject(py)?;
+        let context = this.context.bind(py).clone();
+        LoopCore::schedule(this.core(py), &ready, flags.as_any(), context)
+    }
+
+    fn on_ready(slf: &Bound<'_, Self>, readable: bool, writable: bool) -> PyResult<()> {
         let py = slf.py();
         if let Err(error) = slf.get().check_owner(py) {
             let message = "Fatal read error on datagram transport";
             return Self::fail(slf, os_error(error), message);
         }
-        if event.readable {
+        if readable {
             Self::on_readable(slf)?;
         }
-        if event.writable {
+        if writable {
             Self::on_writable(slf)?;
         }
         Ok(())
@@ -336,6 +350,11 @@ impl DatagramTransport {
             return Ok(());
         }
         release_waiter(waiter, None)
+    }
+
+    /// The descriptor was found ready, for reading (1), writing (2) or both.
+    fn _ready(slf: &Bound<'_, Self>, flags: u8) -> PyResult<()> {
+        Self::on_ready(slf, flags & READABLE != 0, flags & WRITABLE != 0)
     }
 
     /// Deliver what was held back by a pause or an interruption.

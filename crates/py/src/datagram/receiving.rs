@@ -36,12 +36,12 @@ impl DatagramTransport {
                 })
             })
         });
-        call::in_context(this.context.bind(py), |_| match received {
+        match received {
             Ok(0) => Ok(()),
             Ok(_) => Self::deliver_arrived(slf),
             Err(error) if would_block(&error) => Ok(()),
             Err(error) => Self::tell_error(slf, os_error(error)),
-        })
+        }
     }
 
     /// Hands the protocol what has arrived, as long as it takes it. What it sends meanwhile leaves

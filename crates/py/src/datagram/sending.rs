@@ -308,17 +308,15 @@ impl DatagramTransport {
     pub(super) fn on_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        call::in_context(this.context.bind(py), |py| {
-            let told = Self::flush(slf);
-            let signal = this.with(py, |state| state.machine.relieved());
-            let told = told.and_then(|()| Self::tell(slf, signal));
-            let step = this.with(py, |state| state.machine.drained());
-            this.update_interest(py)?;
-            match step {
-                Drained::Nothing => told,
-                Drained::Finish => Self::schedule_lost(slf, None).and(told),
-            }
-        })
+        let told = Self::flush(slf);
+        let signal = this.with(py, |state| state.machine.relieved());
+        let told = told.and_then(|()| Self::tell(slf, signal));
+        let step = this.with(py, |state| state.machine.drained());
+        this.update_interest(py)?;
+        match step {
+            Drained::Nothing => told,
+            Drained::Finish => Self::schedule_lost(slf, None).and(told),
+        }
     }
 
     /// Sends queued datagrams until the socket takes no more, or one fails.
