@@ -71,7 +71,7 @@ impl DatagramTransport {
             let protocol = protocol.into_bound(py);
             let told = this.origin(py, from).and_then(|from| {
                 let name = intern!(py, "datagram_received");
-                call::method2(&protocol, name, bytes.bind(py).as_any(), &from)
+                call::method(&protocol, name, [bytes.bind(py).as_any(), &from])
             });
             match told {
                 Ok(_) => {}

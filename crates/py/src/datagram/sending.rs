@@ -292,7 +292,7 @@ impl DatagramTransport {
         let Some((sock, _)) = self.python_socket(py) else {
             return Attempt::Failed(os_error(socket::closed_underneath()));
         };
-        match call::method2(sock.bind(py), intern!(py, "sendto"), object, address) {
+        match call::method(sock.bind(py), intern!(py, "sendto"), [object, address]) {
             Ok(_) => Attempt::Sent,
             Err(error)
                 if error.is_instance_of::<PyBlockingIOError>(py)

@@ -177,17 +177,6 @@ pub fn is_only_reference(_py: Python<'_>, object: &Py<PyAny>) -> bool {
     unsafe { ffi::Py_REFCNT(object.as_ptr()) == 1 }
 }
 
-/// `object.name(first, second)`.
-#[inline]
-pub fn method2<'py>(
-    object: &Bound<'py, PyAny>,
-    name: &Bound<'py, PyString>,
-    first: &Bound<'py, PyAny>,
-    second: &Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyAny>> {
-    method(object, name, [first, second])
-}
-
 /// Delivers pending signals to their Python handlers, if this is the thread that runs them.
 pub fn check_signals(py: Python<'_>) -> PyResult<()> {
     py.check_signals()

@@ -1069,9 +1069,17 @@ static MEMBERS: Members = Members([
     },
 ]);
 
+static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+/// Whether an object is an operation.
+#[inline]
+pub fn is_operation(object: &Bound<'_, PyAny>) -> bool {
+    KIND.get(object.py())
+        .is_some_and(|kind| object.get_type_ptr() == kind.as_ptr().cast())
+}
+
 /// The class of operations.
 pub fn kind(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
-    static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     KIND.get_or_try_init(py, || make_type(py))
 }
 

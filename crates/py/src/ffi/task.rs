@@ -43,7 +43,7 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::{call, guard};
+use super::{call, guard, operation};
 use crate::event_loop::LoopCore;
 
 /// asyncio's fields, and before 3.14 the place in the loop's list.
@@ -133,6 +133,7 @@ fn name_of<'py>(name: Option<&Bound<'py, PyAny>>, py: Python<'py>) -> PyResult<B
 fn expect_coroutine(native: &Native, coro: &Bound<'_, PyAny>) -> PyResult<()> {
     // SAFETY: a live object.
     if unsafe { ffi::PyCoro_CheckExact(coro.as_ptr()) } != 0
+        || operation::is_operation(coro)
         || native
             .is_coroutine
             .bind(coro.py())
