@@ -96,7 +96,7 @@ TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py 
 test-python: build $(VENV)/.lab
 	@$(PY) -m pytest $(PYTEST_ARGS)
 	@echo "make: once more on the portable selector"
-	@TIDELOOP_SELECTOR=polling $(PY) -m pytest --quiet -k tideloop tests/parity tests/leaks
+	@TIDELOOP_SELECTOR=polling $(PY) -m pytest --quiet --backend tideloop $(PYTEST_ARGS)
 	@echo "make: what concerns tasks once more with stock tasks"
 	@TIDELOOP_TASKS=stock $(PY) -m pytest --quiet -k tideloop $(TASK_TESTS)
 

@@ -41,10 +41,10 @@ def load(name: str) -> Backend:
         raise ImportError(f"{name} has no new_event_loop") from None
 
 
-def params() -> list:
+def params(only: list[str] | None = None) -> list:
     """One pytest parameter per backend; one that cannot be imported is skipped, with the reason."""
     found = []
-    for name in NAMES:
+    for name in only or NAMES:
         try:
             load(name)
         except ImportError as exc:

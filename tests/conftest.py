@@ -35,6 +35,10 @@ _contexts = pytest.StashKey[list[dict[str, Any]]]()
 _stderr = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", action="append", choices=backends.NAMES, help="run on this loop only; repeatable")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deviates(backend, reason, when): a known difference; see backends.deviates")
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test, instead of {LIMIT:.0f} s")
@@ -47,7 +51,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", backends.params(), indirect=True)
+        metafunc.parametrize("backend", backends.params(metafunc.config.getoption("backend")), indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

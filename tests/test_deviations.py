@@ -124,6 +124,35 @@ def test_a_handle_at_its_end_keeps_nothing(runner, end):
     assert handle.cancelled() is (end == "cancelled")
 
 
+def test_a_datagram_for_an_endpoint_that_has_ended_is_dropped(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
+        address = transport.get_extra_info("sockname")
+        transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert transport.get_protocol() is None
+        transport.sendto(b"too late", address)
+        with pytest.raises(TypeError):
+            transport.sendto("no bytes", address)
+
+    runner.run(main())
+
+
+def test_a_datagram_with_gaps_is_the_callers_error(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
+        with pytest.raises(BufferError):
+            transport.sendto(memoryview(b"abcdef")[::2], ("127.0.0.1", 9))
+        assert not transport.is_closing()
+        transport.close()
+        await asyncio.sleep(0)
+
+    runner.run(main())
+
+
 def test_a_memoryview_with_gaps_is_the_callers_error(runner):
     async def main():
         loop = asyncio.get_running_loop()

@@ -67,9 +67,19 @@ def use_reader(loop):
     right.close()
 
 
+def use_endpoint(loop):
+    async def main():
+        transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=(LOOPBACK, 0))
+        transport.sendto(b"hello", transport.get_extra_info("sockname"))
+        transport.close()
+
+    loop.run_until_complete(main())
+    loop.run_until_complete(asyncio.sleep(0))
+
+
 @pytest.mark.parametrize(
     "use",
-    [use_nothing, use_sleep, use_thread, use_signals, use_connection, use_refused_connection, use_reader],
+    [use_endpoint, use_nothing, use_sleep, use_thread, use_signals, use_connection, use_refused_connection, use_reader],
     ids=lambda use: use.__name__.removeprefix("use_"),
 )
 def test_200_loops_leave_none(backend, use):

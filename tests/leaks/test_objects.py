@@ -348,3 +348,78 @@ class TestTransports:
         del loop, left
         assert collected(ref)
         right.close()
+
+
+class TestEndpoints:
+    """A datagram endpoint whose protocol refers to its transport, as most do."""
+
+    class Protocol(asyncio.DatagramProtocol):
+        transport: asyncio.DatagramTransport
+
+        def __init__(self):
+            self.received = 0
+            self.wanted = 1
+            self.enough = asyncio.Event()
+
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def datagram_received(self, data, addr):
+            self.received += 1
+            if self.received == self.wanted:
+                self.enough.set()
+
+    async def opened(self, loop):
+        transport, protocol = await loop.create_datagram_endpoint(self.Protocol, local_addr=(LOOPBACK, 0))
+        return transport, protocol, transport.get_extra_info("sockname")
+
+    def test_a_closed_one_dies(self, loop):
+        async def use():
+            transport, protocol, address = await self.opened(loop)
+            transport.sendto(b"hello", address)
+            await protocol.enough.wait()
+            transport.close()
+            return weakref.ref(protocol)
+
+        ref = loop.run_until_complete(use())
+        run_ready(loop)
+        run_ready(loop)
+        assert collected(ref)
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_one_that_is_dropped_with_its_loop_dies(self, backend):
+        if backend.name == "uvloop":
+            pytest.skip("uvloop keeps an unclosed loop's transports")
+        loop = backend.new_event_loop()
+        _, protocol, _ = loop.run_until_complete(self.opened(loop))
+        ref = weakref.ref(protocol)
+        del protocol, _
+        loop.close()
+        del loop
+        assert collected(ref)
+
+    @deviates("uvloop", "remembers addresses")
+    def test_datagrams_and_addresses_are_not_kept(self, loop):
+        kept = []
+
+        class Keeps(self.Protocol):
+            def datagram_received(self, data, addr):
+                super().datagram_received(data, addr)
+                kept.append(sys.getrefcount(data))
+
+        async def use():
+            transport, protocol = await loop.create_datagram_endpoint(Keeps, local_addr=(LOOPBACK, 0))
+            data, address = b"a datagram", transport.get_extra_info("sockname")
+            before = sys.getrefcount(data), sys.getrefcount(address)
+            protocol.wanted = 100
+            for _ in range(100):
+                transport.sendto(data, address)
+            await protocol.enough.wait()
+            transport.abort()
+            await asyncio.sleep(0)
+            return before, (sys.getrefcount(data), sys.getrefcount(address))
+
+        before, after = loop.run_until_complete(use())
+        assert after == before
+        assert len(set(kept)) == 1

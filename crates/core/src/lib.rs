@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
+pub mod datagram;
 pub mod flow;
 pub mod histogram;
 pub mod ready;

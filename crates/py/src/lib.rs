@@ -8,6 +8,8 @@
 //! therefore only touched inside [`ffi::cell::LoopCell::with`], whose closures never call Python and
 //! never drop Python objects: collect first, call out and drop later.
 
+mod address;
+mod datagram;
 mod errors;
 mod event_loop;
 mod ffi;
@@ -24,6 +26,8 @@ use pyo3::prelude::*;
 mod _tideloop {
     use super::*;
 
+    #[pymodule_export]
+    use crate::datagram::DatagramTransport;
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]

@@ -15,10 +15,12 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::registry::{Key, Registry};
+use tideloop_sys::datagram::Arrivals;
 use tideloop_sys::fork;
 use tideloop_sys::selector::{self, Backend, Event, Events, Interest, Selector};
 use tideloop_sys::socket::RawSource;
 
+use crate::datagram::DatagramTransport;
 use crate::errors::os_error;
 use crate::ffi::call::closed_error;
 use crate::ffi::cell::LoopCell;
@@ -41,6 +43,7 @@ pub enum Target {
         file: Option<Py<PyAny>>,
     },
     Stream(Py<StreamTransport>),
+    Datagram(Py<DatagramTransport>),
     Listener(Py<Listener>),
 }
 
@@ -64,12 +67,14 @@ pub enum Delivery {
     Nothing,
     Callbacks(Option<Py<PyAny>>, Option<Py<PyAny>>),
     Stream(Py<StreamTransport>),
+    Datagram(Py<DatagramTransport>),
     Listener(Py<Listener>),
 }
 
 /// A loop's registrations and its selector.
 pub struct Reactor {
     inner: LoopCell<Inner>,
+    arrivals: LoopCell<Arrivals>,
 }
 
 impl Reactor {
@@ -82,6 +87,7 @@ impl Reactor {
                 registry: Registry::default(),
                 keys: HashMap::new(),
             }),
+            arrivals: LoopCell::new(Arrivals::default()),
         })
     }
 
@@ -94,6 +100,11 @@ impl Reactor {
 
     pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
         self.selector(py)?.wake().map_err(os_error)
+    }
+
+    /// Lends what datagrams are received into.
+    pub fn arrivals<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Arrivals) -> R) -> R {
+        self.arrivals.with(py, f)
     }
 
     /// How many descriptors are registered.
@@ -171,11 +182,12 @@ impl Reactor {
     }
 
     /// The transport that owns a descriptor, if one does.
-    pub fn transport_of(&self, py: Python<'_>, source: RawSource) -> Option<Py<StreamTransport>> {
+    pub fn transport_of(&self, py: Python<'_>, source: RawSource) -> Option<Py<PyAny>> {
         self.inner.with(py, |inner| {
             let key = inner.keys.get(&source)?;
             match &inner.registry.entry(*key)?.target {
-                Target::Stream(transport) => Some(transport.clone_ref(py)),
+                Target::Stream(transport) => Some(transport.clone_ref(py).into_any()),
+                Target::Datagram(transport) => Some(transport.clone_ref(py).into_any()),
                 _ => None,
             }
         })
@@ -224,6 +236,7 @@ impl Reactor {
             };
             match &entry.target {
                 Target::Stream(transport) => Delivery::Stream(transport.clone_ref(py)),
+                Target::Datagram(transport) => Delivery::Datagram(transport.clone_ref(py)),
                 Target::Listener(listener) => Delivery::Listener(listener.clone_ref(py)),
                 Target::Callbacks { reader, writer, .. } => {
                     let wanted = |ready: bool, side: &Option<Py<PyAny>>| {
@@ -266,6 +279,7 @@ impl Reactor {
                         visit.call(file)?;
                     }
                     Target::Stream(transport) => visit.call(transport)?,
+                    Target::Datagram(transport) => visit.call(transport)?,
                     Target::Listener(listener) => visit.call(listener)?,
                 }
             }
@@ -344,6 +358,9 @@ impl Inner {
                 }
             },
             Target::Stream(owner) => {
+                return Err(Failure::InUse(owner.clone_ref(py).into_any()));
+            }
+            Target::Datagram(owner) => {
                 return Err(Failure::InUse(owner.clone_ref(py).into_any()));
             }
             Target::Listener(owner) => {
@@ -426,7 +443,9 @@ impl Inner {
         }
         let (source, bits) = (entry.source, key.to_u64());
         let changed = if interest.is_none() {
-            selector.remove(source)
+            // Fails only if the descriptor was closed behind our back, and then it is watched no more.
+            selector.remove(source).ok();
+            Ok(())
         } else if entry.interest.is_none() {
             selector.add(source, bits, interest)
         } else {

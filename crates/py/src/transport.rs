@@ -25,6 +25,7 @@ use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
 use tideloop_sys::selector::{Event, Interest};
 use tideloop_sys::socket::{self, Address, RawSource, would_block};
 
+use crate::address;
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::buffer::Bytes;
@@ -575,27 +576,13 @@ impl StreamTransport {
         let Some(address) = address else {
             return Ok(None);
         };
-        Ok(Some(match address {
-            Address::V4(address) => (address.ip().to_string(), address.port())
-                .into_pyobject(py)?
-                .into_any(),
-            Address::V6(address) => (
-                address.ip().to_string(),
-                address.port(),
-                address.flowinfo(),
-                address.scope_id(),
-            )
-                .into_pyobject(py)?
-                .into_any(),
-            Address::Unix(name) if name.first() == Some(&0) => PyBytes::new(py, &name).into_any(),
-            Address::Unix(path) => py
-                .import(intern!(py, "os"))?
-                .call_method1(intern!(py, "fsdecode"), (PyBytes::new(py, &path),))?,
-            Address::Other => match self.view(py)? {
-                Some(view) => view.call_method0(method)?,
-                None => return Ok(None),
-            },
-        }))
+        if let Some(told) = address::to_python(py, &address)? {
+            return Ok(Some(told));
+        }
+        match self.view(py)? {
+            Some(view) => view.call_method0(method).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Sends what can be sent now and queues the rest.
@@ -674,13 +661,13 @@ struct Released<'py> {
 }
 
 /// Bytes that a protocol writes.
-enum Payload<'a, 'py> {
+pub enum Payload<'a, 'py> {
     Immutable(&'a Bound<'py, PyBytes>),
     Mutable(Bytes),
 }
 
 impl<'a, 'py> Payload<'a, 'py> {
-    fn of(data: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+    pub fn of(data: &'a Bound<'py, PyAny>) -> PyResult<Self> {
         if let Ok(bytes) = data.cast::<PyBytes>() {
             return Ok(Self::Immutable(bytes));
         }
@@ -693,11 +680,16 @@ impl<'a, 'py> Payload<'a, 'py> {
         )))
     }
 
-    fn as_slice(&self) -> &[u8] {
+    pub fn as_slice(&self) -> &[u8] {
         match self {
             Self::Immutable(bytes) => bytes.as_bytes(),
             Self::Mutable(bytes) => bytes.as_slice(),
         }
+    }
+
+    /// All of it, fit to outlive the call.
+    pub fn kept(&self, py: Python<'_>) -> Py<PyBytes> {
+        self.rest(py, 0).0.bytes
     }
 
     /// What is left from `start` on, fit to outlive the call, and how much it is.
@@ -718,7 +710,7 @@ impl<'a, 'py> Payload<'a, 'py> {
 }
 
 /// Ends a future's wait, unless it was cancelled meanwhile.
-fn release_waiter(waiter: &Bound<'_, PyAny>, error: Option<PyErr>) -> PyResult<()> {
+pub fn release_waiter(waiter: &Bound<'_, PyAny>, error: Option<PyErr>) -> PyResult<()> {
     let py = waiter.py();
     if waiter.call_method0(intern!(py, "done"))?.is_truthy()? {
         return Ok(());

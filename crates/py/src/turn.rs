@@ -18,6 +18,7 @@ use tideloop_core::timeout::wait_ns;
 use tideloop_core::turn::PollPolicy;
 use tideloop_sys::clock::{self, CoarseClock};
 
+use crate::datagram::DatagramTransport;
 use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
@@ -180,6 +181,7 @@ fn deliver(core: &Bound<'_, LoopCore>, batch: &Batch, index: usize) -> PyResult<
     };
     match state.reactor().deliver(py, event) {
         Delivery::Stream(transport) => StreamTransport::deliver(&transport.into_bound(py), event),
+        Delivery::Datagram(endpoint) => DatagramTransport::deliver(&endpoint.into_bound(py), event),
         Delivery::Listener(listener) => Listener::deliver(&listener.into_bound(py)),
         Delivery::Callbacks(reader, writer) => {
             for handle in [reader, writer].into_iter().flatten() {

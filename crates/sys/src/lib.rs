@@ -6,6 +6,9 @@
 //!   them, level-triggered, wakeable from any thread. `epoll` on Linux; `portable` (the `polling`
 //!   crate: kqueue, IOCP, epoll) everywhere, Linux included, so that it is tested there.
 //! * [`socket`]: owned non-blocking sockets.
+//! * [`datagram`]: datagrams in batches where the system has them.
+//! * [`process`]: the end of a process, for a selector to wait for.
+//! * [`pipe`]: pipes whose ends never block.
 //! * [`clock`]: monotonic nanoseconds.
 //! * [`fork`]: whether we are in a forked child.
 //! * [`precision`]: timers without slack while a loop runs.
@@ -13,7 +16,10 @@
 //! Differences between systems end here: nothing above this crate asks what system it runs on.
 
 pub mod clock;
+pub mod datagram;
 pub mod fork;
+pub mod pipe;
 pub mod precision;
+pub mod process;
 pub mod selector;
 pub mod socket;

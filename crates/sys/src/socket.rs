@@ -18,9 +18,9 @@ pub type RawSource = std::os::windows::io::RawSocket;
 
 /// Bytes to a peer that is gone are an error of the call, never a SIGPIPE.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+pub(crate) const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-const SEND_FLAGS: i32 = 0;
+pub(crate) const SEND_FLAGS: i32 = 0;
 
 /// A socket that this value owns; dropping it closes the descriptor.
 #[derive(Debug)]
@@ -46,6 +46,10 @@ impl Socket {
 
     pub fn raw(&self) -> RawSource {
         raw_of(&self.0)
+    }
+
+    pub(crate) fn inner(&self) -> &socket2::Socket {
+        &self.0
     }
 
     /// Receives into `buffer`; zero bytes mean that the peer will send no more.
@@ -151,6 +155,7 @@ fn raw_of(socket: &socket2::Socket) -> RawSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     V4(std::net::SocketAddrV4),
+    /// Its flow information is in the machine's byte order, as Python gives and takes it.
     V6(std::net::SocketAddrV6),
     /// A UNIX path; empty if unnamed. The bytes of an abstract name begin with a zero.
     Unix(Vec<u8>),
@@ -170,14 +175,17 @@ impl Socket {
     }
 }
 
-fn tell(address: &socket2::SockAddr) -> Address {
+pub(crate) fn tell(address: &socket2::SockAddr) -> Address {
     match address.as_socket() {
         Some(std::net::SocketAddr::V4(address)) => return Address::V4(address),
-        // A scope is shown by the interface's name, which takes another system call.
-        Some(std::net::SocketAddr::V6(address)) if address.scope_id() == 0 => {
-            return Address::V6(address);
+        Some(std::net::SocketAddr::V6(address)) => {
+            return Address::V6(std::net::SocketAddrV6::new(
+                *address.ip(),
+                address.port(),
+                u32::from_be(address.flowinfo()),
+                address.scope_id(),
+            ));
         }
-        Some(_) => return Address::Other,
         None => {}
     }
     #[cfg(unix)]
@@ -192,6 +200,19 @@ fn tell(address: &socket2::SockAddr) -> Address {
         return Address::Unix(Vec::new());
     }
     Address::Other
+}
+
+/// An IPv6 address as `inet_ntop` writes it, and so Python: Rust differs where the last four bytes are an
+/// IPv4 address in the deprecated form without `ffff`.
+pub fn host_v6(ip: &std::net::Ipv6Addr) -> String {
+    match ip.segments() {
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            format!("::{a}.{b}.{c}.{d}")
+        }
+        _ => ip.to_string(),
+    }
 }
 
 /// Whether an accept failed because the process or the system has run out of something.

@@ -93,3 +93,18 @@ fn accepting_with_nobody_there_would_block() {
     let error = unsafe { socket::accept(raw(&listener)) }.unwrap_err();
     assert!(socket::would_block(&error));
 }
+
+#[test]
+fn hosts_are_written_as_the_system_writes_them() {
+    for (given, written) in [
+        ("::", "::"),
+        ("::1", "::1"),
+        ("::ffff:1.2.3.4", "::ffff:1.2.3.4"),
+        ("::0102:0304", "::1.2.3.4"),
+        ("::0001:0304", "::0.1.3.4"),
+        ("fe80:0:0:0:1:0:0:2", "fe80::1:0:0:2"),
+        ("1:0:2:3:4:5:6:7", "1:0:2:3:4:5:6:7"),
+    ] {
+        assert_eq!(socket::host_v6(&given.parse().unwrap()), written);
+    }
+}

@@ -17,6 +17,8 @@ import threading
 from asyncio import base_events, events, format_helpers
 from typing import Any, cast
 
+from tideloop.loop.absent import AbsentLoop
+from tideloop.loop.datagrams import DatagramLoop
 from tideloop.loop.files import FileLoop
 from tideloop.loop.handles import describe_call, describe_source
 from tideloop.loop.serve import ServingLoop
@@ -54,7 +56,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(SignalLoop, ServingLoop, FileLoop):
+class EventLoop(AbsentLoop, SignalLoop, ServingLoop, DatagramLoop, FileLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
@@ -214,9 +216,7 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             self._attach_to_server(server, transport)
         return transport
 
-    def _transport_failed(
-        self, transport: SocketTransport, protocol: object, message: str, exception: BaseException
-    ) -> None:
+    def _transport_failed(self, transport: object, protocol: object, message: str, exception: BaseException) -> None:
         if isinstance(exception, OSError) and message.startswith("Fatal"):
             _logger().debug("%r: %s", transport, message, exc_info=exception)
             return

@@ -113,7 +113,7 @@ mod watch {
         unsafe extern "C" fn(c_int, *mut PyObject, *mut PyObject, *mut PyObject) -> c_int;
 
     // CPython's watchers of dictionaries, public since 3.12, which PyO3 does not declare.
-    unsafe extern "C" {
+    libpython! {
         fn PyDict_AddWatcher(callback: Callback) -> c_int;
         fn PyDict_Watch(watcher: c_int, dict: *mut PyObject) -> c_int;
     }

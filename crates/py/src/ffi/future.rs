@@ -584,7 +584,7 @@ pub unsafe fn finalise(object: *mut PyObject, has_to_report: bool) -> bool {
 }
 
 #[cfg(Py_3_13)]
-unsafe extern "C" {
+libpython! {
     fn PyObject_ClearManagedDict(object: *mut PyObject);
 }
 

@@ -11,6 +11,9 @@
 //! 3. **No unwinding leaves an `extern "C"` function.** [`guard`] turns a panic, which would be a bug
 //!    of ours, into an exception instead of an abort.
 
+#[macro_use]
+mod libpython;
+
 pub mod buffer;
 pub mod call;
 pub mod cell;

@@ -11,7 +11,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Event, Events, Interest, Scratch, Selector};
+use super::{Event, Events, Interest, RawHandle, Scratch, Selector};
+use crate::process::Process;
 use crate::socket::RawSource;
 
 /// The eventfd's key: no registry hands out its last slot of its last generation.
@@ -152,6 +153,22 @@ impl Selector for Epoll {
 
     fn remove(&self, source: RawSource) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_DEL, source, 0, 0)
+    }
+
+    fn add_handle(&self, handle: RawHandle, key: u64, interest: Interest) -> io::Result<()> {
+        self.add(handle, key, interest)
+    }
+
+    fn remove_handle(&self, handle: RawHandle) -> io::Result<()> {
+        self.remove(handle)
+    }
+
+    fn add_process(&self, process: &Process, key: u64) -> io::Result<()> {
+        self.add(process.handle(), key, Interest::READ)
+    }
+
+    fn remove_process(&self, process: &Process) -> io::Result<()> {
+        self.remove(process.handle())
     }
 
     fn wait(&self, events: &mut Events, timeout: Option<u64>) -> io::Result<()> {

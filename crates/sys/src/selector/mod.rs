@@ -18,7 +18,14 @@ mod portable;
 use std::fmt::Debug;
 use std::io;
 
+use crate::process::Process;
 use crate::socket::RawSource;
+
+/// What can be waited for and is no socket: a descriptor on UNIX; on Windows a handle that is signalled.
+#[cfg(unix)]
+pub type RawHandle = std::os::fd::RawFd;
+#[cfg(windows)]
+pub type RawHandle = std::os::windows::io::RawHandle;
 
 #[cfg(target_os = "linux")]
 pub use epoll::Epoll;
@@ -116,6 +123,18 @@ pub trait Selector: Send + Sync + Debug {
     /// Stops watching. Events already found are the caller's to pass over. Removing what is not
     /// watched is an error on some systems and nothing on others.
     fn remove(&self, source: RawSource) -> io::Result<()>;
+
+    /// Watches a descriptor or handle that is no socket. The caller keeps it open until it is removed.
+    fn add_handle(&self, handle: RawHandle, key: u64, interest: Interest) -> io::Result<()>;
+
+    /// Stops watching a descriptor or handle that is no socket.
+    fn remove_handle(&self, handle: RawHandle) -> io::Result<()>;
+
+    /// Watches for the end of a process, which is reported as readable, at least once.
+    fn add_process(&self, process: &Process, key: u64) -> io::Result<()>;
+
+    /// Stops watching for the end of a process.
+    fn remove_process(&self, process: &Process) -> io::Result<()>;
 
     /// Replaces `events` with what is ready, waiting for at most `timeout` nanoseconds (`None`: until
     /// something happens). A signal ends the wait with no events and no error.
