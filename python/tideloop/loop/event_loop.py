@@ -22,6 +22,7 @@ from tideloop.loop.handles import describe_call, describe_source
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
 from tideloop.loop.tasks import Task, is_stock, list_tasks_of
+from tideloop.loop.tls import TlsLoop
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
@@ -54,7 +55,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(SignalLoop, ServingLoop, FileLoop):
+class EventLoop(SignalLoop, ServingLoop, TlsLoop, FileLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
@@ -209,9 +210,19 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
         context: Any = None,
     ) -> SocketTransport:
         transport = SocketTransport(self, protocol, extra, server)
-        transport._adopt(sock, waiter)
-        if server is not None:
+        if server is None:
+            transport._adopt(sock, waiter)
+            return transport
+        try:
             self._attach_to_server(server, transport)
+        except ConnectionAbortedError:
+            sock.close()
+            raise
+        try:
+            transport._adopt(sock, waiter)
+        except BaseException:
+            self._detach_from_server(server, transport)
+            raise
         return transport
 
     def _transport_failed(
