@@ -72,8 +72,8 @@ async def encrypted(
     client_context: ssl.SSLContext | None = None,
     server_context: ssl.SSLContext | None = None,
     unix: str | None = None,
-    timeouts: dict[str, float] | None = None,
-    server_timeouts: dict[str, float] | None = None,
+    options: dict[str, object] | None = None,
+    server_options: dict[str, object] | None = None,
 ) -> AsyncIterator[Pair]:
     """A client and a server protocol that talk TLS over TCP (or the UNIX socket at path `unix`)."""
     accepted = loop.create_future()
@@ -84,8 +84,8 @@ async def encrypted(
         return protocol
 
     client = client or (lambda: Recorder(loop))
-    listen = {"ssl": server_context or authority().server(), **(server_timeouts or {})}
-    reach = {"ssl": client_context or authority().client(), "server_hostname": NAME, **(timeouts or {})}
+    listen = {"ssl": server_context or authority().server(), **(server_options or {})}
+    reach = {"ssl": client_context or authority().client(), "server_hostname": NAME, **(options or {})}
     if unix:
         listener = await loop.create_unix_server(accept, unix, **listen)
     else:

@@ -115,7 +115,10 @@ class TestNames:
         server_context = authority().server()
         server_context.sni_callback = choose
         for name in contexts:
-            async with encrypted(loop, server_context=server_context, timeouts={"server_hostname": name}) as (client, _):
+            async with encrypted(loop, server_context=server_context, options={"server_hostname": name}) as (
+                client,
+                _,
+            ):
                 assert ("DNS", name) in client.transport.get_extra_info("peercert")["subjectAltName"]
         assert asked == ["one.test", "two.test"]
 
@@ -125,15 +128,13 @@ class TestNames:
         await refused_by(loop, authority().client(), BY_PEER, to=server_context)
 
     async def test_another_name_is_refused(self, loop):
-        error = await refused_by(
-            loop, authority().client(), ssl.SSLCertVerificationError, server_hostname="other.test"
-        )
+        error = await refused_by(loop, authority().client(), ssl.SSLCertVerificationError, server_hostname="other.test")
         assert "other.test" in str(error)
 
     async def test_another_name_is_fine_unless_checked(self, loop):
         context = authority().client()
         context.check_hostname = False
-        async with encrypted(loop, client_context=context, timeouts={"server_hostname": "other.test"}) as (client, _):
+        async with encrypted(loop, client_context=context, options={"server_hostname": "other.test"}) as (client, _):
             assert client.transport.get_extra_info("peercert")
 
     async def test_the_hosts_name_is_the_default(self, loop):
@@ -303,9 +304,7 @@ class TestTimeouts:
             served.append(Recorder(loop))
             return served[-1]
 
-        server = await loop.create_server(
-            accept, LOOPBACK, 0, ssl=authority().server(), ssl_handshake_timeout=0.01
-        )
+        server = await loop.create_server(accept, LOOPBACK, 0, ssl=authority().server(), ssl_handshake_timeout=0.01)
         with socket.create_connection(server.sockets[0].getsockname()) as peer:
             peer.sendall(sent)
             await closed(loop, peer)
@@ -351,7 +350,9 @@ class TestBroken:
                 )
 
     @pytest.mark.parametrize(
-        "sent", [b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(300), b""], ids=["plain", "wrong", "nothing"]
+        "sent",
+        [b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(300), b""],
+        ids=["plain", "wrong", "nothing"],
     )
     async def test_a_client_that_does_not_speak_tls(self, loop, sent):
         server = await loop.create_server(lambda: Recorder(loop), LOOPBACK, 0, ssl=authority().server())

@@ -1,9 +1,10 @@
 """TLS: asyncio's SSLProtocol, and so the user's own ssl.SSLContext, above the native stream transport.
 
-Three things are ours. The bytes below TLS are moved by the native transport. Who wants to know that a
-connection was cut off, instead of ended by its peer, sets ``loop.tls_truncation_is_error``. And two later
-repairs of asyncio hold in every version: what a stream reader has read ahead goes into the upgrade, and the
-shutdown timeout lasts until the connection is lost.
+Some things are ours. The bytes below TLS are moved by the native transport. Who wants to know that a
+connection was cut off, instead of ended by its peer, sets ``loop.tls_truncation_is_error``. A BufferedProtocol
+may bring any buffer; asyncio reads into copies of some. And two later repairs of asyncio hold in every version:
+what a stream reader has read ahead goes into the upgrade, and the shutdown timeout lasts until the connection
+is lost.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ if TYPE_CHECKING:
     class SSLProtocol(asyncio.BufferedProtocol):
         """What we know of asyncio's."""
 
+        _app_protocol: asyncio.Protocol
+        _app_protocol_buffer_updated: Callable[[int], None]
+        _app_protocol_get_buffer: Callable[[int], Any]
         _app_transport: asyncio.Transport
+        _call_eof_received: Callable[[], None]
         _check_shutdown_timeout: Callable[[], None]
         _do_read: Callable[[], None]
         _eof_received: bool
+        _get_read_buffer_size: Callable[[], int]
         _incoming: ssl.MemoryBIO
         _loop: TlsLoop
         _shutdown_timeout_handle: asyncio.TimerHandle | None
         _ssl_shutdown_timeout: float
-        _sslcontext: ssl.SSLContext
+        _sslobj: Any
+        _start_shutdown: Callable[[], None]
         _state: object
         _transport: asyncio.Transport | None
 
@@ -45,6 +52,9 @@ else:
     SSLProtocol = sslproto.SSLProtocol
 
 __all__ = ["TlsLoop", "TlsProtocol"]
+
+_RECORD = 16 * 1024
+"""Bytes of data in the largest record of TLS."""
 
 
 class TlsProtocol(SSLProtocol):
@@ -61,6 +71,57 @@ class TlsProtocol(SSLProtocol):
         self._incoming.write_eof()
         self._do_read()
         return True
+
+    def _do_read__copied(self) -> None:
+        """Decrypt all that has come. What comes before an error is delivered before it is raised."""
+        records: list[bytes] = []
+        ended = False
+        failed: ssl.SSLError | None = None
+        try:
+            while not ended:
+                record: bytes = self._sslobj.read(_RECORD)
+                records.append(record)
+                ended = not record
+        except sslproto.SSLAgainErrors:
+            pass
+        except ssl.SSLError as error:
+            failed = error
+        if data := records[0] if len(records) == 1 else b"".join(records):
+            self._app_protocol.data_received(data)
+        self._finish_read(ended, failed)
+
+    def _do_read__buffered(self) -> None:
+        """Decrypt into the application's buffer, as much as there is room for; the rest in the next turn."""
+        filled = 0
+        room = True
+        ended = False
+        failed: ssl.SSLError | None = None
+        # Released before the protocol is told: it may resize its buffer then.
+        with memoryview(self._app_protocol_get_buffer(self._get_read_buffer_size())) as given, given.cast("B") as view:
+            if not view:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            try:
+                while room and not ended:
+                    count = self._sslobj.read(len(view) - filled, view[filled:])
+                    filled += count
+                    room = filled < len(view)
+                    ended = count == 0
+            except sslproto.SSLAgainErrors:
+                pass
+            except ssl.SSLError as error:
+                failed = error
+        if not room:
+            self._loop.call_soon(self._do_read)
+        if filled:
+            self._app_protocol_buffer_updated(filled)
+        self._finish_read(ended, failed)
+
+    def _finish_read(self, ended: bool, failed: ssl.SSLError | None) -> None:
+        if failed is not None:
+            raise failed
+        if ended:
+            self._call_eof_received()
+            self._start_shutdown()
 
     def _on_shutdown_complete(self, shutdown_exc: BaseException | None) -> None:
         super()._on_shutdown_complete(shutdown_exc)

@@ -17,7 +17,7 @@ class SocketTransport(StreamTransport):
     def _sock(self) -> socket.socket | None:
         """asyncio's name for its socket, which programs and CPython's tests know."""
         shown = self.get_extra_info("socket")
-        return None if shown is None else shown._sock  # type: ignore[no-any-return]
+        return None if shown is None else shown._sock
 
     @property
     def _paused(self) -> bool:
