@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         _loop: TlsLoop
         _shutdown_timeout_handle: asyncio.TimerHandle | None
         _ssl_shutdown_timeout: float
+        _ssl_writing_paused: bool
         _sslobj: Any
         _start_shutdown: Callable[[], None]
         _state: object
@@ -71,6 +72,13 @@ class TlsProtocol(SSLProtocol):
         self._incoming.write_eof()
         self._do_read()
         return True
+
+    def resume_writing(self) -> None:
+        """The transport below takes more. Before an upgrade it may have told the application to pause."""
+        if self._ssl_writing_paused:
+            super().resume_writing()
+        else:
+            self._app_protocol.resume_writing()
 
     def _do_read__copied(self) -> None:
         """Decrypt all that has come. What comes before an error is delivered before it is raised."""
