@@ -20,7 +20,8 @@ BIG = 4 << 20
 async def reading(loop, protocol=None):
     """A protocol that reads a pipe, and the descriptor to write to it."""
     read_end, write_end = os.pipe()
-    transport, mine = await loop.connect_read_pipe(protocol or (lambda: Recorder(loop)), open(read_end, "rb", 0))  # noqa: ASYNC230
+    pipe = os.fdopen(read_end, "rb", 0)
+    transport, mine = await loop.connect_read_pipe(protocol or (lambda: Recorder(loop)), pipe)
     try:
         yield mine, write_end
     finally:
@@ -34,7 +35,8 @@ async def reading(loop, protocol=None):
 async def writing(loop, protocol=None):
     """A protocol that writes to a pipe, and the descriptor to read from it."""
     read_end, write_end = os.pipe()
-    transport, mine = await loop.connect_write_pipe(protocol or (lambda: Recorder(loop)), open(write_end, "wb", 0))  # noqa: ASYNC230
+    pipe = os.fdopen(write_end, "wb", 0)
+    transport, mine = await loop.connect_write_pipe(protocol or (lambda: Recorder(loop)), pipe)
     try:
         yield mine, read_end
     finally:
@@ -47,14 +49,17 @@ async def writing(loop, protocol=None):
 
 async def drain(loop, fd, count):
     """Read `count` bytes from a pipe, as they come."""
-    os.set_blocking(fd, False)
     data = bytearray()
-    while len(data) < count:
-        readable = loop.create_future()
-        loop.add_reader(fd, lambda: readable.done() or readable.set_result(None))
-        await readable
-        loop.remove_reader(fd)
-        data += os.read(fd, 1 << 20)
+    done = loop.create_future()
+
+    def take():
+        data.extend(os.read(fd, 1 << 20))
+        if len(data) >= count:
+            loop.remove_reader(fd)
+            done.set_result(None)
+
+    loop.add_reader(fd, take)
+    await done
     return bytes(data)
 
 
@@ -145,7 +150,7 @@ class TestRead:
         path = tmp_path / "fifo"
         os.mkfifo(path)
         peer = os.open(path, os.O_RDWR)
-        with open(path, "rb", 0) as pipe:  # noqa: ASYNC230
+        with path.open("rb", 0) as pipe:
             transport, mine = await loop.connect_read_pipe(lambda: Recorder(loop), pipe)
             os.write(peer, b"hello")
             assert await mine.received(5) == b"hello"
@@ -281,11 +286,11 @@ class TestStreams:
         reader = asyncio.StreamReader()
         incoming, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader),
-            open(read_end, "rb", 0),  # noqa: ASYNC230
+            os.fdopen(read_end, "rb", 0),
         )
         transport, protocol = await loop.connect_write_pipe(
             asyncio.streams.FlowControlMixin,
-            open(write_end, "wb", 0),  # noqa: ASYNC230
+            os.fdopen(write_end, "wb", 0),
         )
         writer = asyncio.StreamWriter(transport, protocol, None, loop)
 

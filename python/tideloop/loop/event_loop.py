@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from tideloop.loop.files import FileLoop
 from tideloop.loop.handles import describe_call, describe_source
+from tideloop.loop.processes import ProcessLoop
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
 from tideloop.loop.tasks import Task, is_stock, list_tasks_of
@@ -55,7 +56,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(SignalLoop, ServingLoop, TlsLoop, FileLoop):
+class EventLoop(SignalLoop, ServingLoop, TlsLoop, FileLoop, ProcessLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
@@ -110,6 +111,7 @@ class EventLoop(SignalLoop, ServingLoop, TlsLoop, FileLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
+        self._forget_children()
         super().close()
         self._shutdown()
 
