@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 
@@ -116,7 +117,8 @@ class TestTransport:
             sending = loop.create_task(loop.sendfile(mine.transport, file, 0, None))
             await turns(after)
             sending.cancel()
-            await asyncio.wait([sending])
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
             mine.transport.write(end)
             received = bytearray()
             while not received.endswith(end):
