@@ -254,7 +254,7 @@ class TestStreams:
 
 
 def takes_along():
-    """Whether this asyncio's start_tls() knows of stream readers (3.13.12, 3.14.3)."""
+    """Whether this asyncio's start_tls() knows of stream readers."""
     return "_stream_reader" in asyncio.base_events.BaseEventLoop.start_tls.__code__.co_consts
 
 
