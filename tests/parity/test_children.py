@@ -75,10 +75,12 @@ asyncio.Runner(loop_factory=backend.new_event_loop).run(main())
         assert run.stdout == "good\n", run.stderr
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the system has no process descriptors")
-    def test_ignored_children_are_reported_lost(self, backend, caplog):
+    def test_ignored_children_are_reported_lost(self, backend):
         """With SIGCHLD ignored the system forgets exit codes; the wait ends nevertheless."""
         if backend.name == "uvloop":
             pytest.skip("keeps SIGCHLD for itself")
+        if backend.name == "asyncio" and sys.version_info >= (3, 12):
+            pytest.skip("cannot open a child that is gone already")
         run = run_child(
             backend,
             """
