@@ -4,17 +4,21 @@
 //! oneshot mode unless told otherwise; we ask for level mode, which all three have.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use polling::{PollMode, Poller};
 
 use super::{Event, Events, Interest, Scratch, Selector};
+use crate::fork;
 use crate::socket::{RawSource, borrow};
 
 /// A `polling::Poller` in level mode.
 #[derive(Debug)]
 pub struct Portable {
-    poller: Poller,
+    poller: ManuallyDrop<Poller>,
+    /// The process that made it: see `drop`.
+    generation: u32,
 }
 
 impl Portable {
@@ -26,7 +30,21 @@ impl Portable {
                 "this system's selector has no level-triggered mode",
             ));
         }
-        Ok(Self { poller })
+        Ok(Self {
+            poller: ManuallyDrop::new(poller),
+            generation: fork::generation(),
+        })
+    }
+}
+
+impl Drop for Portable {
+    /// A forked child only leaves it: before it closes its descriptors, a `Poller` takes its own ones out of
+    /// the kernel's object, which is the parent's too. The child keeps two or three descriptors for that.
+    fn drop(&mut self) {
+        if self.generation == fork::generation() {
+            // SAFETY: this is the only place that drops it, and a value is dropped once.
+            unsafe { ManuallyDrop::drop(&mut self.poller) };
+        }
     }
 }
 
