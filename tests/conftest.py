@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deviates(backend, reason, when): a known difference; see backends.deviates")
+    config.addinivalue_line("markers", "soak: takes minutes; runs when asked for, by `-m soak` (make soak)")
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test, instead of {LIMIT:.0f} s")
     config.stash[_stderr] = os.dup(2)
 
@@ -54,9 +55,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", backends.params(metafunc.config.getoption("backend")), indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         backends.expect_deviation(item)
+    if "soak" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.hookimpl(tryfirst=True)

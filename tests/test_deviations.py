@@ -1,14 +1,30 @@
-"""The deviations from asyncio that we keep: each row of the last table in ARCHITECTURE.md.
+"""The deviations from asyncio that we keep, as docs/deviations.md lists them, those without a parity test.
 
 What asyncio does in these cases is shown by the parity tests, where it can be shown without hanging.
 """
 
 import asyncio
 import gc
+import pathlib
+import re
 import weakref
 
 import pytest
 import tideloop
+
+from tests.tls import authority
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_each_row_names_a_test_that_is_there():
+    rows = [line for line in (TESTS.parent / "docs/deviations.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row.split(" | ") for row in rows if not row.startswith("| what ")]
+    assert rows
+    there = {name for file in TESTS.rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    for row in rows:
+        assert len(row) == 5, f"a row has what, asyncio, tideloop, why, test: {row}"
+        assert row[-1].strip(" |`") in there, row
 
 
 @pytest.fixture
@@ -101,6 +117,28 @@ def test_a_factory_without_a_protocol_is_reported_and_the_connection_closed(runn
         [ZeroDivisionError, ZeroDivisionError],
     )
     assert contexts[0]["message"] == "Error on transport creation for incoming connection"
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_a_factory_that_closes_its_server_gets_no_connection(runner, encrypted):
+    async def main():
+        loop = asyncio.get_running_loop()
+        contexts = []
+        loop.set_exception_handler(lambda _, context: contexts.append(context))
+
+        def factory():
+            server.close()
+            return asyncio.Protocol()
+
+        context = authority().server() if encrypted else None
+        server = await loop.create_server(factory, "127.0.0.1", 0, ssl=context)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await reader.read() == b""
+        writer.close()
+        await server.wait_closed()
+        assert contexts == []
+
+    runner.run(main())
 
 
 @pytest.mark.parametrize("end", ["run", "cancelled"])

@@ -109,6 +109,17 @@ class TestTold:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
+    @deviates("uvloop", "its transports have slots")
+    async def test_takes_attributes(self, loop):
+        """Programs hang theirs on it, and put their own methods in place of its."""
+        async with connected(loop) as (client, server):
+            client.transport.note = 5
+            assert client.transport.note == 5
+            client.transport.write, send = (lambda data: send(data.upper())), client.transport.write
+            client.transport.write(b"hello")
+            assert await server.received(5) == b"HELLO"
+            del client.transport.write
+
     async def test_nagle_is_off(self, loop):
         async with connected(loop) as (client, server):
             for end in (client, server):

@@ -388,8 +388,13 @@ impl LoopCore {
         slf: &Bound<'py, Self>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
+        context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
+        let context = match context {
+            Some(context) => context,
+            None => call::copy_context(py)?,
+        };
         let pointers: Vec<_> = args.iter_borrowed().map(|item| item.as_ptr()).collect();
         handle::new(
             py,
@@ -397,7 +402,7 @@ impl LoopCore {
                 callback,
                 args: &pointers,
                 owner: slf.as_any(),
-                context: call::copy_context(py)?,
+                context,
                 source_traceback: None,
                 when: None,
                 persistent: true,
@@ -412,6 +417,7 @@ impl LoopCore {
         file: &Bound<'py, PyAny>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
+        context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let state = slf.get();
@@ -419,7 +425,7 @@ impl LoopCore {
             return Err(call::closed_error());
         }
         let source = source_from(file)?;
-        let handle = Self::persistent_handle(slf, callback, args)?;
+        let handle = Self::persistent_handle(slf, callback, args, context)?;
         let kept = file
             .extract::<i64>()
             .is_err()
@@ -649,24 +655,28 @@ impl LoopCore {
         Ok(())
     }
 
-    #[pyo3(signature = (fd, callback, *args))]
+    /// context: the one to run the callback in, from Python 3.15 on; None copies the current one.
+    #[pyo3(signature = (fd, callback, *args, context = None))]
     fn _add_reader<'py>(
         slf: &Bound<'py, Self>,
         fd: &Bound<'py, PyAny>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
+        context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        Self::add_callback(slf, Side::Reader, fd, callback, args)
+        Self::add_callback(slf, Side::Reader, fd, callback, args, context)
     }
 
-    #[pyo3(signature = (fd, callback, *args))]
+    /// context: the one to run the callback in, from Python 3.15 on; None copies the current one.
+    #[pyo3(signature = (fd, callback, *args, context = None))]
     fn _add_writer<'py>(
         slf: &Bound<'py, Self>,
         fd: &Bound<'py, PyAny>,
         callback: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
+        context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        Self::add_callback(slf, Side::Writer, fd, callback, args)
+        Self::add_callback(slf, Side::Writer, fd, callback, args, context)
     }
 
     fn _remove_reader(&self, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {

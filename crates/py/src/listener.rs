@@ -5,6 +5,7 @@
 //! and tries again, as asyncio does; connections wait in the kernel's queue meanwhile.
 
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::registry::Key;
 use tideloop_sys::selector::Interest;
@@ -82,21 +83,37 @@ impl Listener {
                 state.server.as_ref().map(|server| server.clone_ref(py)),
             ))?;
             let transport = transport.cast_into::<StreamTransport>()?;
-            StreamTransport::start(&transport, Owner::native(socket), None)?;
-            Ok(transport)
+            // Before the connection starts: a factory may have closed the server, which then takes none.
+            state.tell_server(py, intern!(py, "_attach_to_server"), &transport)?;
+            let started = StreamTransport::start(&transport, Owner::native(socket), None);
+            if started.is_err() {
+                state.tell_server(py, intern!(py, "_detach_from_server"), &transport)?;
+            }
+            started
         });
         let core = state.core.bind(py);
         match made {
-            Ok(transport) => {
-                if let Some(server) = &state.server {
-                    core.call_method1(intern!(py, "_attach_to_server"), (server, transport))?;
-                }
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(error) if ends_the_loop(py, &error) => Err(error),
             Err(error) => core
                 .call_method1(intern!(py, "_connection_refused"), (error.into_value(py),))
                 .map(drop),
+        }
+    }
+
+    fn tell_server(
+        &self,
+        py: Python<'_>,
+        method: &Bound<'_, PyString>,
+        transport: &Bound<'_, StreamTransport>,
+    ) -> PyResult<()> {
+        match &self.server {
+            Some(server) => self
+                .core
+                .bind(py)
+                .call_method1(method, (server, transport))
+                .map(drop),
+            None => Ok(()),
         }
     }
 

@@ -443,7 +443,9 @@ impl Inner {
         }
         let (source, bits) = (entry.source, key.to_u64());
         let changed = if interest.is_none() {
-            // Fails only if the descriptor was closed behind our back, and then it is watched no more.
+            // Fails only if the descriptor is closed already, and then it is watched no more. Its
+            // number may be another's by now, which is not in the selector: whoever registers it
+            // ends this registration first.
             selector.remove(source).ok();
             Ok(())
         } else if entry.interest.is_none() {

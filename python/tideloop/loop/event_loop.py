@@ -21,9 +21,11 @@ from tideloop.loop.absent import AbsentLoop
 from tideloop.loop.datagrams import DatagramLoop
 from tideloop.loop.files import FileLoop
 from tideloop.loop.handles import describe_call, describe_source
+from tideloop.loop.processes import ProcessLoop
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
 from tideloop.loop.tasks import Task, is_stock, list_tasks_of
+from tideloop.loop.tls import TlsLoop
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
@@ -56,7 +58,7 @@ class _Engine:
         return f"<tideloop engine selector={self._loop.selector_name}>"
 
 
-class EventLoop(AbsentLoop, SignalLoop, ServingLoop, DatagramLoop, FileLoop):
+class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, FileLoop, ProcessLoop):
     """An asyncio event loop with a native core.
 
     selector: ``"default"`` for the best one of this system, ``"polling"`` for the portable one;
@@ -111,6 +113,7 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, DatagramLoop, FileLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
+        self._forget_children()
         super().close()
         self._shutdown()
 
@@ -211,9 +214,19 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, DatagramLoop, FileLoop):
         context: Any = None,
     ) -> SocketTransport:
         transport = SocketTransport(self, protocol, extra, server)
-        transport._adopt(sock, waiter)
-        if server is not None:
+        if server is None:
+            transport._adopt(sock, waiter)
+            return transport
+        try:
             self._attach_to_server(server, transport)
+        except ConnectionAbortedError:
+            sock.close()
+            raise
+        try:
+            transport._adopt(sock, waiter)
+        except BaseException:
+            self._detach_from_server(server, transport)
+            raise
         return transport
 
     def _transport_failed(self, transport: object, protocol: object, message: str, exception: BaseException) -> None:

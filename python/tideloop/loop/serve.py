@@ -21,6 +21,10 @@ __all__ = ["ServingLoop"]
 _SERVER_KEEPS_TRANSPORTS = "transport" in inspect.signature(base_events.Server._attach).parameters  # type: ignore[attr-defined]
 
 
+class _ServerClosedError(ConnectionAbortedError):
+    """Too late: nobody will wait for this connection."""
+
+
 class ServingLoop(LoopBase):
     """The part of the loop that servers are made of."""
 
@@ -41,6 +45,8 @@ class ServingLoop(LoopBase):
         Listener(self, sock, backlog, protocol_factory, SocketTransport, server).start()
 
     def _attach_to_server(self, server: Any, transport: SocketTransport) -> None:
+        if server._sockets is None:
+            raise _ServerClosedError("the server was closed while this connection was made")
         if _SERVER_KEEPS_TRANSPORTS:
             server._attach(transport)
         else:
@@ -65,6 +71,8 @@ class ServingLoop(LoopBase):
 
     def _connection_refused(self, exception: BaseException) -> None:
         """No protocol for an accepted connection: it is closed, the server goes on."""
+        if isinstance(exception, _ServerClosedError):
+            return
         self.call_exception_handler(
             {"message": "Error on transport creation for incoming connection", "exception": exception}
         )

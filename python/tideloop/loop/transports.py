@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 
 from tideloop._tideloop import StreamTransport
@@ -12,7 +13,16 @@ __all__ = ["SocketTransport"]
 class SocketTransport(StreamTransport):
     """A TCP or UNIX-socket connection. ``isinstance(t, asyncio.Transport)`` holds."""
 
-    __slots__ = ()
+    @property
+    def _sock(self) -> socket.socket | None:
+        """asyncio's name for its socket, which programs and CPython's tests know."""
+        shown = self.get_extra_info("socket")
+        return None if shown is None else shown._sock
+
+    @property
+    def _paused(self) -> bool:
+        """asyncio's name for what is_reading() tells of an open transport."""
+        return not (self.is_reading() or self.is_closing())
 
     def __repr__(self) -> str:
         fd, closing, reads, writes, queued = self._describe()

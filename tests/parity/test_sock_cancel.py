@@ -1,0 +1,143 @@
+"""sock_* methods, cancelled at every turn of their lives: no watch is left, no byte is lost, none is doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from tests.backends import deviates
+from tests.peers import LOOPBACK, listening_socket, settled, socket_pair, turns
+
+TURNS = range(8)
+
+
+async def cancelled(task, after):
+    """Cancel a task after some turns. Its result if it was done, or None."""
+    await turns(after)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task
+
+
+@pytest.fixture
+def pair():
+    left, right = socket_pair()
+    with left, right:
+        yield left, right
+
+
+@pytest.fixture
+def datagrams():
+    """Two UDP sockets."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
+        for sock in socks:
+            sock.bind((LOOPBACK, 0))
+            sock.setblocking(False)
+        yield socks
+
+
+def unwatched(loop, sock):
+    return not loop.remove_reader(sock) and not loop.remove_writer(sock)
+
+
+@pytest.mark.parametrize("after", TURNS)
+@pytest.mark.parametrize("early", [False, True], ids=["later", "data there"])
+async def test_receive_into(loop, pair, after, early):
+    left, right = pair
+    buffer = bytearray(10)
+    if early:
+        right.send(b"x")
+    task = loop.create_task(loop.sock_recv_into(left, buffer))
+    got = await cancelled(task, after)
+    assert unwatched(loop, left)
+    if not early:
+        right.send(b"x")
+    if got is None and buffer[0] == 0:
+        assert await loop.sock_recv(left, 10) == b"x"
+    else:
+        assert buffer == b"x" + bytes(9)
+
+
+@pytest.mark.parametrize("after", TURNS)
+async def test_send(loop, pair, after):
+    left, right = pair
+    data = bytes(range(256)) * 8192
+    task = loop.create_task(loop.sock_sendall(left, data))
+    await cancelled(task, after)
+    assert unwatched(loop, left)
+    left.close()
+    received = bytearray()
+    while piece := await loop.sock_recv(right, 1 << 20):
+        received += piece
+    assert received == data[: len(received)]
+
+
+@pytest.mark.parametrize("after", TURNS)
+async def test_connect(loop, after):
+    with listening_socket() as listener, socket.socket() as sock:
+        sock.setblocking(False)
+        task = loop.create_task(loop.sock_connect(sock, listener.getsockname()))
+        await cancelled(task, after)
+        assert unwatched(loop, sock)
+        await settled(loop)
+        assert unwatched(loop, sock)
+
+
+@pytest.mark.parametrize("after", TURNS)
+async def test_connect_by_name(loop, after):
+    with listening_socket() as listener, socket.socket() as sock:
+        sock.setblocking(False)
+        task = loop.create_task(loop.sock_connect(sock, ("localhost", listener.getsockname()[1])))
+        await cancelled(task, after)
+        assert unwatched(loop, sock)
+        await settled(loop)
+
+
+# A connection that was accepted in the turn of the cancellation is dropped with the result that nobody takes.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("after", TURNS)
+async def test_accept(loop, after):
+    with listening_socket() as listener:
+        task = loop.create_task(loop.sock_accept(listener))
+        with socket.create_connection(listener.getsockname()):
+            accepted = await cancelled(task, after)
+            assert unwatched(loop, listener)
+            if accepted:
+                accepted[0].close()
+        # The listener goes on.
+        with socket.create_connection(listener.getsockname()) as peer:
+            number = None
+            while number != peer.getsockname():
+                connection, number = await loop.sock_accept(listener)
+                connection.close()
+
+
+@deviates("uvloop", "NotImplementedError")
+@pytest.mark.parametrize("after", TURNS)
+async def test_receive_from(loop, datagrams, after):
+    one, two = datagrams
+    task = loop.create_task(loop.sock_recvfrom(two, 10))
+    got = await cancelled(task, after)
+    assert got is None
+    assert unwatched(loop, two)
+    await loop.sock_sendto(one, b"x", two.getsockname())
+    assert await loop.sock_recvfrom(two, 10) == (b"x", one.getsockname())
+
+
+@pytest.mark.parametrize("after", TURNS)
+async def test_two_on_one_socket(loop, pair, after):
+    """Receiving is cancelled while sending goes on."""
+    left, right = pair
+    sending = loop.create_task(loop.sock_sendall(left, bytes(4 << 20)))
+    receiving = loop.create_task(loop.sock_recv(left, 10))
+    await cancelled(receiving, after)
+    count = 0
+    while count < 4 << 20:
+        count += len(await loop.sock_recv(right, 1 << 20))
+    await sending
+    assert unwatched(loop, left)
