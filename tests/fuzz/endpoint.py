@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import random
 import socket
 import struct
-from typing import Any
+from typing import IO, Any
 
 from tests.fuzz.programs import Answers, Operation
 
@@ -29,6 +31,18 @@ def written(end: int, start: int, size: int) -> bytes:
     return _PATTERNS[end][start : start + size]
 
 
+@functools.cache
+def sequences() -> list[IO[bytes]]:
+    """The sequences as files, in memory, for as long as the process lives."""
+    files = []
+    for end, pattern in enumerate(_PATTERNS):
+        file = os.fdopen(os.memfd_create(f"end {end}"), "w+b")
+        file.write(pattern)
+        file.flush()
+        files.append(file)
+    return files
+
+
 class Boom(Exception):
     """Raised by a callback on purpose."""
 
@@ -43,11 +57,14 @@ RAISED = {"Exception": Boom, "BaseException": Bang, "CancelledError": asyncio.Ca
 class Endpoint:
     """The state of one end, whatever protocol or transport it has at the moment."""
 
-    def __init__(self, end: int, loop: asyncio.AbstractEventLoop, answers: Answers, keep_open: bool) -> None:
+    def __init__(
+        self, end: int, loop: asyncio.AbstractEventLoop, answers: Answers, keep_open: bool, comparable: bool
+    ) -> None:
         self.end = end
         self.loop = loop
         self.answers = {name: list(lists) for name, lists in answers.items()}
         self.keep_open = keep_open
+        self.comparable = comparable
         self.transport: Any = None
         self.protocol: Any = None
         self.upgraded = False
@@ -63,6 +80,10 @@ class Endpoint:
         self.fatal: BaseException | None = None
         self.made = self.ended = self.lost = False
         self.paused = self.writing_paused = self.closing = self.aborted = self.shut = False
+        self.robbed = False
+        """Whether the application has closed the socket."""
+        self.cut = False
+        """Whether sendfile() has failed, so that nobody knows how much of the file was sent."""
         self.answering = 0
         self.events = 0
 
@@ -149,6 +170,8 @@ class Endpoint:
         self.paused = self.paused or reading
 
     def _resume(self) -> None:
+        if self.ended and self.comparable:
+            return  # asyncio then reads on, and tells the end of file again; we tell it once
         if not self.transport.is_closing():
             self.paused = False
         self.transport.resume_reading()
@@ -165,9 +188,14 @@ class Endpoint:
         self.transport.abort()
 
     def _protocol(self, kind: str) -> None:
-        if not self.lost:
-            self.use(kind)
-            self.transport.set_protocol(self.protocol)
+        if self.lost:
+            return
+        before = self.protocol
+        try:
+            self.transport.set_protocol(self.use(kind))
+        except AttributeError:
+            self.protocol = before
+            raise
 
     def _info(self) -> None:
         repr(self.transport)
@@ -186,6 +214,22 @@ class Endpoint:
                 call(argument)
                 self.fault(f"{call.__name__}({argument!r}) was accepted")
 
+    def _steal(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        self.robbed = True
+        if sock is not None:
+            sock._sock.close()
+
+    async def send_file(self, size: int) -> None:
+        """loop.sendfile() of the next bytes; writes that come meanwhile are refused."""
+        position, self.sent = self.sent, self.sent + size
+        try:
+            await self.loop.sendfile(self.transport, sequences()[self.end], position % _PERIOD, size)
+        except RuntimeError:
+            self.sent -= size
+        except OSError:
+            self.cut = True
+
     # --- what the end is told ----------------------------------------------------------------------
 
     def use(self, kind: str) -> asyncio.BaseProtocol:
@@ -196,7 +240,8 @@ class Endpoint:
     def told(self, name: str, protocol: asyncio.BaseProtocol) -> None:
         """Whatever it is, it must come to the current protocol, after connection_made and before the end."""
         self.events += 1
-        if protocol is not self.protocol:
+        # asyncio's TLS decides early whom it tells of the end.
+        if protocol is not self.protocol and not (self.upgraded and name == "lost"):
             self.fault(f"{name} came to a protocol that was replaced")
         if self.lost:
             self.fault(f"{name} after connection_lost")

@@ -7,6 +7,8 @@ An operation is a tuple, its name first:
     ("write", size, kind)      kind: bytes, bytearray (changed afterwards) or memoryview
     ("writelines", sizes)      ("limits", high, low)       ("protocol", kind)      ("raise", kind)
     ("eof",) ("pause",) ("resume",) ("close",) ("abort",) ("info",) ("misuse",)
+    ("file", size)             loop.sendfile(), which goes on while other operations happen
+    ("steal",)                 the application closes the transport's socket itself
     ("tls",)                   both ends upgrade; ("tls-alone",) only this one, so that no handshake can succeed
     ("send", size) ("receive", size) ("shut",) ("hang up",) ("reset",)      what a plain socket can do
 """
@@ -64,6 +66,10 @@ def generate(seed: int) -> Program:
     paces = ["settle"] if comparable else ["now", "now", "turn", "settle"]
     steps = [Step(end := rng.randrange(2), choose.step(end), rng.choice(paces)) for _ in range(rng.randint(1, 14))]
     plain = "plain" if link == "tls" else None
+    answers = [choose.answers(0), choose.answers(1)]
+    if comparable:
+        # Two ends that answer each other are a race: how much happens between two polls differs between loops.
+        answers[rng.randrange(2)] = {}
     return Program(
         seed=seed,
         link=link,
@@ -74,7 +80,7 @@ def generate(seed: int) -> Program:
         ending=[
             Step(end, choose.ending(end), rng.choice(["now", "settle"])) for end in rng.choice([(0,), (1,), (0, 1)])
         ],
-        answers=(choose.answers(0), choose.answers(1)),
+        answers=(answers[0], answers[1]),
         comparable=comparable,
     )
 
@@ -95,8 +101,14 @@ class _Operations:
                 [("send", self.size()), ("receive", self.size()), ("receive", self.size())] * 3
                 + [("shut",), ("hang up",), ("reset",)]
             )
-        if self.link in ("pair", "tcp") and not self.comparable and self.rng.random() < 0.02:
-            return self.rng.choice([("tls",), ("tls-alone",)])
+        if self.link != "tls" and not self.comparable:
+            chance = self.rng.random()
+            if chance < 0.02 and self.link != "raw":
+                return self.rng.choice([("tls",), ("tls-alone",)])
+            if chance < 0.06:
+                return ("file", self.size())
+            if chance < 0.065:
+                return ("steal",)
         return self.call()
 
     def call(self) -> Operation:

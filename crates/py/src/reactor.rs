@@ -426,7 +426,9 @@ impl Inner {
         }
         let (source, bits) = (entry.source, key.to_u64());
         let changed = if interest.is_none() {
-            selector.remove(source)
+            // Fails only if the descriptor is closed already, and then it is watched no more.
+            selector.remove(source).ok();
+            Ok(())
         } else if entry.interest.is_none() {
             selector.add(source, bits, interest)
         } else {

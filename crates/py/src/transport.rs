@@ -271,7 +271,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         state.with(py, |connection| connection.machine.peer_eof());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         let keep_open = call::in_context(state.context.bind(py), |py| {
             call::method0(protocol, intern!(py, "eof_received"))?.is_truthy()
         });
@@ -294,7 +294,7 @@ impl StreamTransport {
             false => None,
         });
         if let Some(writable) = writable {
-            state.update_interest(py)?;
+            Self::update_interest(slf)?;
             return release_waiter(&writable.into_bound(py), None);
         }
         let sent = state.with(py, |connection| {
@@ -335,7 +335,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let step = state.with(py, |connection| connection.machine.drained());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         match step {
             Drained::Nothing => Ok(()),
             Drained::ShutdownWrite => {
@@ -400,8 +400,16 @@ impl StreamTransport {
         });
     }
 
-    /// Brings the selector in line with what the machine wants.
-    fn update_interest(&self, py: Python<'_>) -> PyResult<()> {
+    /// Brings the selector in line with what the machine wants. A connection that cannot be watched
+    /// any more is lost.
+    fn update_interest(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().watch(slf.py()) {
+            Ok(()) => Ok(()),
+            Err(error) => Self::fail(slf, error, "Fatal error on socket transport"),
+        }
+    }
+
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
         let (key, interest) = self.with(py, |connection| {
             let machine = &connection.machine;
             let interest = Interest {
@@ -453,7 +461,8 @@ impl StreamTransport {
             (step, dropped)
         });
         drop(dropped);
-        state.update_interest(py)?;
+        // Fails only for a descriptor that somebody has closed; that must not keep connection_lost away.
+        state.watch(py).ok();
         match step {
             CloseStep::Finish => Self::schedule_lost(slf, error),
             CloseStep::Nothing => Ok(()),
@@ -464,7 +473,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let step = state.with(py, |connection| connection.machine.close());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         match step {
             CloseStep::Finish => Self::schedule_lost(slf, None),
             CloseStep::Nothing => Ok(()),
@@ -659,7 +668,7 @@ impl StreamTransport {
             connection.queue.push_back(chunk);
             connection.machine.queued(len)
         });
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         Self::tell(slf, signal)
     }
 }
@@ -792,15 +801,22 @@ impl StreamTransport {
         Ok(modes.getattr("TRY_NATIVE")?.unbind())
     }
 
-    /// Refuse writes while somebody else sends on the descriptor, or take them again.
-    fn _hold_writes(&self, py: Python<'_>, held: bool) {
-        self.with(py, |connection| connection.held = held);
+    /// Refuse writes while somebody else sends on the descriptor, or take them again. Raises
+    /// RuntimeError if they are refused already: two senders would get in between each other.
+    fn _hold_writes(&self, py: Python<'_>, held: bool) -> PyResult<()> {
+        let before = self.with(py, |connection| {
+            std::mem::replace(&mut connection.held, held)
+        });
+        match before && held {
+            true => Err(PyRuntimeError::new_err("sendfile is in progress already")),
+            false => Ok(()),
+        }
     }
 
     /// Release a future once everything is sent and the socket takes more; ConnectionError if the
     /// connection ends before.
-    fn _when_writable(&self, py: Python<'_>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
-        let before = self.with(py, |connection| {
+    fn _when_writable(slf: &Bound<'_, Self>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+        let before = slf.get().with(slf.py(), |connection| {
             connection.socket.as_ref()?;
             Some(connection.writable.replace(waiter.clone().unbind()))
         });
@@ -809,7 +825,7 @@ impl StreamTransport {
             return release_waiter(waiter, Some(gone));
         }
         drop(before);
-        self.update_interest(py)
+        Self::update_interest(slf)
     }
 
     /// Whether the protocol was told pause_writing() and not yet resume_writing().
@@ -845,7 +861,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         state.with(py, |connection| connection.machine.start());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         if waiter.is_none() {
             return Ok(());
         }
@@ -977,19 +993,19 @@ impl StreamTransport {
     }
 
     /// Stop calling data_received() until resume_reading(). Does nothing if paused or closing.
-    fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
-        if self.with(py, |connection| connection.machine.pause_reading()) {
-            self.update_interest(py)?;
+    fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().with(slf.py(), |connection| connection.machine.pause_reading()) {
+            true => Self::update_interest(slf),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Receive again. Does nothing if not paused, or closing.
-    fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
-        if self.with(py, |connection| connection.machine.resume_reading()) {
-            self.update_interest(py)?;
+    fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().with(slf.py(), |connection| connection.machine.resume_reading()) {
+            true => Self::update_interest(slf),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Write bytes: sent at once as far as the socket takes them, the rest is queued.
