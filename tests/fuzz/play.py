@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.fuzz.certificate import contexts
+from tests.certificate import contexts
 from tests.fuzz.endpoint import RAISED, Endpoint, PlainSocket, sequences
 from tests.fuzz.programs import Program, Step
 
@@ -213,7 +213,7 @@ class _Match:
                 raise AssertionError(f"could not connect: {error!r}") from error
         while not self.ends[1].made and self.program.link != "tls":
             await self.player.settle()
-        if self.program.send_buffer:
+        if self.program.send_buffer and self.program.link == "tcp":
             for end in self.ends:
                 sock = end.transport.get_extra_info("socket") if end.transport and not end.lost else None
                 if sock is not None:
