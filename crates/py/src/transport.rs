@@ -994,7 +994,10 @@ impl StreamTransport {
 
     /// Stop calling data_received() until resume_reading(). Does nothing if paused or closing.
     fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
-        match slf.get().with(slf.py(), |connection| connection.machine.pause_reading()) {
+        match slf
+            .get()
+            .with(slf.py(), |connection| connection.machine.pause_reading())
+        {
             true => Self::update_interest(slf),
             false => Ok(()),
         }
@@ -1002,7 +1005,10 @@ impl StreamTransport {
 
     /// Receive again. Does nothing if not paused, or closing.
     fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
-        match slf.get().with(slf.py(), |connection| connection.machine.resume_reading()) {
+        match slf
+            .get()
+            .with(slf.py(), |connection| connection.machine.resume_reading())
+        {
             true => Self::update_interest(slf),
             false => Ok(()),
         }

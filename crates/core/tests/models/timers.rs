@@ -1,0 +1,159 @@
+//! Timers against a list that is searched from end to end, and deadlines against the seconds they stand for.
+
+use std::collections::HashSet;
+
+use arbitrary::Arbitrary;
+use tideloop_core::timers::{Timers, deadline_ns};
+
+#[derive(Debug, Arbitrary)]
+enum Op {
+    /// A timer in so many nanoseconds.
+    Soon(u8),
+    At(u64),
+    /// Timers with one delay, as most programs make them.
+    Many(u8),
+    Cancel(u16),
+    /// The newest is the one that is cancelled most often.
+    CancelNewest(u8),
+    Advance(u8),
+    Jump(u64),
+    SkipStale,
+    Sweep,
+    TakeAll,
+    Seconds(f64),
+}
+
+#[derive(Default)]
+struct Model {
+    now: u64,
+    made: usize,
+    /// (deadline, number) of those that are to fire.
+    live: Vec<(u64, usize)>,
+    cancelled: HashSet<usize>,
+    /// Cancelled ones that the machine still holds.
+    stale: HashSet<usize>,
+}
+
+pub fn check(bytes: &[u8]) {
+    let (mut timers, mut model) = (Timers::default(), Model::default());
+    for op in super::operations(bytes) {
+        match op {
+            Op::Soon(delay) => insert(&mut timers, &mut model, delay.into()),
+            Op::At(deadline) => {
+                let delay = deadline.saturating_sub(model.now);
+                insert(&mut timers, &mut model, delay);
+            }
+            Op::Many(count) => {
+                for _ in 0..count {
+                    insert(&mut timers, &mut model, 100);
+                }
+            }
+            Op::Cancel(number) => cancel(&mut timers, &mut model, number.into()),
+            Op::CancelNewest(count) => {
+                for number in (0..model.made).rev().take(count.into()) {
+                    cancel(&mut timers, &mut model, number);
+                }
+            }
+            Op::Advance(by) => {
+                model.now = model.now.saturating_add(by.into());
+                fire(&mut timers, &mut model);
+            }
+            Op::Jump(to) => {
+                model.now = model.now.max(to);
+                fire(&mut timers, &mut model);
+            }
+            Op::SkipStale => {
+                while let Some(number) = timers.pop_stale(|number| model.cancelled.contains(number))
+                {
+                    assert!(model.stale.remove(&number));
+                }
+                // What comes first now is to fire.
+                assert_eq!(timers.next_deadline(), model.live.iter().map(|t| t.0).min());
+            }
+            Op::Sweep => sweep(&mut timers, &mut model),
+            Op::TakeAll => {
+                let mut taken = timers.take_all();
+                let mut expected: Vec<usize> = model.live.drain(..).map(|timer| timer.1).collect();
+                expected.extend(model.stale.drain());
+                taken.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(taken, expected);
+            }
+            Op::Seconds(seconds) => deadlines(seconds),
+        }
+        assert_eq!(timers.len(), model.live.len() + model.stale.len());
+        assert_eq!(timers.is_empty(), timers.iter().next().is_none());
+        let first = timers.next_deadline();
+        assert!(
+            model
+                .live
+                .iter()
+                .all(|&(deadline, _)| first <= Some(deadline))
+        );
+    }
+}
+
+fn insert(timers: &mut Timers<usize>, model: &mut Model, delay: u64) {
+    let deadline = model.now.saturating_add(delay);
+    timers.insert(deadline, model.made);
+    model.live.push((deadline, model.made));
+    model.made += 1;
+}
+
+fn cancel(timers: &mut Timers<usize>, model: &mut Model, number: usize) {
+    let Some(at) = model.live.iter().position(|timer| timer.1 == number) else {
+        return;
+    };
+    model.live.remove(at);
+    model.cancelled.insert(number);
+    model.stale.insert(number);
+    if timers.note_cancelled() {
+        sweep(timers, model);
+    }
+    // Cancelled timers never outnumber the others by much: memory follows what is alive.
+    assert!(model.stale.len() <= 64.max(model.live.len()) + 1);
+}
+
+fn sweep(timers: &mut Timers<usize>, model: &mut Model) {
+    let mut swept = timers.sweep(|number| model.cancelled.contains(number));
+    let mut expected: Vec<usize> = model.stale.drain().collect();
+    swept.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(swept, expected);
+}
+
+fn fire(timers: &mut Timers<usize>, model: &mut Model) {
+    let mut fired = Vec::new();
+    while let Some(number) = timers.pop_due(model.now) {
+        if model.stale.remove(&number) {
+            timers.forget_cancelled();
+        } else {
+            fired.push(number);
+        }
+    }
+    model.live.sort_unstable();
+    let due = model
+        .live
+        .partition_point(|&(deadline, _)| deadline <= model.now);
+    let expected: Vec<usize> = model.live.drain(..due).map(|timer| timer.1).collect();
+    assert_eq!(fired, expected);
+}
+
+/// A deadline in nanoseconds is never before its seconds, as the loop's clock tells them.
+fn deadlines(seconds: f64) {
+    let deadline = deadline_ns(seconds);
+    if seconds.is_nan() || seconds <= 0.0 {
+        assert_eq!(deadline, 0);
+    } else if deadline == u64::MAX {
+        assert!(seconds * 1e9 >= u64::MAX as f64);
+    } else {
+        let told = deadline as f64 / 1e9;
+        assert!(told >= seconds, "{seconds} is told as {told}");
+        // Late by a nanosecond, and by what a float of this size cannot tell.
+        let late = told - seconds;
+        assert!(
+            late <= 1.000_001e-9 + 4.0 * f64::EPSILON * seconds,
+            "{late} late at {seconds}"
+        );
+    }
+}
