@@ -78,7 +78,8 @@ def generate(seed: int) -> Program:
         send_buffer=None if comparable or rng.random() < 0.5 else 4096,
         steps=steps,
         ending=[
-            Step(end, choose.ending(end), rng.choice(["now", "settle"])) for end in rng.choice([(0,), (1,), (0, 1)])
+            Step(end, choose.ending(end), rng.choice([*paces[:1], "settle"]))
+            for end in rng.choice([(0,), (1,), (0, 1)])
         ],
         answers=(answers[0], answers[1]),
         comparable=comparable,

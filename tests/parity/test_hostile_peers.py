@@ -375,6 +375,31 @@ class TestDescriptorsClosedUnderneath:
             assert await other.lost is None
             assert mine.events == ["made", "lost"]
 
+    @pytest.mark.parametrize("how", ["close", "detach"])
+    @pytest.mark.parametrize("end", ["client", "server"])
+    async def test_the_number_is_left_to_whoever_has_it_next(self, loop, backend, end, how):
+        if backend.name == "uvloop":
+            pytest.skip("its descriptors cannot be closed")
+        async with connected(loop) as pair:
+            mine = getattr(pair, end)
+            sock = mine.transport.get_extra_info("socket")._sock
+            number = sock.fileno()
+            if how == "close":
+                sock.close()
+                left, right = socket.socketpair()
+                assert left.fileno() == number, "the lowest number that is free"
+            else:
+                left, right = socket.socket(fileno=sock.detach()), None
+            with left:
+                mine.transport.write(b"for the peer of before")
+                assert isinstance(await mine.lost, OSError)
+                assert os.fstat(number), "still open"
+                if right is not None:
+                    with right:
+                        right.setblocking(False)
+                        with pytest.raises(BlockingIOError):
+                            right.recv(1)
+
 
 def client_hello() -> bytes:
     """The first message of a TLS client."""

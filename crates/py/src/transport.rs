@@ -513,8 +513,10 @@ impl StreamTransport {
             // Out of the selector first: the number may be another's as soon as it is closed.
             drop(self.core.get().reactor().unregister(py, key));
         }
-        if let Some(view) = &released.view {
-            // Fails only if somebody has closed or detached the view, and then it owns nothing.
+        let mut ours = true;
+        if let (Some(view), Some(owner)) = (&released.view, &socket) {
+            ours = is_still(view, owner.socket().raw());
+            // Fails only if somebody has put something else in its place, and then it owns nothing.
             view.call_method0(intern!(py, "detach")).ok();
         }
         if let Some(writable) = &released.writable {
@@ -522,9 +524,11 @@ impl StreamTransport {
             // Fails only if the waiter's loop is closed, and then nobody waits.
             release_waiter(writable, Some(gone)).ok();
         }
-        if let Some(owner) = socket {
+        match socket {
             // A close that fails has closed nonetheless; there is nobody left to tell.
-            owner.close(py).ok();
+            Some(owner) if ours => drop(owner.close(py).ok()),
+            Some(owner) => owner.give_up(py),
+            None => {}
         }
         released
     }
@@ -542,6 +546,20 @@ impl StreamTransport {
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
         match self.python_socket(py) {
             Some((sock, source)) if !is_still(sock.bind(py), source) => {
+                Err(socket::closed_underneath())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails if somebody has closed our descriptor by way of the socket that we have shown.
+    fn check_view(&self, py: Python<'_>) -> io::Result<()> {
+        let shown = self.with(py, |connection| {
+            let view = connection.view.as_ref()?.clone_ref(py);
+            Some((view, connection.socket.as_ref()?.socket().raw()))
+        });
+        match shown {
+            Some((view, source)) if !is_still(view.bind(py), source) => {
                 Err(socket::closed_underneath())
             }
             _ => Ok(()),
@@ -611,7 +629,7 @@ impl StreamTransport {
     fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        if let Err(error) = state.check_owner(py) {
+        if let Err(error) = state.check_owner(py).and_then(|()| state.check_view(py)) {
             return Self::fail(
                 slf,
                 os_error(error),
