@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def run_shimmed(backend, source: str, **environment: str) -> subprocess.Complete
     """`run_child` with the library before libc."""
     if backend.name == "uvloop":
         pytest.skip("libuv makes other system calls")
-    return run_child(backend, source, LD_PRELOAD=_library(), **environment)
+    before = os.environ.get("LD_PRELOAD")  # a sanitizer, which must come first
+    return run_child(backend, source, LD_PRELOAD=":".join(filter(None, [before, _library()])), **environment)
 
 
 class _Shim:
