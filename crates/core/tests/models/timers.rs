@@ -1,14 +1,18 @@
-//! Timers against a list that is searched from end to end, and deadlines against the seconds they stand for.
+//! Timers against a list that is searched from end to end, when the loop has to be awake for them, and
+//! deadlines against the seconds they stand for.
 
 use std::collections::HashSet;
 
 use arbitrary::Arbitrary;
+use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
 
 #[derive(Debug, Arbitrary)]
 enum Op {
     /// A timer in so many nanoseconds.
     Soon(u8),
+    /// A timer in so many microseconds.
+    Later(u16),
     At(u64),
     /// Timers with one delay, as most programs make them.
     Many(u8),
@@ -16,7 +20,10 @@ enum Op {
     /// The newest is the one that is cancelled most often.
     CancelNewest(u8),
     Advance(u8),
+    AdvanceMicros(u16),
     Jump(u64),
+    /// Sleeps as the loop does.
+    Sleep,
     SkipStale,
     Sweep,
     TakeAll,
@@ -27,11 +34,24 @@ enum Op {
 struct Model {
     now: u64,
     made: usize,
-    /// (deadline, number) of those that are to fire.
-    live: Vec<(u64, usize)>,
+    /// Those that are to fire.
+    live: Vec<Timer>,
     cancelled: HashSet<usize>,
     /// Cancelled ones that the machine still holds.
     stale: HashSet<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Timer {
+    deadline: u64,
+    number: usize,
+    slack: Slack,
+}
+
+impl Timer {
+    fn wake(&self) -> u64 {
+        self.slack.wake(self.deadline)
+    }
 }
 
 pub fn check(bytes: &[u8]) {
@@ -39,6 +59,7 @@ pub fn check(bytes: &[u8]) {
     for op in super::operations(bytes) {
         match op {
             Op::Soon(delay) => insert(&mut timers, &mut model, delay.into()),
+            Op::Later(delay) => insert(&mut timers, &mut model, u64::from(delay) * 1_000),
             Op::At(deadline) => {
                 let delay = deadline.saturating_sub(model.now);
                 insert(&mut timers, &mut model, delay);
@@ -58,6 +79,16 @@ pub fn check(bytes: &[u8]) {
                 model.now = model.now.saturating_add(by.into());
                 fire(&mut timers, &mut model);
             }
+            Op::AdvanceMicros(by) => {
+                model.now = model.now.saturating_add(u64::from(by) * 1_000);
+                fire(&mut timers, &mut model);
+            }
+            Op::Sleep => {
+                if let Some(wake) = timers.next_wake() {
+                    model.now = model.now.max(wake);
+                    fire(&mut timers, &mut model);
+                }
+            }
             Op::Jump(to) => {
                 model.now = model.now.max(to);
                 fire(&mut timers, &mut model);
@@ -67,13 +98,14 @@ pub fn check(bytes: &[u8]) {
                 {
                     assert!(model.stale.remove(&number));
                 }
-                // What comes first now is to fire.
-                assert_eq!(timers.next_deadline(), model.live.iter().map(|t| t.0).min());
+                // Whoever the loop wakes for now is to fire.
+                assert_eq!(timers.next_wake(), model.live.iter().map(Timer::wake).min());
             }
             Op::Sweep => sweep(&mut timers, &mut model),
             Op::TakeAll => {
                 let mut taken = timers.take_all();
-                let mut expected: Vec<usize> = model.live.drain(..).map(|timer| timer.1).collect();
+                let mut expected: Vec<usize> =
+                    model.live.drain(..).map(|timer| timer.number).collect();
                 expected.extend(model.stale.drain());
                 taken.sort_unstable();
                 expected.sort_unstable();
@@ -83,25 +115,26 @@ pub fn check(bytes: &[u8]) {
         }
         assert_eq!(timers.len(), model.live.len() + model.stale.len());
         assert_eq!(timers.is_empty(), timers.iter().next().is_none());
-        let first = timers.next_deadline();
-        assert!(
-            model
-                .live
-                .iter()
-                .all(|&(deadline, _)| first <= Some(deadline))
-        );
+        // Nobody is overslept.
+        let wake = timers.next_wake().unwrap_or(u64::MAX);
+        assert!(model.live.iter().all(|timer| wake <= timer.wake()));
     }
 }
 
 fn insert(timers: &mut Timers<usize>, model: &mut Model, delay: u64) {
     let deadline = model.now.saturating_add(delay);
-    timers.insert(deadline, model.made);
-    model.live.push((deadline, model.made));
+    let slack = Slack::of(delay);
+    timers.insert(deadline, slack, model.made);
+    model.live.push(Timer {
+        deadline,
+        number: model.made,
+        slack,
+    });
     model.made += 1;
 }
 
 fn cancel(timers: &mut Timers<usize>, model: &mut Model, number: usize) {
-    let Some(at) = model.live.iter().position(|timer| timer.1 == number) else {
+    let Some(at) = model.live.iter().position(|timer| timer.number == number) else {
         return;
     };
     model.live.remove(at);
@@ -131,11 +164,13 @@ fn fire(timers: &mut Timers<usize>, model: &mut Model) {
             fired.push(number);
         }
     }
-    model.live.sort_unstable();
+    model
+        .live
+        .sort_unstable_by_key(|timer| (timer.deadline, timer.number));
     let due = model
         .live
-        .partition_point(|&(deadline, _)| deadline <= model.now);
-    let expected: Vec<usize> = model.live.drain(..due).map(|timer| timer.1).collect();
+        .partition_point(|timer| timer.deadline <= model.now);
+    let expected: Vec<usize> = model.live.drain(..due).map(|timer| timer.number).collect();
     assert_eq!(fired, expected);
 }
 
