@@ -29,6 +29,9 @@ _MOST = 5_000
 """Polls after which a program that does not come to rest has gone wrong."""
 
 
+_HANGS = 10.0
+"""Seconds after which a task that has lost its connection hangs."""
+
 _OURS = ("PanicException", "SystemError")
 """What only a bug of the native half raises. asyncio's TLS reports what it likes when its connection breaks."""
 
@@ -301,12 +304,12 @@ class _Match:
                 end.transport.abort()
         await self._settle()
         tasks = [task for task in [*self.upgrades, *self.files] if task is not asyncio.current_task()]
-        hanging = [task for task in tasks if not task.done()]
+        # Whoever has lost a connection has noticed, unless asyncio's executor has a file of theirs at the moment.
+        hanging = (await asyncio.wait(tasks, timeout=_HANGS))[1] if tasks else set()
         for task in hanging:
             task.cancel()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         if hanging:
-            # They have lost their connection, and must have noticed.
             raise AssertionError(f"hangs: {hanging!r}")
         for end in ends[-len(self.files) :] if self.files else ():
             if end is not None:

@@ -375,6 +375,27 @@ class TestDescriptorsClosedUnderneath:
             assert await other.lost is None
             assert mine.events == ["made", "lost"]
 
+    async def test_a_file_is_not_sent_to_whoever_has_the_number_next(self, loop, backend, tmp_path):
+        if backend.name != "tideloop":
+            pytest.skip("uvloop has no sendfile; asyncio looks at the socket once")
+        path = tmp_path / "file"
+        path.write_bytes(b"for the peer of before")
+        async with connected(loop) as pair:
+            transport = pair.server.transport
+            sock = transport.get_extra_info("socket")._sock
+            number = sock.fileno()
+            sock.close()
+            left, right = socket.socketpair()
+            with left, right, path.open("rb") as file:
+                assert left.fileno() == number
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    await loop.sendfile(transport, file)
+                right.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    right.recv(1)
+                transport.abort()
+                await pair.server.lost
+
     @pytest.mark.parametrize("how", ["close", "detach"])
     @pytest.mark.parametrize("end", ["client", "server"])
     async def test_the_number_is_left_to_whoever_has_it_next(self, loop, backend, end, how):

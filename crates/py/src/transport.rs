@@ -925,6 +925,21 @@ impl StreamTransport {
         open
     }
 
+    /// The descriptor, for somebody who sends on it at once. Raises ConnectionError if the connection is
+    /// gone, OSError (EBADF) if the application has closed the socket: the number may be another's.
+    fn _sending_fd(&self, py: Python<'_>) -> PyResult<i64> {
+        self.check_owner(py)
+            .and_then(|()| self.check_view(py))
+            .map_err(os_error)?;
+        let raw = self.with(py, |connection| {
+            connection
+                .socket
+                .as_ref()
+                .map(|owner| owner.socket().raw() as i64)
+        });
+        raw.ok_or_else(|| PyConnectionError::new_err("Connection is closed by peer"))
+    }
+
     /// What repr() shows: descriptor, and the state of both directions.
     fn _describe(&self, py: Python<'_>) -> (Option<i64>, bool, bool, bool, usize) {
         self.with(py, |connection| {
