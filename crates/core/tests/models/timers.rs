@@ -140,10 +140,15 @@ fn cancel(timers: &mut Timers<usize>, model: &mut Model, number: usize) {
     model.live.remove(at);
     model.cancelled.insert(number);
     model.stale.insert(number);
+    // As the loop does: at once if it is among the newest, or else when sweeping is worth it.
+    if let Some(number) = timers.pop_newest_stale(|number| model.cancelled.contains(number)) {
+        assert!(model.stale.remove(&number));
+        return;
+    }
     if timers.note_cancelled() {
         sweep(timers, model);
     }
-    // Cancelled timers never outnumber the others by much: memory follows what is alive.
+    // Cancelled timers do not outnumber the others by much: memory follows what is alive.
     assert!(model.stale.len() <= 64.max(model.live.len()) + 1);
 }
 
