@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.fuzz.judge import Judge, replay_command
@@ -60,7 +61,8 @@ def work(minutes: float, seed: int, at: str) -> int:
                 for _ in range(_PER_LOOP):
                     current[:] = seed.to_bytes(8, "little")
                     faulthandler.dump_traceback_later(_HANGS, exit=True)
-                    if faults := judge.faults(seed):
+                    faults = _faults(judge, seed)
+                    if faults:
                         found += 1
                         print(f"seed {seed}: {'; '.join(faults)[:2_000]}\n  {replay_command(seed)}", flush=True)
                     played += 1
@@ -72,6 +74,13 @@ def work(minutes: float, seed: int, at: str) -> int:
         faulthandler.cancel_dump_traceback_later()
     print(f"{played} programs in {time.monotonic() - started:.0f} s, {found} findings", flush=True)
     return _FOUND if found else 0
+
+
+def _faults(judge: Judge, seed: int) -> list[str]:
+    try:
+        return judge.faults(seed)
+    except Exception:  # whatever comes out of a loop is a finding like any other
+        return [traceback.format_exc()]
 
 
 def replay(seed: int) -> int:

@@ -299,8 +299,9 @@ class _Match:
         for end in self.ends:
             if isinstance(end, PlainSocket):
                 end.sock.close()
-            elif end.transport is not None:
-                end.closing = end.aborted = True
+            elif end.transport is not None and not (end.lost and end.comparable):
+                end.closing = True
+                end.aborted = end.aborted or not end.lost
                 end.transport.abort()
         await self._settle()
         tasks = [task for task in [*self.upgrades, *self.files] if task is not asyncio.current_task()]

@@ -122,7 +122,9 @@ class _Operations:
         if name == "write":
             return (name, self.size(), rng.choice(["bytes", "bytearray", "memoryview"]))
         if name == "writelines":
-            return (name, tuple(self.size() // 4 for _ in range(rng.randrange(5))))
+            # Empty pieces at the end stay in the queue of asyncio in some versions, for ever.
+            least = int(self.comparable)
+            return (name, tuple(max(self.size() // 4, least) for _ in range(rng.randrange(5))))
         if name == "limits":
             high = rng.choice([None, 0, 1, 100, 5_000, 1 << 20])
             return (name, high, rng.choice([None, None, 0, 10, 20_000]))
