@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.fuzz.endpoint import RAISED
 from tests.fuzz.judge import Judge, replay_command
 from tests.fuzz.programs import generate
 
@@ -79,7 +80,7 @@ def work(minutes: float, seed: int, at: str) -> int:
 def _faults(judge: Judge, seed: int) -> list[str]:
     try:
         return judge.faults(seed)
-    except Exception:  # whatever comes out of a loop is a finding like any other
+    except (Exception, *RAISED.values()):  # whatever comes out of a loop is a finding like any other
         return [traceback.format_exc()]
 
 

@@ -116,10 +116,10 @@ class Endpoint:
             self._check_state()
 
     def _makes_sense(self, name: str) -> bool:
-        """With TLS: not while a handshake speaks for this end, and not when asyncio's transport is gone."""
-        return (
-            not self.lost and name != "misuse" and (not self.upgrading or name in ("close", "abort", "info", "raise"))
-        )
+        """With TLS: not while a handshake speaks for this end, and nothing that only asyncio has to bear."""
+        if self.lost or name in ("misuse", "steal") or (name == "close" and self.closing):
+            return False
+        return not self.upgrading or name in ("close", "abort", "info", "raise")
 
     def can_upgrade(self) -> bool:
         """Whether start_tls() has a chance: asyncio's TLS needs a transport that it can write to at once."""
@@ -214,6 +214,8 @@ class Endpoint:
         self.transport.get_write_buffer_limits()
 
     def _misuse(self) -> None:
+        if self.comparable and self.transport.is_closing():
+            return  # newer asyncios look at the arguments later than at the connection
         for call, argument in [
             (self.transport.write, "text"),
             (self.transport.write, None),
@@ -346,7 +348,7 @@ class Endpoint:
             if size > low:
                 self.fault(f"resume_writing at {size} > {low}")
         # The last queued bytes of a connection that closes have gone; it is not lost before this returns.
-        self.resuming = True
+        self.resuming = not self.upgraded and self.transport.is_closing()
         try:
             self.answer("resume")
         finally:
