@@ -17,7 +17,7 @@ BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 PYTEST_ARGS ?=
 
-.PHONY: help demo test build bench lint fmt docs clean conformance fuzz soak memcheck check-python check-cargo test-rust test-python test-stubs
+.PHONY: help demo test build bench lint fmt docs clean conformance fuzz soak memcheck sanitize check-python check-cargo test-rust test-python test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,8 +106,54 @@ test-stubs: build
 conformance: build ## CPython's own asyncio tests, from the interpreter that is installed
 	@$(PY) -m tests.conformance
 
-fuzz: build ## 20,000 random task programs, compared with stock asyncio event by event
+# The long form of the fuzzers, whose short form is in `make test`. FUZZ_MINUTES for the transports, and as many
+# for the state machines.
+FUZZ_MINUTES ?= 10
+FUZZ_TARGETS := $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ_SECONDS = $(shell awk 'BEGIN { printf "%d", $(FUZZ_MINUTES) * 60 / $(words $(FUZZ_TARGETS)) }')
+# cargo-fuzz and the sanitizers want flags of a nightly compiler; this lets the installed one take them.
+UNSTABLE := RUSTC_BOOTSTRAP=1
+
+fuzz: build ## random programs of tasks and of transports against stock asyncio, cargo-fuzz for the state machines
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "make: no cargo-fuzz; 'cargo install cargo-fuzz' gets it" >&2; exit 1; }
 	@$(PY) -m tests.fuzz.tasks
+	@$(PY) -m tests.fuzz transports --minutes $(FUZZ_MINUTES)
+	@$(UNSTABLE) cargo fuzz build --sanitizer none
+	@for target in $(FUZZ_TARGETS); do \
+	  $(UNSTABLE) cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# The folder of the sanitizers' runtimes; a toolchain of another system may have none.
+SANITIZERS = $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/lib
+RUST_TESTS := --target $(HOST) -p tideloop-core -p tideloop-sys --lib --tests
+
+# gcc's runtime of the address sanitizer, for an interpreter that was built without it.
+LIBASAN = $(shell cc -print-file-name=libasan.so)
+SANITIZED := $(abspath target/address/python)
+
+sanitize: build ## Rust tests under the address and thread sanitizers, Python tests on an extension with the former
+	@ls $(SANITIZERS)/*_rt.asan.* $(SANITIZERS)/*_rt.tsan.* >/dev/null 2>&1 \
+	  || { echo "make: this toolchain has no sanitizers for $(HOST)" >&2; exit 1; }
+	@echo "make: address sanitizer"
+	@$(UNSTABLE) RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/address \
+	  cargo test --locked --quiet --no-fail-fast $(RUST_TESTS)
+	@echo "make: thread sanitizer; the standard library is not instrumented, so races inside of it are not seen,"
+	@echo "make: and what its test harness does is suppressed (tests/sanitize/thread.supp)"
+	@$(UNSTABLE) RUSTFLAGS='-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer' CARGO_TARGET_DIR=target/thread \
+	  TSAN_OPTIONS=suppressions=$(abspath tests/sanitize/thread.supp) \
+	  cargo test --locked --quiet --no-fail-fast $(RUST_TESTS)
+	@[ -e "$(LIBASAN)" ] || { echo "make: no libasan.so (gcc brings it): the extension was not tested" >&2; exit 1; }
+	@echo "make: address sanitizer, the extension; leaks are not looked for, an interpreter always leaves some"
+	@$(UNSTABLE) RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/address PYO3_PYTHON=$(abspath $(PY)) \
+	  cargo build --locked --quiet --target $(HOST) -p tideloop-py
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r python/tideloop $(SANITIZED) && rm -f $(SANITIZED)/tideloop/*.so
+	@cp target/address/$(HOST)/debug/lib_tideloop.so \
+	  $(SANITIZED)/tideloop/_tideloop$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+	@PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
+	  $(PY) -m pytest --quiet -p no:cacheprovider -k tideloop tests/parity tests/leaks
+	@PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
+	  $(PY) -m pytest --quiet -p no:cacheprovider tests/fuzz/test_transports.py
 
 soak: build ## a million tasks alive, a million cancelled, 10,000 children, and nothing left afterwards (1.5 GB)
 	@$(PY) -m tests.soak
@@ -130,5 +176,5 @@ fmt: build ## format both languages
 	@$(PY) -m ruff format --quiet .
 
 clean: ## remove what make made
-	@rm -rf target .venv $(VENV) results python/tideloop/*.so docs/api
+	@rm -rf target fuzz/target .venv $(VENV) results python/tideloop/*.so docs/api
 	@find python tests examples -name __pycache__ -type d -exec rm -rf {} +

@@ -4,9 +4,11 @@ What asyncio does in these cases is shown by the parity tests, where it can be s
 """
 
 import asyncio
+import errno
 import gc
 import pathlib
 import re
+import socket
 import weakref
 
 import pytest
@@ -25,6 +27,7 @@ def test_each_row_names_a_test_that_is_there():
     for row in rows:
         assert len(row) == 5, f"a row has what, asyncio, tideloop, why, test: {row}"
         assert row[-1].strip(" |`") in there, row
+from tests.peers import settled
 
 
 @pytest.fixture
@@ -204,3 +207,69 @@ def test_a_memoryview_with_gaps_is_the_callers_error(runner):
         await asyncio.sleep(0)
 
     runner.run(main())
+
+
+def test_the_end_of_file_is_told_once(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        told, lost = [], loop.create_future()
+
+        class Kept(asyncio.Protocol):
+            def eof_received(self):
+                told.append("eof")
+                return True
+
+            def connection_lost(self, exc):
+                lost.set_result(exc)
+
+        left, right = socket.socketpair()
+        transport, _ = await loop.create_connection(Kept, sock=left)
+        with right:
+            right.shutdown(socket.SHUT_WR)
+            await settled(loop)
+            transport.pause_reading()
+            transport.resume_reading()
+            await settled(loop)
+            transport.close()
+            assert await lost is None
+        return told
+
+    assert runner.run(main()) == ["eof"]
+
+
+def test_a_listener_that_is_shut_down_does_not_spin(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        contexts = []
+        loop.set_exception_handler(lambda loop, context: contexts.append(context))
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        server.sockets[0]._sock.shutdown(socket.SHUT_RDWR)
+        await settled(loop, 20)
+        server.close()
+        return [(context["message"], context["exception"].errno) for context in contexts]
+
+    assert runner.run(main()) == [("socket.accept() failed", errno.EINVAL)]
+
+
+def test_a_second_sendfile_is_refused(runner, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1_000_000))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=left)
+        right.setblocking(False)
+        with right, path.open("rb") as file:
+            first = loop.create_task(loop.sendfile(transport, file))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="in progress"):
+                await loop.sendfile(transport, file)
+            received = 0
+            while received < 1_000_000:
+                received += len(await loop.sock_recv(right, 1 << 16))
+            transport.close()
+            await asyncio.sleep(0)
+            return await first, received
+
+    assert runner.run(main()) == (1_000_000, 1_000_000)

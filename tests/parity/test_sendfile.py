@@ -87,6 +87,26 @@ async def test_writes_meanwhile_are_refused(loop, file):
 
 
 @not_on_uvloop
+@pytest.mark.skipif(sys.platform == "win32", reason="falls back to writes there")
+async def test_a_second_file_meanwhile_is_refused(loop, backend, file):
+    if backend.name == "asyncio":
+        pytest.skip("raises KeyError, and the connection breaks")
+
+    async def send(transport):
+        sending = loop.create_task(loop.sendfile(transport, file))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError):
+            await loop.sendfile(transport, file)
+        with pytest.raises(RuntimeError, match="unable to write; sendfile is in progress"):
+            transport.write(b"in between")
+        await sending
+
+    _, received = await served(loop, send)
+    file.seek(0)
+    assert received == file.read()
+
+
+@not_on_uvloop
 async def test_a_connection_that_is_closing_is_refused(loop, file):
     async def send(transport):
         transport.close()

@@ -213,9 +213,12 @@ impl Stream {
     }
 
     /// `len` of the queued bytes went out. The protocol gets its signal first, since it may write
-    /// more; then [`Stream::drained`] says what follows.
+    /// more; then [`Stream::drained`] says what follows. A lost connection has nothing to go on with.
     pub fn sent(&mut self, len: usize) -> Signal {
         self.queued = self.queued.saturating_sub(len);
+        if self.life == Life::Lost {
+            return Signal::Nothing;
+        }
         self.flow.shrunk(self.queued)
     }
 
@@ -346,6 +349,19 @@ mod tests {
         assert_eq!(stream.abort(), CloseStep::Finish);
         assert_eq!(stream.queued_bytes(), 0);
         assert!(!stream.wants_write());
+        assert_eq!(stream.drained(), Drained::Nothing);
+    }
+
+    #[test]
+    fn a_lost_connection_is_not_told_to_go_on() {
+        let mut stream = started();
+        assert_eq!(stream.queued(100_000), Signal::PauseWriting);
+        assert_eq!(stream.abort(), CloseStep::Finish);
+        assert_eq!(
+            stream.sent(0),
+            Signal::Nothing,
+            "writability that was found before"
+        );
         assert_eq!(stream.drained(), Drained::Nothing);
     }
 

@@ -275,6 +275,8 @@ impl<T> Timers<T> {
 
 /// A deadline in seconds, as asyncio gives it, in nanoseconds, rounded up.
 ///
+/// A clock that tells this many nanoseconds in float seconds (`ns / 1e9`) has reached `seconds` then.
+///
 /// Total: a negative or NaN deadline is long past (asyncio runs both at once), one beyond the range
 /// (infinity included) never comes.
 pub fn deadline_ns(seconds: f64) -> u64 {
@@ -282,7 +284,12 @@ pub fn deadline_ns(seconds: f64) -> u64 {
         return 0;
     }
     // `as` saturates: below zero is 0, beyond the range is u64::MAX.
-    (seconds * 1e9).ceil() as u64
+    let deadline = (seconds * 1e9).ceil() as u64;
+    if deadline as f64 / 1e9 < seconds {
+        // The product was rounded down, to a whole number: the clock would read one float less.
+        return (seconds.next_up() * 1e9).ceil() as u64;
+    }
+    deadline
 }
 
 #[cfg(test)]
@@ -379,6 +386,8 @@ mod tests {
         assert_eq!(deadline_ns(f64::INFINITY), u64::MAX);
         assert_eq!(deadline_ns(1e300), u64::MAX);
         assert_eq!(deadline_ns(1.000_000_000_5), 1_000_000_001);
+        let rounded_down = 5_730_136.509_943_780_5;
+        assert!(deadline_ns(rounded_down) as f64 / 1e9 >= rounded_down);
         assert_eq!(deadline_ns(0.0), 0);
     }
 

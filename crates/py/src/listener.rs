@@ -2,7 +2,9 @@
 //!
 //! One readiness event accepts at most `backlog` connections, so that a storm of them cannot hold the
 //! loop. When the process is out of descriptors or memory the listener says so, stops for a second
-//! and tries again, as asyncio does; connections wait in the kernel's queue meanwhile.
+//! and tries again, as asyncio does; connections wait in the kernel's queue meanwhile. It does the same
+//! about every other error that would come again at once. One that concerned a single connection is
+//! reported, and the next connection is accepted.
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -52,15 +54,28 @@ impl Listener {
                 {
                     return Ok(());
                 }
-                Err(error) if socket::out_of_resources(&error) => {
-                    Self::pause(slf, py)?;
+                Err(error) => {
+                    let goes_on = socket::concerns_one_connection(&error);
+                    let message = match socket::out_of_resources(&error) {
+                        true => intern!(py, "socket.accept() out of system resource"),
+                        false => intern!(py, "socket.accept() failed"),
+                    };
+                    if !goes_on {
+                        Self::pause(slf, py)?;
+                    }
                     state.core.bind(py).call_method1(
                         intern!(py, "_accept_failed"),
-                        (slf, &state.sock, os_error(error).into_value(py)),
+                        (
+                            message,
+                            os_error(error).into_value(py),
+                            &state.sock,
+                            (!goes_on).then_some(slf),
+                        ),
                     )?;
-                    return Ok(());
+                    if !goes_on {
+                        return Ok(());
+                    }
                 }
-                Err(error) => return Err(os_error(error)),
             }
         }
         Ok(())

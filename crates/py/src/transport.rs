@@ -272,7 +272,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         state.with(py, |connection| connection.machine.peer_eof());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         let keep_open = call::in_context(state.context.bind(py), |py| {
             call::method0(protocol, intern!(py, "eof_received"))?.is_truthy()
         });
@@ -295,7 +295,7 @@ impl StreamTransport {
             false => None,
         });
         if let Some(writable) = writable {
-            state.update_interest(py)?;
+            Self::update_interest(slf)?;
             return release_waiter(&writable.into_bound(py), None);
         }
         let sent = state.with(py, |connection| {
@@ -336,7 +336,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let step = state.with(py, |connection| connection.machine.drained());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         match step {
             Drained::Nothing => Ok(()),
             Drained::ShutdownWrite => {
@@ -401,8 +401,16 @@ impl StreamTransport {
         });
     }
 
-    /// Brings the selector in line with what the machine wants.
-    fn update_interest(&self, py: Python<'_>) -> PyResult<()> {
+    /// Brings the selector in line with what the machine wants. A connection that cannot be watched
+    /// any more is lost.
+    fn update_interest(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().watch(slf.py()) {
+            Ok(()) => Ok(()),
+            Err(error) => Self::fail(slf, error, "Fatal error on socket transport"),
+        }
+    }
+
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
         let (key, interest) = self.with(py, |connection| {
             let machine = &connection.machine;
             let interest = Interest {
@@ -454,7 +462,8 @@ impl StreamTransport {
             (step, dropped)
         });
         drop(dropped);
-        state.update_interest(py)?;
+        // Fails only for a descriptor that somebody has closed; that must not keep connection_lost away.
+        state.watch(py).ok();
         match step {
             CloseStep::Finish => Self::schedule_lost(slf, error),
             CloseStep::Nothing => Ok(()),
@@ -465,7 +474,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let step = state.with(py, |connection| connection.machine.close());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         match step {
             CloseStep::Finish => Self::schedule_lost(slf, None),
             CloseStep::Nothing => Ok(()),
@@ -505,8 +514,10 @@ impl StreamTransport {
             // Out of the selector first: the number may be another's as soon as it is closed.
             drop(self.core.get().reactor().unregister(py, key));
         }
-        if let Some(view) = &released.view {
-            // Fails only if somebody has closed or detached the view, and then it owns nothing.
+        let mut ours = true;
+        if let (Some(view), Some(owner)) = (&released.view, &socket) {
+            ours = is_still(view, owner.socket().raw());
+            // Fails only if somebody has put something else in its place, and then it owns nothing.
             view.call_method0(intern!(py, "detach")).ok();
         }
         if let Some(writable) = &released.writable {
@@ -514,9 +525,11 @@ impl StreamTransport {
             // Fails only if the waiter's loop is closed, and then nobody waits.
             release_waiter(writable, Some(gone)).ok();
         }
-        if let Some(owner) = socket {
+        match socket {
             // A close that fails has closed nonetheless; there is nobody left to tell.
-            owner.close(py).ok();
+            Some(owner) if ours => drop(owner.close(py).ok()),
+            Some(owner) => owner.give_up(py),
+            None => {}
         }
         released
     }
@@ -534,6 +547,20 @@ impl StreamTransport {
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
         match self.python_socket(py) {
             Some((sock, source)) if !is_still(sock.bind(py), source) => {
+                Err(socket::closed_underneath())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails if somebody has closed our descriptor by way of the socket that we have shown.
+    fn check_view(&self, py: Python<'_>) -> io::Result<()> {
+        let shown = self.with(py, |connection| {
+            let view = connection.view.as_ref()?.clone_ref(py);
+            Some((view, connection.socket.as_ref()?.socket().raw()))
+        });
+        match shown {
+            Some((view, source)) if !is_still(view.bind(py), source) => {
                 Err(socket::closed_underneath())
             }
             _ => Ok(()),
@@ -589,7 +616,7 @@ impl StreamTransport {
     fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        if let Err(error) = state.check_owner(py) {
+        if let Err(error) = state.check_owner(py).and_then(|()| state.check_view(py)) {
             return Self::fail(
                 slf,
                 os_error(error),
@@ -646,7 +673,7 @@ impl StreamTransport {
             connection.queue.push_back(chunk);
             connection.machine.queued(len)
         });
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         Self::tell(slf, signal)
     }
 }
@@ -784,15 +811,22 @@ impl StreamTransport {
         Ok(modes.getattr("TRY_NATIVE")?.unbind())
     }
 
-    /// Refuse writes while somebody else sends on the descriptor, or take them again.
-    fn _hold_writes(&self, py: Python<'_>, held: bool) {
-        self.with(py, |connection| connection.held = held);
+    /// Refuse writes while somebody else sends on the descriptor, or take them again. Raises
+    /// RuntimeError if they are refused already: two senders would get in between each other.
+    fn _hold_writes(&self, py: Python<'_>, held: bool) -> PyResult<()> {
+        let before = self.with(py, |connection| {
+            std::mem::replace(&mut connection.held, held)
+        });
+        match before && held {
+            true => Err(PyRuntimeError::new_err("sendfile is in progress already")),
+            false => Ok(()),
+        }
     }
 
     /// Release a future once everything is sent and the socket takes more; ConnectionError if the
     /// connection ends before.
-    fn _when_writable(&self, py: Python<'_>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
-        let before = self.with(py, |connection| {
+    fn _when_writable(slf: &Bound<'_, Self>, waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+        let before = slf.get().with(slf.py(), |connection| {
             connection.socket.as_ref()?;
             Some(connection.writable.replace(waiter.clone().unbind()))
         });
@@ -801,7 +835,7 @@ impl StreamTransport {
             return release_waiter(waiter, Some(gone));
         }
         drop(before);
-        self.update_interest(py)
+        Self::update_interest(slf)
     }
 
     /// Whether the protocol was told pause_writing() and not yet resume_writing().
@@ -837,7 +871,7 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         state.with(py, |connection| connection.machine.start());
-        state.update_interest(py)?;
+        Self::update_interest(slf)?;
         if waiter.is_none() {
             return Ok(());
         }
@@ -881,6 +915,21 @@ impl StreamTransport {
             drop(self.release(py));
         }
         open
+    }
+
+    /// The descriptor, for somebody who sends on it at once. Raises ConnectionError if the connection is
+    /// gone, OSError (EBADF) if the application has closed the socket: the number may be another's.
+    fn _sending_fd(&self, py: Python<'_>) -> PyResult<i64> {
+        self.check_owner(py)
+            .and_then(|()| self.check_view(py))
+            .map_err(os_error)?;
+        let raw = self.with(py, |connection| {
+            connection
+                .socket
+                .as_ref()
+                .map(|owner| owner.socket().raw() as i64)
+        });
+        raw.ok_or_else(|| PyConnectionError::new_err("Connection is closed by peer"))
     }
 
     /// What repr() shows: descriptor, and the state of both directions.
@@ -969,19 +1018,25 @@ impl StreamTransport {
     }
 
     /// Stop calling data_received() until resume_reading(). Does nothing if paused or closing.
-    fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
-        if self.with(py, |connection| connection.machine.pause_reading()) {
-            self.update_interest(py)?;
+    fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf
+            .get()
+            .with(slf.py(), |connection| connection.machine.pause_reading())
+        {
+            true => Self::update_interest(slf),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Receive again. Does nothing if not paused, or closing.
-    fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
-        if self.with(py, |connection| connection.machine.resume_reading()) {
-            self.update_interest(py)?;
+    fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf
+            .get()
+            .with(slf.py(), |connection| connection.machine.resume_reading())
+        {
+            true => Self::update_interest(slf),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Write bytes: sent at once as far as the socket takes them, the rest is queued.

@@ -227,6 +227,30 @@ pub fn out_of_resources(error: &io::Error) -> bool {
         .is_some_and(|code| codes.contains(&code))
 }
 
+/// Whether an accept failed for one connection only, which was gone or refused before it was ours: the
+/// next one may be all right (accept(2): "treat them like EAGAIN by retrying").
+pub fn concerns_one_connection(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let codes = [
+        libc::EPERM,
+        libc::EPROTO,
+        libc::ENOPROTOOPT,
+        libc::EOPNOTSUPP,
+        libc::ENETDOWN,
+        libc::ENETUNREACH,
+        libc::EHOSTDOWN,
+        libc::EHOSTUNREACH,
+        #[cfg(target_os = "linux")]
+        libc::ENONET,
+    ];
+    // WSAECONNRESET, WSAENETDOWN.
+    #[cfg(windows)]
+    let codes = [10054, 10050];
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
+}
+
 /// What the system says of a descriptor that was closed: EBADF, or ENOTSOCK on Windows.
 pub fn closed_underneath() -> io::Error {
     #[cfg(unix)]

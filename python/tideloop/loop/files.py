@@ -42,9 +42,7 @@ class FileLoop(LoopBase):
         try:
             await self._until_writable(transp)
             while left > 0:
-                socket_fd = transp._describe()[0]
-                if socket_fd is None:
-                    raise ConnectionError("Connection is closed by peer")
+                socket_fd = transp._sending_fd()
                 try:
                     sent = os.sendfile(socket_fd, file_fd, offset + total, left)
                 except (BlockingIOError, InterruptedError):

@@ -58,16 +58,13 @@ class ServingLoop(LoopBase):
         else:
             server._detach()
 
-    def _accept_failed(self, listener: Listener, sock: socket.socket, exception: OSError) -> None:
-        """Out of descriptors or memory: say so, and try again in a second, as asyncio does."""
+    def _accept_failed(self, message: str, exception: OSError, sock: socket.socket, paused: Listener | None) -> None:
+        """Say that accept() has failed; let a listener that has stopped try again in a second, as asyncio does."""
         self.call_exception_handler(
-            {
-                "message": "socket.accept() out of system resource",
-                "exception": exception,
-                "socket": trsock.TransportSocket(sock),
-            }
+            {"message": message, "exception": exception, "socket": trsock.TransportSocket(sock)}
         )
-        self.call_later(constants.ACCEPT_RETRY_DELAY, listener.resume)
+        if paused is not None:
+            self.call_later(constants.ACCEPT_RETRY_DELAY, paused.resume)
 
     def _connection_refused(self, exception: BaseException) -> None:
         """No protocol for an accepted connection: it is closed, the server goes on."""

@@ -5,7 +5,8 @@
 //! connection whose Python socket was handed to us stays that socket's: applications go on using the
 //! object (asyncio lets them), so we close it by `sock.close()`. But then the application may close it
 //! under us, and the system may give its number to another connection; so before each system call we
-//! ask the socket whether the number is still its own ([`is_still`]).
+//! ask the socket whether the number is still its own ([`is_still`]). The same holds for a view once it is
+//! shown: who closes it has closed our descriptor, and who detaches it has taken it over.
 
 use std::mem::ManuallyDrop;
 
@@ -70,6 +71,15 @@ impl Owner {
                 Ok(())
             }
         }
+    }
+}
+
+impl Owner {
+    /// Lets go of a descriptor that somebody else has closed or taken over.
+    pub fn give_up(mut self, py: Python<'_>) {
+        let python = self.python.take();
+        std::mem::forget(self);
+        drop(python.map(|sock| sock.into_bound(py)));
     }
 }
 

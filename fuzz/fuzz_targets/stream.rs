@@ -1,0 +1,7 @@
+//! `cargo fuzz run stream`: the machine against the model that the tests of crates/core use.
+#![no_main]
+
+#[path = "../../crates/core/tests/models/mod.rs"]
+mod models;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| models::stream::check(bytes));
