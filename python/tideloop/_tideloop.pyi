@@ -12,7 +12,19 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["Handle", "Listener", "LoopCore", "StreamTransport", "TimerHandle"]
+__all__ = [
+    "Handle",
+    "Listener",
+    "LoopCore",
+    "StreamTransport",
+    "TimerHandle",
+    "guest_begin",
+    "guest_descriptor",
+    "guest_end",
+    "guest_timeout",
+    "guest_turn",
+    "guest_wait",
+]
 
 @final
 class Handle(asyncio.Handle):
@@ -86,3 +98,10 @@ class Listener:
     ) -> Listener: ...
     def start(self) -> None: ...
     def resume(self) -> None: ...
+
+def guest_begin(loop: LoopCore, /) -> None: ...
+def guest_turn(loop: LoopCore, /) -> bool: ...
+def guest_timeout(loop: LoopCore, /) -> float | None: ...
+def guest_wait(loop: LoopCore, timeout: float | None, /) -> None: ...
+def guest_descriptor(loop: LoopCore, /) -> int | None: ...
+def guest_end(loop: LoopCore, /) -> None: ...

@@ -11,6 +11,7 @@
 mod errors;
 mod event_loop;
 mod ffi;
+mod guest;
 mod handoff;
 mod listener;
 mod reactor;
@@ -25,6 +26,10 @@ mod _tideloop {
 
     #[pymodule_export]
     use crate::event_loop::LoopCore;
+    #[pymodule_export]
+    use crate::guest::{
+        guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turn, guest_wait,
+    };
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]

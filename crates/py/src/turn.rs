@@ -31,14 +31,31 @@ use crate::transport::StreamTransport;
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
-    let native = native::verdict(core.py())?.as_ref().ok();
-    let mut current = Current::new(core.as_any(), native)?;
+    let mut current = current_of(core)?;
     loop {
-        turn(core, &mut batch, &mut policy, &mut current)?;
+        turn(core, &mut batch, &mut policy, &mut current, true)?;
         if core.get().is_stopping() {
             return Ok(());
         }
     }
+}
+
+/// Runs one turn that polls but does not sleep: a guest's host does the waiting.
+pub fn once(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let mut policy = PollPolicy::default();
+    let mut current = current_of(core)?;
+    turn(
+        core,
+        &mut Batch::default(),
+        &mut policy,
+        &mut current,
+        false,
+    )
+}
+
+fn current_of<'py>(core: &Bound<'py, LoopCore>) -> PyResult<Current<'py>> {
+    let native = native::verdict(core.py())?.as_ref().ok();
+    Current::new(core.as_any(), native)
 }
 
 fn turn<'py>(
@@ -46,6 +63,7 @@ fn turn<'py>(
     batch: &mut Batch,
     policy: &mut PollPolicy,
     current: &mut Current<'py>,
+    may_sleep: bool,
 ) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
@@ -55,7 +73,7 @@ fn turn<'py>(
     let mut now = clock::monotonic_ns();
     let stopping = state.is_stopping();
     if stopping || !busy || !policy.skip(now) {
-        poll(core, batch, busy || stopping, now)?;
+        poll(core, batch, busy || stopping || !may_sleep, now)?;
         for index in 0..batch.len() {
             deliver(core, batch, index)?;
         }
@@ -124,7 +142,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool, now: u64) -> 
 }
 
 /// Cancelled timers at the head would wake the loop for nothing.
-fn drop_stale(core: &Bound<'_, LoopCore>) {
+pub fn drop_stale(core: &Bound<'_, LoopCore>) {
     let py = core.py();
     while let Some(timer) = core
         .get()

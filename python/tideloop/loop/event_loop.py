@@ -100,6 +100,17 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             self._set_coroutine_origin_tracking(False)
             sys.set_asyncgen_hooks(*old_hooks)
 
+    _hosted = False
+    """Whether the loop runs as a guest (tideloop.loop.guest), from its first turn to its last."""
+
+    def _check_running(self) -> None:
+        if self._hosted:
+            raise RuntimeError(
+                "This event loop runs as a guest of another one, which must not be blocked; "
+                "await what is needed, or schedule it with create_task()"
+            )
+        super()._check_running()
+
     def close(self) -> None:
         """Close the loop and let go of everything that is scheduled or watched.
 
