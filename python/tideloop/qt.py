@@ -13,6 +13,7 @@ import asyncio
 import functools
 import importlib
 import math
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -60,27 +61,33 @@ def run(
         if core.QThread.currentThread() != app.thread():
             raise RuntimeError("tideloop.qt.run() must be called in the thread of the application")
         ended: list[Outcome[_T]] = []
+        executing = True
 
         def done(outcome: Outcome[_T]) -> None:
             ended.append(outcome)
-            app.exit(0)
+            if executing:
+                app.exit(0)
 
         started = start(main, done, functools.partial(_wait, core), debug=debug, loop_factory=loop_factory)
     except BaseException:
         if asyncio.iscoroutine(main):
             main.close()
         raise
-    code = 0 if ended else app.exec()
-    if ended:
+    try:
+        code = int(app.exec())
+    finally:
+        executing = False
+        quit_first = not ended
+        started.cancel()
+        # Not a second exec(): that would tell the application once more that it is about to quit.
+        rest = core.QEventLoop()
+        while not ended:
+            rest.processEvents(core.QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
+    if not quit_first:
         return ended[0].result()
-    started.cancel()
-    # Not a second exec(): that would tell the application once more that it is about to quit.
-    rest = core.QEventLoop()
-    while not ended:
-        rest.processEvents(core.QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
     if not isinstance(ended[0].exception, asyncio.CancelledError):
         ended[0].result()
-    return int(code)
+    return code
 
 
 def _application(app: Any) -> tuple[Any, Any]:
@@ -102,8 +109,6 @@ def _application(app: Any) -> tuple[Any, Any]:
 
 def _imported(binding: str) -> Any:
     """A binding's QtCore if the program has imported it."""
-    import sys
-
     return sys.modules.get(f"{binding}.QtCore")
 
 
@@ -175,7 +180,7 @@ def _post(core: Any, receiver: Any, step: Callable[[], None]) -> None:
 def _receiver_class(core: Any) -> Any:
     """A QObject that calls its callback for each event posted to it; one class per binding."""
 
-    class Receiver(core.QObject):  # type: ignore[misc,name-defined]
+    class Receiver(core.QObject):  # type: ignore[misc]
         def __init__(self, callback: Callable[[], None]) -> None:
             super().__init__()
             self.callback: Callable[[], None] | None = callback

@@ -279,6 +279,7 @@ impl LoopCore {
     pub fn begin_hosted(&self) -> PyResult<()> {
         self.check_can_run()?;
         self.set_phase(Phase::Hosted);
+        self.set_sleeping(true);
         self.handoff.set_runner(true);
         Ok(())
     }

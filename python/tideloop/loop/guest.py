@@ -97,7 +97,8 @@ class Guest(Generic[_T]):
         self._wait: Wait | None = None
         self._winding: asyncio.Task[None] | None = None
         self._held = contextlib.ExitStack()
-        self._interrupts = 0
+        self._interrupted = False
+        self._interrupt_due = False
         self.in_turn = False
         """Whether a turn is under way: True when asked by our own callbacks and tasks."""
 
@@ -134,12 +135,13 @@ class Guest(Generic[_T]):
             loop._thread_id, loop._hosted = self._thread, True
             held.callback(self._leave_thread)
             held.enter_context(loop._signals_wake_us())
+            # Before main's task is made: a host that refuses leaves nothing behind.
+            wait.arm(0.0)
             if main is not None:
                 self._main = loop.create_task(main)
                 self._main.add_done_callback(self._main_done)
                 held.enter_context(self._interrupts_cancel_main())
             self._wait = wait
-            wait.arm(0.0)
             self._held = held.pop_all()
 
     def step(self) -> None:
@@ -150,7 +152,8 @@ class Guest(Generic[_T]):
             raise RuntimeError("a guest's step was called in another thread than guest()")
         self.in_turn = True
         try:
-            if self._interrupts > 1:
+            if self._interrupt_due:
+                self._interrupt_due = False
                 raise KeyboardInterrupt
             if self._turn():
                 self._stopped()
@@ -179,16 +182,12 @@ class Guest(Generic[_T]):
     # --- the end ------------------------------------------------------------------------------------
 
     def _main_done(self, main: asyncio.Task[_T]) -> None:
+        failure = _failure_of(main)
         if self._stage is not _Stage.RUNNING:
             return
-        if main.cancelled():
-            interrupted = self._interrupts > 0 and main.uncancel() == 0
-            error = KeyboardInterrupt() if interrupted else _cancellation_of(main)
-            self._wind_down(Outcome(exception=error))
-        elif (failure := main.exception()) is not None:
-            self._wind_down(Outcome(exception=failure))
-        else:
-            self._wind_down(Outcome(main.result()))
+        if self._interrupted and main.cancelled() and main.uncancel() == 0:
+            failure = KeyboardInterrupt()
+        self._wind_down(Outcome(main.result()) if failure is None else Outcome(exception=failure))
 
     def _stopped(self) -> None:
         """The loop was told to stop."""
@@ -247,24 +246,23 @@ class Guest(Generic[_T]):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _interrupt(self, signum: int, frame: object) -> None:
-        self._interrupts += 1
-        if self._interrupts == 1 and self._main is not None and not self._main.done():
+        if not self._interrupted and self._main is not None and not self._main.done():
+            self._interrupted = True
             self._main.cancel()
         elif self.in_turn:
             raise KeyboardInterrupt
         else:
-            # The host's code is running, or nothing: the next step raises it, where it does not hit the host.
-            self._interrupts = max(self._interrupts, 2)
+            # The host's code is running, or nothing is: the next step raises it, where it cannot hit the host.
+            self._interrupt_due = True
         self.loop.call_soon_threadsafe(lambda: None)
 
 
-def _cancellation_of(task: asyncio.Task[Any]) -> BaseException:
-    """The CancelledError that a cancelled task has ended with, its message included."""
+def _failure_of(task: asyncio.Task[Any]) -> BaseException | None:
+    """The exception that a task has ended with, its cancellation included."""
     try:
-        task.result()
-    except asyncio.CancelledError as error:
-        return error.with_traceback(None)
-    raise AssertionError("the task was not cancelled")
+        return task.exception()
+    except asyncio.CancelledError as cancellation:
+        return cancellation.with_traceback(None)
 
 
 async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
@@ -293,7 +291,10 @@ class ThreadWait:
     """Waits in a thread: works with every host that can be asked, from a thread, to call something."""
 
     def __init__(
-        self, loop: EventLoop, host_call_soon_threadsafe: Callable[[Callable[[], None]], object], step: Callable[[], None]
+        self,
+        loop: EventLoop,
+        host_call_soon_threadsafe: Callable[[Callable[[], None]], object],
+        step: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._call_soon_threadsafe = host_call_soon_threadsafe
