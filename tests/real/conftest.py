@@ -1,6 +1,7 @@
 """Fixtures for real peers: packages and servers as people run them, on tideloop alone.
 
 `loop`, `runner`  as in tests/conftest.py with its checks at the end, but on tideloop only
+`run`             runs a coroutine on tideloop, without the check of descriptors
 `postgres`, `redis_server`  a server of this test run, started when the first test asks for it
 
 `TIDELOOP_REAL=required` turns what is missing (a package, a server) into a failure; otherwise its tests are skipped.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 import tideloop
@@ -40,6 +42,16 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
         contexts = watch(runner.get_loop(), request)
         yield runner
     check(contexts, [], before, request)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """tideloop.run() for packages that keep threads and descriptors for the life of the process."""
+    contexts: list[dict[str, Any]] = []
+    with tideloop.Runner() as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: contexts.append(context))
+        yield runner.run
+    assert contexts == []
 
 
 @pytest.fixture(scope="session")
