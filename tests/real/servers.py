@@ -126,7 +126,7 @@ def redis(server: str) -> Iterator[Redis]:
     with _folder(None) as folder:
         for _ in range(_TRIES):
             port, path = _free_port(), f"{folder}/redis.sock"
-            settings = f"bind 127.0.0.1\nport {port}\nunixsocket {path}\ndir {folder}\nsave \"\"\nappendonly no\n"
+            settings = f'bind 127.0.0.1\nport {port}\nunixsocket {path}\ndir {folder}\nsave ""\nappendonly no\n'
             Path(folder, "redis.conf").write_text(settings)
             with peers.program([server, f"{folder}/redis.conf"], cwd=folder) as running:
                 if "Could not create" in running.wait_for("eady to accept connections", "Could not create"):

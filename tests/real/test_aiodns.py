@@ -18,6 +18,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     def __init__(self):
         self.asked = []
+        self.silenced = asyncio.Event()
 
     def connection_made(self, transport):
         self.transport = transport
@@ -30,6 +31,7 @@ class NameServer(asyncio.DatagramProtocol):
         question = data[12 : position + 5]
         self.asked.append(".".join(labels))
         if labels[0] == "silent":
+            self.silenced.set()
             return
         number = int(labels[0]) if labels[0].isdigit() else None
         flags, count = (0x8180, 1) if number is not None else (0x8183, 0)
@@ -74,8 +76,7 @@ def test_a_cancelled_query(run):
     async def main():
         async with resolving() as (resolver, server):
             query = asyncio.ensure_future(resolver.query_dns("silent.test", "A"))
-            while not server.asked:
-                await asyncio.sleep(0)
+            await server.silenced.wait()
             query.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await query

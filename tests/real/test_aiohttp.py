@@ -51,9 +51,12 @@ async def test_a_streamed_upload_arrives_whole(loop):
         for block in blocks:
             yield block
 
-    async with served(application(web.post("/", digest_upload))) as address, aiohttp.ClientSession() as session:
-        async with session.post(address, data=body()) as response:
-            answer = await response.json()
+    async with (
+        served(application(web.post("/", digest_upload))) as address,
+        aiohttp.ClientSession() as session,
+        session.post(address, data=body()) as response,
+    ):
+        answer = await response.json()
     assert answer == {"digest": hashlib.sha256(b"".join(blocks)).hexdigest(), "length": 200 * 70_001}
 
 
@@ -70,17 +73,20 @@ async def test_a_streamed_download_waits_for_its_reader(loop):
             sent = number + 1
         return response
 
-    async with served(application(web.get("/", stream))) as address, aiohttp.ClientSession() as session:
-        async with session.get(address) as response:
-            first = await response.content.readexactly(1)
-            for _ in range(200):
-                await asyncio.sleep(0)
-            assert first == b"\0"
-            assert sent < 256
-            digest, length = hashlib.sha256(first), 1
-            async for chunk in response.content.iter_any():
-                digest.update(chunk)
-                length += len(chunk)
+    async with (
+        served(application(web.get("/", stream))) as address,
+        aiohttp.ClientSession() as session,
+        session.get(address) as response,
+    ):
+        first = await response.content.readexactly(1)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert first == b"\0"
+        assert sent < 256
+        digest, length = hashlib.sha256(first), 1
+        async for chunk in response.content.iter_any():
+            digest.update(chunk)
+            length += len(chunk)
     assert length == 64 * MIB
     expected = hashlib.sha256()
     for number in range(256):
@@ -113,15 +119,17 @@ async def test_two_hundred_requests_at_once(loop):
         return web.Response(text=request.match_info["name"] * 500)
 
     connector = aiohttp.TCPConnector(limit=0)
-    async with served(application(web.get("/{name}", meet))) as address:
-        async with aiohttp.ClientSession(connector=connector) as session:
+    async with (
+        served(application(web.get("/{name}", meet))) as address,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
 
-            async def fetch(number):
-                async with session.get(f"{address}/{number}") as response:
-                    assert response.status == 200
-                    return await response.text()
+        async def fetch(number):
+            async with session.get(f"{address}/{number}") as response:
+                assert response.status == 200
+                return await response.text()
 
-            texts = await asyncio.gather(*(fetch(number) for number in range(200)))
+        texts = await asyncio.gather(*(fetch(number) for number in range(200)))
     assert texts == [str(number) * 500 for number in range(200)]
 
 
@@ -261,7 +269,9 @@ async def test_a_unix_socket(loop, tmp_path):
     runner = web.AppRunner(application(web.post("/", digest_upload)), access_log=None)
     await runner.setup()
     await web.UnixSite(runner, path).start()
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session:
-        async with session.post("http://anything/", data=b"x" * MIB) as response:
-            assert (await response.json())["length"] == MIB
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
+        session.post("http://anything/", data=b"x" * MIB) as response,
+    ):
+        assert (await response.json())["length"] == MIB
     await runner.cleanup()

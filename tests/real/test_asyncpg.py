@@ -42,15 +42,18 @@ async def test_a_pool_shared_by_many_tasks(loop, address):
 
 
 async def test_transactions(loop, address):
+    async def insert_and_fail():
+        async with connection.transaction():
+            await connection.execute("INSERT INTO t VALUES (2)")
+            await connection.execute("SELECT 1 / 0")
+
     connection = await asyncpg.connect(**address)
     try:
         await connection.execute("CREATE TEMP TABLE t (n int)")
         async with connection.transaction():
             await connection.execute("INSERT INTO t VALUES (1)")
             with pytest.raises(asyncpg.DivisionByZeroError):
-                async with connection.transaction():
-                    await connection.execute("INSERT INTO t VALUES (2)")
-                    await connection.execute("SELECT 1 / 0")
+                await insert_and_fail()
             await connection.execute("INSERT INTO t VALUES (3)")
         assert [row["n"] for row in await connection.fetch("SELECT n FROM t ORDER BY n")] == [1, 3]
     finally:

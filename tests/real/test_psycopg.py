@@ -45,14 +45,17 @@ async def test_a_pool_shared_by_many_tasks(loop, address):
 
 
 async def test_transactions(loop, address):
+    async def insert_and_fail():
+        async with connection.transaction():
+            await connection.execute("INSERT INTO t VALUES (2)")
+            await connection.execute("SELECT 1 / 0")
+
     async with await connect(address) as connection:
         await connection.execute("CREATE TEMP TABLE t (n int)")
         async with connection.transaction():
             await connection.execute("INSERT INTO t VALUES (1)")
             with pytest.raises(psycopg.errors.DivisionByZero):
-                async with connection.transaction():
-                    await connection.execute("INSERT INTO t VALUES (2)")
-                    await connection.execute("SELECT 1 / 0")
+                await insert_and_fail()
             await connection.execute("INSERT INTO t VALUES (3)")
         cursor = await connection.execute("SELECT n FROM t ORDER BY n")
         assert await cursor.fetchall() == [(1,), (3,)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -136,5 +137,5 @@ async def test_consumers_of_a_group_share_a_stream(loop, connect):
         for number in [*range(100), "end", "end", "end"]:
             await client.xadd("stream", {"n": number})
         seen = await asyncio.gather(*consumers)
-        assert sorted(sum(seen, [])) == list(range(100))
+        assert sorted(itertools.chain(*seen)) == list(range(100))
         assert (await client.xpending("stream", "group"))["pending"] == 0

@@ -39,10 +39,9 @@ async def test_messages_in_fragments_and_compressed(loop):
         for number in range(50):
             yield f"part {number};" * 100
 
-    async with serve(echo, "127.0.0.1", 0, compression="deflate") as server:
-        async with connect(address_of(server)) as socket:
-            await socket.send(parts())
-            assert await socket.recv() == "".join([part async for part in parts()])
+    async with serve(echo, "127.0.0.1", 0, compression="deflate") as server, connect(address_of(server)) as socket:
+        await socket.send(parts())
+        assert await socket.recv() == "".join([part async for part in parts()])
 
 
 async def test_a_broadcast_reaches_everyone(loop):
@@ -101,7 +100,9 @@ async def test_closing_the_server_closes_its_connections(loop):
 async def test_tls(loop, certificate, client_tls):
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_tls.load_cert_chain(certificate.chain, certificate.key)
-    async with serve(echo, "127.0.0.1", 0, ssl=server_tls, max_size=None) as server:
-        async with connect(address_of(server, "wss"), ssl=client_tls, max_size=None) as socket:
-            await socket.send(b"s" * 3_000_000)
-            assert await socket.recv() == b"s" * 3_000_000
+    async with (
+        serve(echo, "127.0.0.1", 0, ssl=server_tls, max_size=None) as server,
+        connect(address_of(server, "wss"), ssl=client_tls, max_size=None) as socket,
+    ):
+        await socket.send(b"s" * 3_000_000)
+        assert await socket.recv() == b"s" * 3_000_000
