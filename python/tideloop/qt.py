@@ -1,6 +1,6 @@
 """tideloop as the guest of a Qt application: run().
 
-Qt's event loop stays the host and tideloop runs inside of it (`tideloop.loop.guest` says how). Where the
+Qt's event loop stays the host and tideloop runs inside of it (`tideloop.loop.hosting` says how). Where the
 loop's selector is a descriptor that can be watched itself (epoll), Qt watches it with a QSocketNotifier, and a
 QTimer stands for the next deadline: no thread, no polling. Elsewhere a thread waits and posts an event to Qt.
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from tideloop._tideloop import guest_descriptor
 from tideloop.loop.event_loop import EventLoop, new_event_loop
-from tideloop.loop.guest import Guest, Outcome, ThreadWait, Wait, start
+from tideloop.loop.hosting import Guest, Outcome, ThreadWait, Wait, start
 
 __all__ = ["run"]
 

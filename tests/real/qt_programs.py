@@ -18,7 +18,7 @@ import warnings
 import weakref
 
 import tideloop
-from tideloop.loop import guest
+from tideloop.loop.hosting import Guest
 
 PROGRAMS = {}
 
@@ -82,7 +82,7 @@ async def talk(address, number):
 def counted_calls():
     """A list that grows with every call of Qt's into a guest that is started meanwhile."""
     calls, originals = [], {}
-    for owner, name in ((guest.Guest, "step"), (tideloop.qt._NotifierWait, "_activated")):
+    for owner, name in ((Guest, "step"), (tideloop.qt._NotifierWait, "_activated")):
         original = originals[owner, name] = getattr(owner, name)
 
         def counted(self, *arguments, original=original):

@@ -6,7 +6,7 @@
 //! again by the turn that follows; only wake-ups are used up by it, and those have then done their work.
 //!
 //! Between two turns the loop's phase is `Hosted`: whatever is scheduled then, by the host's own code
-//! or by another thread, ends the wait. `tideloop.loop.guest` is the Python half.
+//! or by another thread, ends the wait. `tideloop.loop.hosting` is the Python half.
 
 use pyo3::prelude::*;
 use tideloop_core::timeout::{MAX_WAIT_NS, wait_ns};

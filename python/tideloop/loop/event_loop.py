@@ -101,7 +101,7 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             sys.set_asyncgen_hooks(*old_hooks)
 
     _hosted = False
-    """Whether the loop runs as a guest (tideloop.loop.guest), from its first turn to its last."""
+    """Whether the loop runs as a guest (tideloop.loop.hosting), from its first turn to its last."""
 
     def _check_running(self) -> None:
         if self._hosted:
