@@ -30,6 +30,13 @@ async def served(app, **options):
         await runner.cleanup()
 
 
+def client(timeout=None, **options):
+    """A session. Names are resolved in the loop's executor: with aiodns installed aiohttp would ask c-ares, whose
+    thread closes its descriptors some time after the session is closed."""
+    connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), **options)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout or aiohttp.ClientTimeout(total=20))
+
+
 def application(*routes):
     app = web.Application(client_max_size=64 * MIB)
     app.add_routes(routes)
@@ -53,7 +60,7 @@ async def test_a_streamed_upload_arrives_whole(loop):
 
     async with (
         served(application(web.post("/", digest_upload))) as address,
-        aiohttp.ClientSession() as session,
+        client() as session,
         session.post(address, data=body()) as response,
     ):
         answer = await response.json()
@@ -75,7 +82,7 @@ async def test_a_streamed_download_waits_for_its_reader(loop):
 
     async with (
         served(application(web.get("/", stream))) as address,
-        aiohttp.ClientSession() as session,
+        client() as session,
         session.get(address) as response,
     ):
         first = await response.content.readexactly(1)
@@ -102,7 +109,7 @@ async def test_a_file_is_sent(loop, tmp_path):
     async def send(request):
         return web.FileResponse(path)
 
-    async with served(application(web.get("/", send))) as address, aiohttp.ClientSession() as session:
+    async with served(application(web.get("/", send))) as address, client() as session:
         async with session.get(address) as response:
             assert await response.read() == path.read_bytes()
         async with session.get(address, headers={"Range": "bytes=1000000-1000009"}) as response:
@@ -118,10 +125,9 @@ async def test_two_hundred_requests_at_once(loop):
         await everyone.wait()
         return web.Response(text=request.match_info["name"] * 500)
 
-    connector = aiohttp.TCPConnector(limit=0)
     async with (
         served(application(web.get("/{name}", meet))) as address,
-        aiohttp.ClientSession(connector=connector) as session,
+        client(limit=0) as session,
     ):
 
         async def fetch(number):
@@ -140,7 +146,7 @@ async def test_connections_are_kept_and_reused(loop):
         peers_seen.add(request.transport.get_extra_info("peername"))
         return web.Response()
 
-    async with served(application(web.get("/", who))) as address, aiohttp.ClientSession() as session:
+    async with served(application(web.get("/", who))) as address, client() as session:
         for _ in range(20):
             async with session.get(address) as response:
                 await response.read()
@@ -161,7 +167,7 @@ async def test_websockets_both_ways(loop):
 
     closed = loop.create_future()
     large = bytes(range(256)) * 8192  # 2 MiB
-    async with served(application(web.get("/", talk))) as address, aiohttp.ClientSession() as session:
+    async with served(application(web.get("/", talk))) as address, client() as session:
         async with session.ws_connect(address, max_msg_size=4 * MIB) as socket:
             for number in range(100):
                 await socket.send_str(f"message {number}")
@@ -192,7 +198,7 @@ async def test_a_client_that_gives_up_cancels_nothing_else(loop):
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    async with aiohttp.ClientSession() as session:
+    async with client() as session:
         request = asyncio.ensure_future(session.get(f"{address}/slow"))
         await started.wait()
         request.cancel()
@@ -213,7 +219,7 @@ async def test_a_timeout_of_the_client(loop):
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with client(timeout) as session:
         with pytest.raises(TimeoutError):
             await session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/")
     await runner.cleanup()
@@ -231,7 +237,7 @@ async def test_shutdown_lets_a_running_request_end(loop):
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     address = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    async with aiohttp.ClientSession() as session:
+    async with client() as session:
         request = asyncio.ensure_future(session.get(address))
         await started.wait()
         cleanup = asyncio.ensure_future(runner.cleanup())
@@ -251,17 +257,18 @@ async def test_shutdown_lets_a_running_request_end(loop):
 async def test_tls_with_many_requests(loop, certificate, client_tls):
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_tls.load_cert_chain(certificate.chain, certificate.key)
-    async with served(application(web.post("/", digest_upload)), ssl_context=server_tls) as address:
-        connector = aiohttp.TCPConnector(ssl=client_tls, limit=10)
-        async with aiohttp.ClientSession(connector=connector) as session:
+    async with (
+        served(application(web.post("/", digest_upload)), ssl_context=server_tls) as address,
+        client(ssl=client_tls, limit=10) as session,
+    ):
 
-            async def send(number):
-                body = bytes([number]) * (number * 20_000)
-                async with session.post(address, data=body) as response:
-                    answer = await response.json()
-                assert answer == {"digest": hashlib.sha256(body).hexdigest(), "length": len(body)}
+        async def send(number):
+            body = bytes([number]) * (number * 20_000)
+            async with session.post(address, data=body) as response:
+                answer = await response.json()
+            assert answer == {"digest": hashlib.sha256(body).hexdigest(), "length": len(body)}
 
-            await asyncio.gather(*(send(number) for number in range(40)))
+        await asyncio.gather(*(send(number) for number in range(40)))
 
 
 async def test_a_unix_socket(loop, tmp_path):
