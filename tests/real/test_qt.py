@@ -26,6 +26,9 @@ def binding(request):
     return request.param
 
 
+EXAMPLE = str(peers.ROOT / "examples" / "qt_window.py")
+
+
 def run(*arguments, **environment):
     # Only our own part in debug mode: some bindings warn on their own in Python's.
     command = (sys.executable, "-W", "error", *arguments)
@@ -36,3 +39,16 @@ def run(*arguments, **environment):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name, binding, selector):
     assert run("-m", "tests.real.qt_programs", name, binding, TIDELOOP_SELECTOR=selector) == ""
+
+
+@pytest.mark.parametrize("binding", ["PySide6"], indirect=True)
+def test_the_example(binding):
+    assert run(EXAMPLE, "--demo").splitlines() == [
+        "sent      hello",
+        "received  HELLO",
+        "sent      from a window",
+        "received  FROM A WINDOW",
+        "sent      goodbye",
+        "received  GOODBYE",
+        "connection closed",
+    ]
