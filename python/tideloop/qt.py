@@ -1,4 +1,4 @@
-"""tideloop as the guest of a Qt application: run().
+"""tideloop as the guest of a Qt application: run(), and guest() where somebody else runs the application.
 
 Qt's event loop stays the host and tideloop runs inside of it (`tideloop.loop.hosting` says how). Where the
 loop's selector is a descriptor that can be watched itself (epoll), Qt watches it with a QSocketNotifier, and a
@@ -21,7 +21,7 @@ from tideloop._tideloop import guest_descriptor
 from tideloop.loop.event_loop import EventLoop, new_event_loop
 from tideloop.loop.hosting import Guest, Outcome, ThreadWait, Wait, start
 
-__all__ = ["run"]
+__all__ = ["guest", "run"]
 
 _T = TypeVar("_T")
 
@@ -52,14 +52,14 @@ def run(
     Ctrl-C cancels main, and raises KeyboardInterrupt here once it has ended.
 
     Raises TypeError if app is of no known Qt binding, RuntimeError if there is none, if this is not its
-    thread, or if an event loop runs in this thread already.
+    thread, or if an event loop runs in this thread already, Qt's (then use guest()) or asyncio's.
     """
     try:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("tideloop.qt.run() cannot be called from a running event loop")
         core, app = _application(app)
-        if core.QThread.currentThread() != app.thread():
-            raise RuntimeError("tideloop.qt.run() must be called in the thread of the application")
+        if core.QThread.currentThread().loopLevel() > 0:
+            raise RuntimeError("Qt's event loop runs already; use tideloop.qt.guest() instead of tideloop.qt.run()")
         ended: list[Outcome[_T]] = []
         executing = True
 
@@ -90,8 +90,41 @@ def run(
     return code
 
 
+def guest(
+    done: Callable[[Outcome[_T]], object],
+    main: Coroutine[Any, Any, _T] | Callable[[], Coroutine[Any, Any, _T]] | None = None,
+    app: Any = None,
+    *,
+    debug: bool | None = None,
+    loop_factory: Callable[[], EventLoop] = new_event_loop,
+) -> Guest[_T]:
+    """Start a guest of a Qt application that somebody else runs, and return at once.
+
+    For a plug-in of a larger program, or from a slot. As tideloop.guest(), only that Qt does the waiting:
+    done(outcome) is called in Qt's loop when all has ended. The application is neither left nor is its end
+    noticed; connect ``app.aboutToQuit`` to ``guest.cancel`` or keep the application until done() was called.
+
+    Raises what tideloop.guest() raises; TypeError if app is of no known Qt binding, RuntimeError if there is
+    none or this is not its thread.
+    """
+    try:
+        core, app = _application(app)
+        return start(main, done, functools.partial(_wait, core), debug=debug, loop_factory=loop_factory)
+    except BaseException:
+        if asyncio.iscoroutine(main):
+            main.close()
+        raise
+
+
 def _application(app: Any) -> tuple[Any, Any]:
-    """The QtCore module of an application object, and the object."""
+    """The QtCore module of an application object, and the object; in its thread only."""
+    core, app = _find_application(app)
+    if core.QThread.currentThread() != app.thread():
+        raise RuntimeError("a guest of Qt must be started in the thread of the application")
+    return core, app
+
+
+def _find_application(app: Any) -> tuple[Any, Any]:
     if app is None:
         for binding in _BINDINGS:
             core = _imported(binding)

@@ -246,6 +246,37 @@ def test_a_second_ctrl_c_does_not_wait_for_main(loop_factory):
     assert isinstance(ended[0].exception, KeyboardInterrupt)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_guests_that_overlap_hand_the_wakeups_by_signals_on(loop_factory, first):
+    """Whichever ends first, the other is woken by signals as long as it lives, and in the end nobody is."""
+
+    async def main(own):
+        loop = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+        await own.wait()
+        if own is events[1 - first]:
+            loop.add_signal_handler(signal.SIGUSR1, arrived.set)
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            await arrived.wait()
+            loop.remove_signal_handler(signal.SIGUSR1)
+
+    def done(outcome):
+        outcome.result()
+        ended.append(outcome)
+        if len(ended) == 2:
+            host.stop()
+        else:
+            host.call_soon_threadsafe(events[1 - first].set)
+
+    host, ended, events = QueueHost(), [], [asyncio.Event(), asyncio.Event()]
+    for event in events:
+        tideloop.guest(host.call_soon_threadsafe, done, main(event), loop_factory=loop_factory)
+    host.call_soon_threadsafe(events[first].set)
+    host.run()
+    host.close()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 # --- leaks and exits -------------------------------------------------------------------------------
 
 

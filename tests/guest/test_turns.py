@@ -169,6 +169,32 @@ def test_each_way_to_schedule_ends_the_wait(start, host, how):
             assert started.outcome.result() == "poked"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in 3.12")
+def test_an_eager_task_of_the_host_waits_for_a_turn(start, host):
+    seen = []
+
+    async def look():
+        seen.append(asyncio.get_running_loop())
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        task = asyncio.create_task(look())
+        assert seen == [started.guest.loop]
+        host.call_soon_threadsafe(between)
+        return await future, task
+
+    def between():
+        task = started.guest.loop.create_task(look())
+        assert not task.done()
+        task.add_done_callback(future.set_result)
+
+    started = start(main)
+    future = started.guest.loop.create_future()
+    host.run()
+    started.outcome.result()
+    assert seen == [started.guest.loop] * 2
+
+
 def test_other_threads_wake_it(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -321,11 +347,16 @@ def test_running_it_otherwise_is_refused_in_a_turn_and_between(start, host):
         coroutine.close()
         with pytest.raises(RuntimeError, match="Cannot close a running event loop"):
             loop.close()
-        assert loop.is_running()
+
+    def between():
+        try_all()
+        assert not started.guest.loop.is_running()
+        future.set_result(None)
 
     async def main():
         try_all()
-        host.call_soon_threadsafe(lambda: (try_all(), future.set_result(None)))
+        assert started.guest.loop.is_running()
+        host.call_soon_threadsafe(between)
         await future
 
     started = start(main)

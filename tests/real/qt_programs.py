@@ -298,6 +298,34 @@ def qts_own_nested_loop_runs_our_tasks():
     assert order == ["task", "nested loop over"]
 
 
+@program
+def guests_of_an_application_that_runs():
+    """Started from slots, several at once, each with a loop of its own."""
+    outcomes = []
+
+    async def main(number):
+        async with echo_server() as address:
+            await talk(address, number)
+        return number, id(asyncio.get_running_loop())
+
+    def done(outcome):
+        outcomes.append(outcome.result())
+        if len(outcomes) == 5:
+            app.exit(7)
+
+    def slot():
+        guests.append(tideloop.qt.guest(done, main(len(guests))))
+        if len(guests) < 5:
+            later(0, slot)
+
+    guests = []
+    later(0, slot)
+    assert app.exec() == 7
+    assert {number for number, _ in outcomes} == set(range(5))
+    assert len({loop for _, loop in outcomes}) == 5
+    assert all(guest.ended for guest in guests)
+
+
 # --- the end --------------------------------------------------------------------------------------------
 
 
@@ -485,6 +513,20 @@ def what_cannot_be_run_is_refused():
             asyncio.get_running_loop().run_forever()
 
     tideloop.qt.run(inside, app)
+
+    async def from_a_slot():
+        loop = asyncio.get_running_loop()
+        refused = loop.create_future()
+
+        def slot():
+            with raises(RuntimeError, "use tideloop.qt.guest() instead"):
+                tideloop.qt.run(main(), app)
+            refused.set_result(None)
+
+        later(0, slot)
+        await refused
+
+    tideloop.qt.run(from_a_slot, app)
     failed = []
 
     def elsewhere():

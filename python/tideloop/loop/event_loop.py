@@ -101,7 +101,7 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             sys.set_asyncgen_hooks(*old_hooks)
 
     _hosted = False
-    """Whether the loop runs as a guest (tideloop.loop.hosting), from its first turn to its last."""
+    """Whether the loop is a guest (tideloop.loop.hosting), in a turn or between two."""
 
     def _check_running(self) -> None:
         if self._hosted:
@@ -116,7 +116,7 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
 
         Raises RuntimeError if it is running. Closing twice does nothing.
         """
-        if self.is_running():
+        if self.is_running() or self._hosted:
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return

@@ -15,7 +15,8 @@ So at any moment there is either a step that the host was asked for, or one wait
 **The running loop** is ours inside a turn and the host's (or none) outside of it, and so are the hooks for
 asynchronous generators: the host may itself be an asyncio loop. What the host's own code schedules between
 two turns (`guest.loop.create_task(...)` in a button's slot) ends the wait: the native half knows that it is
-between two turns and wakes its selector for everything that is scheduled.
+between two turns and wakes its selector for everything that is scheduled. `loop.is_running()` is True in a turn
+only: an eager task that the host starts waits for a turn, too.
 
 **A turn never begins inside a turn.** A task that runs the host's loop again (a modal dialog's `exec()`)
 therefore stops our loop until that returns. Open the dialog without blocking and await its end instead; the
@@ -132,9 +133,10 @@ class Guest(Generic[_T]):
             held.callback(wait.close)
             guest_begin(loop)
             held.callback(guest_end, loop)
-            loop._thread_id, loop._hosted = self._thread, True
-            held.callback(self._leave_thread)
-            held.enter_context(loop._signals_wake_us())
+            loop._hosted = True
+            held.callback(setattr, loop, "_hosted", False)
+            loop._take_wakeup_fd()
+            held.callback(loop._leave_wakeup_fd)
             # Before main's task is made: a host that refuses leaves nothing behind.
             wait.arm(0.0)
             if main is not None:
@@ -164,6 +166,7 @@ class Guest(Generic[_T]):
         if self._stage is _Stage.ENDED:
             self._end()
         else:
+            self.loop._take_wakeup_fd()
             self._wait.arm(guest_timeout(self.loop))
 
     def _turn(self) -> bool:
@@ -171,11 +174,13 @@ class Guest(Generic[_T]):
         host_loop, host_hooks = events._get_running_loop(), sys.get_asyncgen_hooks()
         loop._set_coroutine_origin_tracking(loop._debug)
         sys.set_asyncgen_hooks(firstiter=loop._asyncgen_firstiter_hook, finalizer=loop._asyncgen_finalizer_hook)
+        loop._thread_id = self._thread
         events._set_running_loop(loop)
         try:
             return guest_turn(loop)
         finally:
             events._set_running_loop(host_loop)
+            loop._thread_id = None
             sys.set_asyncgen_hooks(*host_hooks)
             loop._set_coroutine_origin_tracking(False)
 
@@ -224,9 +229,6 @@ class Guest(Generic[_T]):
             self.loop.close()
         finally:
             self._done(outcome)
-
-    def _leave_thread(self) -> None:
-        self.loop._thread_id, self.loop._hosted = None, False
 
     @contextlib.contextmanager
     def _interrupts_cancel_main(self) -> Iterator[None]:
