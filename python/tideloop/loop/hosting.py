@@ -38,8 +38,7 @@ import sys
 import threading
 from asyncio import constants, events
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tideloop._tideloop import guest_begin, guest_end, guest_timeout, guest_turn, guest_wait
 from tideloop.loop.event_loop import EventLoop, new_event_loop
@@ -52,8 +51,7 @@ _JOIN = 5.0
 """Seconds that an exiting interpreter waits for a waiting thread whose host does not answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[_T]):
+class Outcome(NamedTuple, Generic[_T]):
     """How a guest has ended: with main's value, or with the exception that ended it."""
 
     value: _T | None = None
