@@ -71,6 +71,28 @@ def test_http_and_websockets_until_sigterm(server, runner):
 
 
 @pytest.mark.limit(60)
+def test_several_workers(runner):
+    """Children that uvicorn's supervisor spawns, all on tideloop and on one port."""
+
+    async def ask():
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            answers = await asyncio.gather(*(client.get("/loop") for _ in range(50)))
+        return {answer.json() for answer in answers}
+
+    command = (*PYTHON, "-m", "uvicorn", "--loop", "tideloop:new_event_loop", "--port", "0", "--workers", "2")
+    with program((*command, "tests.real.asgi_app:app")) as running:
+        line = running.wait_for("Uvicorn running on")
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", line)[1])
+        running.wait_for("Application startup complete")
+        assert runner.run(ask()) == {"tideloop.EventLoop"}
+        running.end(signal.SIGTERM)
+        assert running.output.count("application ends") == running.output.count("application starts") == 2
+        # No "Warning" here: on any loop uvicorn's workers leave the socket that they share to the interpreter's end.
+        for trouble in ("Traceback", "never retrieved", "was destroyed"):
+            assert trouble not in running.output
+
+
+@pytest.mark.limit(60)
 def test_sigint_ends_it_with_connections_open(server, runner):
     address, running = server
 

@@ -51,6 +51,11 @@ _JOIN = 5.0
 """Seconds that an exiting interpreter waits for a waiting thread whose host does not answer."""
 
 
+_alive: set[Guest[Any]] = set()
+"""Guests that have not ended. A host may know them by weak references only (Qt's signals do), and what a loop has
+scheduled in a turn is not visible to the garbage collector, because a loop that runs is reachable."""
+
+
 class Outcome(NamedTuple, Generic[_T]):
     """How a guest has ended: with main's value, or with the exception that ended it."""
 
@@ -142,6 +147,8 @@ class Guest(Generic[_T]):
                 self._main.add_done_callback(self._main_done)
                 held.enter_context(self._interrupts_cancel_main())
             self._wait = wait
+            _alive.add(self)
+            held.callback(_alive.discard, self)
             self._held = held.pop_all()
 
     def step(self) -> None:
