@@ -47,7 +47,7 @@ class Window(QtWidgets.QWidget):
         for widget in (self.log, self.line, self.button):
             layout.addWidget(widget)
         self.typed: asyncio.Queue[str] = asyncio.Queue()
-        # A slot is Qt's code: it runs between two turns of our loop, and may schedule on it what it likes.
+        # A slot is Qt's code: it runs between two steps of our loop, and may schedule on it what it likes.
         self.button.clicked.connect(self.send)
         self.line.returnPressed.connect(self.send)
 

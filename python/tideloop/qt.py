@@ -184,8 +184,8 @@ class _NotifierWait:
         self._timer.timeout.disconnect(self._activated)
 
     def _activated(self, *_: object) -> None:
-        if self._guest.in_turn:
-            # Our own task runs Qt's loop. What is ready stays ready until the turn ends, and the notifier would
+        if self._guest.in_step:
+            # Our own task runs Qt's loop. What is ready stays ready until the step ends, and the notifier would
             # tell of it without end.
             self._notifier.setEnabled(False)
             return

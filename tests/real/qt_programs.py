@@ -293,7 +293,7 @@ def qts_own_nested_loop_runs_our_tasks():
         later(0, slot)
         await left.wait()
 
-    # Event.set() is called between two turns, from Qt's code.
+    # Event.set() is called between two steps, from Qt's code.
     tideloop.qt.run(main, app)
     assert order == ["task", "nested loop over"]
 

@@ -40,7 +40,7 @@ pub const RECV_BUFFER: usize = 256 * 1024;
 enum Phase {
     Idle,
     Running,
-    /// A guest between two turns: its host waits for it, so whatever is scheduled ends that wait.
+    /// A guest between two steps: its host waits for it, so whatever is scheduled ends that wait.
     Hosted,
     Closed,
 }
@@ -267,7 +267,7 @@ impl LoopCore {
         }
     }
 
-    /// The host's own code has scheduled something between two turns.
+    /// The host's own code has scheduled something between two steps.
     #[cold]
     fn wake_host(&self, py: Python<'_>) {
         if let Err(error) = self.wake(py) {
@@ -284,16 +284,16 @@ impl LoopCore {
         Ok(())
     }
 
-    /// Runs `turn` as the one turn of a guest, and says whether the loop was told to stop.
-    pub fn hosted_turn(&self, turn: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
+    /// Runs `turns` of a guest, and says whether the loop was told to stop.
+    pub fn hosted_turns(&self, turns: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
         if !self.is_hosted() {
             return Err(PyRuntimeError::new_err(
-                "This event loop is not a guest between two turns",
+                "This event loop is not a guest between two steps",
             ));
         }
         self.set_phase(Phase::Running);
         self.set_sleeping(false);
-        let result = turn();
+        let result = turns();
         // The host waits from here on, or soon.
         self.set_phase(Phase::Hosted);
         self.set_sleeping(true);

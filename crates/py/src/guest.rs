@@ -1,11 +1,11 @@
 //! A loop as the guest of another: turns that do not wait, and a wait that delivers nothing.
 //!
-//! The host calls [`guest_turn`] on its own thread. Between two turns somebody waits in its stead: a
+//! The host calls [`guest_turns`] on its own thread. Between two calls somebody waits in its stead: a
 //! thread in [`guest_wait`], or the host itself, on [`guest_descriptor`] and a timer of
 //! [`guest_timeout`] seconds. The selector is level-triggered, so what the wait has seen is found
-//! again by the turn that follows; only wake-ups are used up by it, and those have then done their work.
+//! again by the turns that follow; only wake-ups are used up by it, and those have then done their work.
 //!
-//! Between two turns the loop's phase is `Hosted`: whatever is scheduled then, by the host's own code
+//! In between the loop's phase is `Hosted`: whatever is scheduled then, by the host's own code
 //! or by another thread, ends the wait. `tideloop.loop.hosting` is the Python half.
 
 use pyo3::prelude::*;
@@ -26,14 +26,14 @@ pub fn guest_begin(r#loop: &Bound<'_, LoopCore>) -> PyResult<()> {
     r#loop.get().begin_hosted()
 }
 
-/// Run one turn without waiting, and return whether the loop was told to stop.
+/// Run turns without waiting, for as long as may pass without a poll; whether the loop was told to stop.
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
-pub fn guest_turn(r#loop: &Bound<'_, LoopCore>) -> PyResult<bool> {
-    r#loop.get().hosted_turn(|| turn::once(r#loop))
+pub fn guest_turns(r#loop: &Bound<'_, LoopCore>) -> PyResult<bool> {
+    r#loop.get().hosted_turns(|| turn::run_ready(r#loop))
 }
 
-/// Seconds until the next turn has something to do; None: not before something happens.
+/// Seconds until the next call has something to do; None: not before something happens.
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_timeout(r#loop: &Bound<'_, LoopCore>) -> Option<f64> {
@@ -63,7 +63,7 @@ pub fn guest_wait(r#loop: &Bound<'_, LoopCore>, timeout: Option<f64>) -> PyResul
     .map_err(os_error)
 }
 
-/// The descriptor that is readable whenever a turn would find something; None if there is none.
+/// The descriptor that is readable whenever a poll would find something; None if there is none.
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_descriptor(r#loop: &Bound<'_, LoopCore>) -> PyResult<Option<RawSource>> {

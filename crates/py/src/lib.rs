@@ -28,7 +28,7 @@ mod _tideloop {
     use crate::event_loop::LoopCore;
     #[pymodule_export]
     use crate::guest::{
-        guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turn, guest_wait,
+        guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
     };
     #[pymodule_export]
     use crate::listener::Listener;

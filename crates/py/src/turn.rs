@@ -40,17 +40,20 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     }
 }
 
-/// Runs one turn that polls but does not sleep: a guest's host does the waiting.
-pub fn once(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+/// Polls, and runs turns without sleeping while callbacks are ready and another poll is not due: a guest's
+/// host does the waiting, and is asked as often as the selector.
+pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut current = current_of(core)?;
-    turn(
-        core,
-        &mut Batch::default(),
-        &mut policy,
-        &mut current,
-        false,
-    )
+    let state = core.get();
+    loop {
+        turn(core, &mut batch, &mut policy, &mut current, false)?;
+        let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
+        if idle || state.is_stopping() || !policy.may_skip(clock::monotonic_ns()) {
+            return Ok(());
+        }
+    }
 }
 
 fn current_of<'py>(core: &Bound<'py, LoopCore>) -> PyResult<Current<'py>> {

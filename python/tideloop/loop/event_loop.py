@@ -101,7 +101,7 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
             sys.set_asyncgen_hooks(*old_hooks)
 
     _hosted = False
-    """Whether the loop is a guest (tideloop.loop.hosting), in a turn or between two."""
+    """Whether the loop is a guest (tideloop.loop.hosting), in a step or between two."""
 
     def _check_running(self) -> None:
         if self._hosted:

@@ -3,8 +3,10 @@
 Two event loops in one thread cannot both block. The one that does is the host (Qt, Tk, a game engine,
 another asyncio loop); ours is its guest and never blocks:
 
-1. A *step* is a function that the host calls on its own thread. It runs one turn of our loop: it polls
-   without waiting, delivers what is there, and runs the callbacks that were ready.
+1. A *step* is a function that the host calls on its own thread. It polls without waiting, delivers what is
+   there, and runs turns of our loop while callbacks are ready: as many as may pass without a poll (61 turns and
+   50 µs). So the host is asked as often as the selector, and a chain of short tasks does not pay for the host's
+   own loop at each link.
 2. Then something is *armed* to call the next step: at once if callbacks are ready, otherwise as soon as
    a descriptor is ready, a timer is due, or somebody has scheduled something. By default that is a thread
    which waits on our selector without delivering anything and then calls `host_call_soon_threadsafe(step)`;
@@ -12,15 +14,15 @@ another asyncio loop); ours is its guest and never blocks:
 
 So at any moment there is either a step that the host was asked for, or one wait under way, never both.
 
-**The running loop** is ours inside a turn and the host's (or none) outside of it, and so are the hooks for
+**The running loop** is ours inside a step and the host's (or none) outside of it, and so are the hooks for
 asynchronous generators: the host may itself be an asyncio loop. What the host's own code schedules between
-two turns (`guest.loop.create_task(...)` in a button's slot) ends the wait: the native half knows that it is
-between two turns and wakes its selector for everything that is scheduled. `loop.is_running()` is True in a turn
-only: an eager task that the host starts waits for a turn, too.
+two steps (`guest.loop.create_task(...)` in a button's slot) ends the wait: the native half knows that it is
+between two steps and wakes its selector for everything that is scheduled. `loop.is_running()` is True in a step
+only: an eager task that the host starts waits for a step, too.
 
-**A turn never begins inside a turn.** A task that runs the host's loop again (a modal dialog's `exec()`)
+**A step never begins inside a step.** A task that runs the host's loop again (a modal dialog's `exec()`)
 therefore stops our loop until that returns. Open the dialog without blocking and await its end instead; the
-host's own code may run what it likes, our turns go on under it.
+host's own code may run what it likes, our steps go on under it.
 
 **The end** is asyncio.run()'s: once main is done (or stop() was called, or SystemExit has left a callback)
 what is left is cancelled and awaited, then asynchronous generators and the executor are shut down, all of it
@@ -40,7 +42,7 @@ from asyncio import constants, events
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from tideloop._tideloop import guest_begin, guest_end, guest_timeout, guest_turn, guest_wait
+from tideloop._tideloop import guest_begin, guest_end, guest_timeout, guest_turns, guest_wait
 from tideloop.loop.event_loop import EventLoop, new_event_loop
 
 __all__ = ["Guest", "Outcome", "guest", "start"]
@@ -89,7 +91,7 @@ class Guest(Generic[_T]):
     """A loop that runs as a guest. Made by guest(); its methods belong to the host's thread."""
 
     loop: EventLoop
-    """The loop, to schedule on: between two turns it is nobody's running loop."""
+    """The loop, to schedule on: between two steps it is nobody's running loop."""
 
     def __init__(self, loop: EventLoop, done: Callable[[Outcome[_T]], object]) -> None:
         self.loop = loop
@@ -103,8 +105,8 @@ class Guest(Generic[_T]):
         self._held = contextlib.ExitStack()
         self._interrupted = False
         self._interrupt_due = False
-        self.in_turn = False
-        """Whether a turn is under way: True when asked by our own callbacks and tasks."""
+        self.in_step = False
+        """Whether a step is under way: True when asked by our own callbacks and tasks."""
 
     @property
     def ended(self) -> bool:
@@ -152,12 +154,12 @@ class Guest(Generic[_T]):
             self._held = held.pop_all()
 
     def step(self) -> None:
-        """Run one turn and arm the next step; what the host is asked to call."""
-        if self.in_turn or self._wait is None:
+        """Run what is ready and arm the next step; what the host is asked to call."""
+        if self.in_step or self._wait is None:
             return
         if threading.get_ident() != self._thread:
             raise RuntimeError("a guest's step was called in another thread than guest()")
-        self.in_turn = True
+        self.in_step = True
         try:
             if self._interrupt_due:
                 self._interrupt_due = False
@@ -167,7 +169,7 @@ class Guest(Generic[_T]):
         except BaseException as error:
             self._torn(error)
         finally:
-            self.in_turn = False
+            self.in_step = False
         if self._stage is _Stage.ENDED:
             self._end()
         else:
@@ -182,7 +184,7 @@ class Guest(Generic[_T]):
         loop._thread_id = self._thread
         events._set_running_loop(loop)
         try:
-            return guest_turn(loop)
+            return guest_turns(loop)
         finally:
             events._set_running_loop(host_loop)
             loop._thread_id = None
@@ -256,7 +258,7 @@ class Guest(Generic[_T]):
         if not self._interrupted and self._main is not None and not self._main.done():
             self._interrupted = True
             self._main.cancel()
-        elif self.in_turn:
+        elif self.in_step:
             raise KeyboardInterrupt
         else:
             # The host's code is running, or nothing is: the next step raises it, where it cannot hit the host.

@@ -65,3 +65,5 @@ else:
         stock = getattr(asyncio.tasks, _SET)
         if not isinstance(stock, _AllTasks):
             setattr(asyncio.tasks, _SET, _AllTasks(stock))
+
+
