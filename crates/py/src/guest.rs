@@ -38,13 +38,13 @@ pub fn guest_turns(r#loop: &Bound<'_, LoopCore>) -> PyResult<bool> {
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_timeout(r#loop: &Bound<'_, LoopCore>) -> Option<f64> {
     turn::drop_stale(r#loop);
-    let (busy, deadline) = r#loop.get().queue(r#loop.py(), |queue| {
-        (!queue.ready.is_empty(), queue.timers.next_deadline())
+    let (busy, wake) = r#loop.get().queue(r#loop.py(), |queue| {
+        (!queue.ready.is_empty(), queue.timers.next_wake())
     });
     if busy {
         return Some(0.0);
     }
-    deadline.map(|deadline| seconds_of(wait_ns(deadline, clock::monotonic_ns())))
+    wake.map(|wake| seconds_of(wait_ns(wake, clock::monotonic_ns())))
 }
 
 /// Wait without the GIL until something is ready, the loop is woken or so many seconds have passed.
