@@ -152,7 +152,7 @@ def sockets_while_a_timer_ticks():
         return "talked"
 
     assert tideloop.qt.run(main(), app) == "talked"
-    assert len(ticks) > 20
+    assert len(ticks) > 3
     assert set(ticks) == {None}
 
 
@@ -489,7 +489,8 @@ def a_second_ctrl_c_winds_down():
 
     async def main():
         for _ in range(2):
-            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+            # In Qt's own code, between two steps; inside of a step it would hit main wherever it is.
+            later(0, lambda: signal.raise_signal(signal.SIGINT))
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         cleaned.append(True)  # the second cancellation was that of winding down
