@@ -17,7 +17,7 @@ BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 PYTEST_ARGS ?=
 
-.PHONY: help demo test build bench lint fmt docs clean conformance check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build bench lint fmt docs clean conformance fuzz soak memcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,10 +91,15 @@ test: lint test-rust test-python test-stubs ## everything a contributor must pas
 test-rust: check-cargo
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --no-fail-fast; else cargo test --locked --no-fail-fast; fi
 
+TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py debug.py exceptions.py run.py threadsafe.py) \
+  tests/leaks tests/fuzz tests/test_polling.py
+
 test-python: build $(VENV)/.lab
 	@$(PY) -m pytest $(PYTEST_ARGS)
 	@echo "make: once more on the portable selector"
 	@TIDELOOP_SELECTOR=polling $(PY) -m pytest --quiet -k tideloop tests/parity tests/leaks
+	@echo "make: what concerns tasks once more with stock tasks"
+	@TIDELOOP_TASKS=stock $(PY) -m pytest --quiet -k tideloop $(TASK_TESTS)
 
 test-real: build $(VENV)/.real ## real servers and clients on tideloop (TIDELOOP_REAL=required: skip none)
 	@$(PY) -m pytest tests/real $(PYTEST_ARGS)
@@ -104,6 +109,15 @@ test-stubs: build
 
 conformance: build ## CPython's own asyncio tests, from the interpreter that is installed
 	@$(PY) -m tests.conformance
+
+fuzz: build ## 20,000 random task programs, compared with stock asyncio event by event
+	@$(PY) -m tests.fuzz.tasks
+
+soak: build ## a million tasks alive, a million cancelled, and nothing left afterwards (1.5 GB)
+	@$(PY) -m tests.soak
+
+memcheck: build ## tasks, futures and handles under valgrind
+	@$(PY) -m tests.memcheck
 
 lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@cargo fmt --all --check

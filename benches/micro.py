@@ -1,235 +1,249 @@
 """Scheduling workloads: what one callback, timer, task step or wake-up costs in CPU time.
 
-    python benches/micro.py [--backends asyncio,uvloop,tideloop] [--repetitions 7] [--json]
+    python benches/micro.py [--backends asyncio,uvloop,tideloop] [--repetitions 7] [--json | --markdown]
 
-All backends run in one process, interleaved A B C ... C B A, the garbage collector on and run before
-each sample. A sample is CPU time of the process (``time.process_time``) per operation, set-up excluded;
-the table shows medians in nanoseconds with the quartile spread, and the ratio to asyncio. One process
-shares caches and allocator state between backends; ``tideloop lab`` measures in separate processes.
+Workloads are in benches/workloads.py. All backends run in one process, interleaved A B C ... C B A, the garbage
+collector on and run before each sample. A sample is CPU time of the process (``time.process_time``) per
+operation, set-up excluded; the table shows medians in nanoseconds with the quartile spread, and the ratio to
+asyncio; a cell with ``!`` has tideloop slower than zuvloop. Below stand the geometric means of the ratios over
+asyncio and over zuvloop, of the rows above the line. One process shares caches and allocator state between
+backends; ``tideloop lab`` measures in separate processes, as the last two rows do here.
+
+Backends: asyncio, uvloop, rloop, zuvloop, tideloop, tideloop-stock (stock tasks on our loop), and
+tideloop+accelerate (with ``tideloop.accelerate()`` in force during the sample). Those that are not installed or
+not in this build are left out, and said so.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import importlib.metadata
 import json
 import platform
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-Workload = Callable[[asyncio.AbstractEventLoop], Awaitable[tuple[int, float]]]
+from workloads import PRIMITIVES, WHOLE_PROCESSES, WORKLOADS
 
-WORKLOADS: dict[str, Workload] = {}
+BACKENDS = ("asyncio", "uvloop", "rloop", "zuvloop", "tideloop", "tideloop-stock", "tideloop+accelerate")
 
+UNITS = dict.fromkeys(WHOLE_PROCESSES, "ns") | {"bytes_per_sleeper": "B"}
 
-def workload(function: Workload) -> Workload:
-    WORKLOADS[function.__name__] = function
-    return function
-
-
-def clock() -> float:
-    return time.process_time()
+Samples = dict[str, dict[str, list[float]]]
 
 
-@workload
-async def call_soon(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """100 batches of 1,000 callbacks."""
-    count = 0
+class Backend(NamedTuple):
+    name: str
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+    accelerated: bool = False
 
-    def callback() -> None:
-        nonlocal count
-        count += 1
-
-    started = clock()
-    for _ in range(100):
-        for _ in range(1_000):
-            loop.call_soon(callback)
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    took = clock() - started
-    assert count == 100_000
-    return count, took
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        if not self.accelerated:
+            yield
+            return
+        tideloop: Any = __import__("tideloop")
+        with tideloop.accelerate():
+            yield
 
 
-@workload
-async def call_later(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """20,000 timers with one delay, from call to callback."""
-    count, done = 20_000, loop.create_future()
-    fired = 0
-
-    def callback() -> None:
-        nonlocal fired
-        fired += 1
-        if fired == count:
-            done.set_result(None)
-
-    started = clock()
-    for _ in range(count):
-        loop.call_later(0.002, callback)
-    await done
-    return count, clock() - started
+class Missing(Exception):
+    """A backend that is not here, and why."""
 
 
-@workload
-async def timer_cancel(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """50,000 timers, each cancelled at once."""
-    count = 50_000
-    started = clock()
-    for _ in range(count):
-        loop.call_later(60, int).cancel()
-    return count, clock() - started
-
-
-@workload
-async def sleep0_x100(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """100 tasks of 500 sleep(0) each."""
-
-    async def worker() -> None:
-        for _ in range(500):
-            await asyncio.sleep(0)
-
-    tasks = [loop.create_task(worker()) for _ in range(100)]
-    started = clock()
-    await asyncio.wait(tasks)
-    return 50_000, clock() - started
-
-
-@workload
-async def future_wake(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """30,000 times: a future, a callback that sets it, a task that awaits it."""
-    count = 30_000
-    started = clock()
-    for _ in range(count):
-        future = loop.create_future()
-        loop.call_soon(future.set_result, None)
-        await future
-    return count, clock() - started
-
-
-@workload
-async def gather_10k(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """gather() of 10,000 coroutines that sleep(0)."""
-
-    async def one() -> int:
-        await asyncio.sleep(0)
-        return 1
-
-    started = clock()
-    results = await asyncio.gather(*[one() for _ in range(10_000)])
-    took = clock() - started
-    assert sum(results) == 10_000
-    return 10_000, took
-
-
-@workload
-async def spawn(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """20,000 tasks that do nothing, not kept."""
-
-    async def one() -> None:
-        pass
-
-    started = clock()
-    for _ in range(200):
-        for _ in range(100):
-            asyncio.create_task(one())  # noqa: RUF006  not keeping it is the point
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return 20_000, clock() - started
-
-
-@workload
-async def sleepers_10k(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """10,000 tasks that sleep 2 ms each."""
-    started = clock()
-    await asyncio.wait([loop.create_task(asyncio.sleep(0.002)) for _ in range(10_000)])
-    return 10_000, clock() - started
-
-
-@workload
-async def queue_ping_pong(loop: asyncio.AbstractEventLoop) -> tuple[int, float]:
-    """Two tasks that pass 10,000 items to and fro."""
-    there: asyncio.Queue[int] = asyncio.Queue()
-    back: asyncio.Queue[int] = asyncio.Queue()
-
-    async def echo() -> None:
-        for _ in range(10_000):
-            await back.put(await there.get())
-
-    task = loop.create_task(echo())
-    started = clock()
-    for n in range(10_000):
-        await there.put(n)
-        await back.get()
-    took = clock() - started
-    await task
-    return 10_000, took
-
-
-def factories(names: list[str]) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    found: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {}
-    for name in names:
-        if name == "asyncio":
-            found[name] = asyncio.SelectorEventLoop
-            continue
+def load(name: str) -> Backend:
+    if name == "asyncio":
+        return Backend(name, asyncio.SelectorEventLoop)
+    try:
+        module: Any = __import__(name.partition("-")[0].partition("+")[0])
+    except ImportError as error:
+        raise Missing(error) from None
+    if name == "tideloop-stock":
         try:
-            found[name] = __import__(name).new_event_loop
-        except ImportError as error:
-            print(f"{name}: skipped ({error})", file=sys.stderr)
+            module.EventLoop(tasks="stock").close()
+        except TypeError:
+            raise Missing("this build has stock tasks only: see tideloop") from None
+        return Backend(name, lambda: module.EventLoop(tasks="stock"))
+    if name == "tideloop+accelerate":
+        if not hasattr(module, "accelerate"):
+            raise Missing("this build has no tideloop.accelerate()")
+        return Backend(name, module.new_event_loop, accelerated=True)
+    return Backend(name, module.new_event_loop)
+
+
+def load_all(names: list[str]) -> dict[str, Backend]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = load(name)
+        except Missing as why:
+            print(f"{name}: left out ({why})", file=sys.stderr)
     return found
 
 
-def measure(repetitions: int, names: list[str], wanted: list[str]) -> dict[str, dict[str, list[float]]]:
-    loops = factories(names)
-    samples: dict[str, dict[str, list[float]]] = {w: {name: [] for name in loops} for w in wanted}
+def sample(backend: Backend, name: str) -> float:
+    """One run of a workload: nanoseconds (or bytes) per operation."""
+    gc.collect()
+    body = (WORKLOADS | PRIMITIVES | WHOLE_PROCESSES)[name]
+    with backend.in_force(), asyncio.Runner(loop_factory=backend.new_event_loop) as runner:
+        done: tuple[int, float] = runner.run(body(runner.get_loop()))  # type: ignore[arg-type]
+    operations, seconds = done
+    return seconds / operations * 1e9
+
+
+def sample_apart(backend: Backend, name: str) -> float:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--backends", backend.name, "--workloads", name, "--sample"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        raise RuntimeError(f"{name} on {backend.name} failed:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def measure(backends: dict[str, Backend], wanted: list[str], repetitions: int) -> Samples:
+    samples: Samples = {name: {backend: [] for backend in backends} for name in wanted}
+    order = list(backends.values())
     for repetition in range(repetitions + 1):
-        order = list(loops) if repetition % 2 == 0 else list(loops)[::-1]
-        for w in wanted:
-            for name in order:
-                gc.collect()
-                with asyncio.Runner(loop_factory=loops[name]) as runner:
-                    loop = runner.get_loop()
-                    operations, seconds = runner.run(WORKLOADS[w](loop))  # type: ignore[arg-type]
+        for name in wanted:
+            for backend in order:
+                if name in WHOLE_PROCESSES:
+                    if repetition:
+                        samples[name][backend.name].append(sample_apart(backend, name))
+                    continue
+                value = sample(backend, name)
                 if repetition:  # the first round warms up
-                    samples[w][name].append(seconds / operations * 1e9)
+                    samples[name][backend.name].append(value)
+        order.reverse()
         print(f"\r{repetition}/{repetitions} rounds", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return samples
 
 
-def show(samples: dict[str, dict[str, list[float]]]) -> None:
-    names = list(next(iter(samples.values())))
-    print(f"{'ns per operation':<18}" + "".join(f"{name:>22}" for name in names))
-    for w, row in samples.items():
-        base = statistics.median(row["asyncio"]) if "asyncio" in row else None
-        cells = []
-        for name in names:
-            values = sorted(row[name])
-            median = statistics.median(values)
-            spread = (values[len(values) * 3 // 4] - values[len(values) // 4]) / median
-            ratio = f" {base / median:5.2f}x" if base else ""
-            cells.append(f"{median:8.0f} ±{spread * 50:3.0f}%{ratio}")
-        print(f"{w:<18}" + "".join(f"{cell:>22}" for cell in cells))
+# --- what the samples say ------------------------------------------------------------------------
+
+
+def ratio(row: dict[str, list[float]], base: str, backend: str) -> float | None:
+    """How many times faster than `base`."""
+    if base not in row:
+        return None
+    return statistics.median(row[base]) / statistics.median(row[backend])
+
+
+def spread(values: list[float]) -> float:
+    """Half the quartile range, relative to the median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / middle
+
+
+def means(samples: Samples, base: str) -> dict[str, float]:
+    """Geometric means of the ratios to `base` over WORKLOADS, by backend."""
+    rows = [row for name, row in samples.items() if name in WORKLOADS and base in row]
+    if not rows:
+        return {}
+    return {
+        backend: statistics.geometric_mean([ratio(row, base, backend) or 1.0 for row in rows]) for backend in rows[0]
+    }
+
+
+def slower_than_zuvloop(row: dict[str, list[float]], backend: str) -> bool:
+    against = ratio(row, "zuvloop", backend)
+    return backend.startswith("tideloop") and against is not None and against < 1.0
+
+
+def cell(row: dict[str, list[float]], backend: str) -> str:
+    over = ratio(row, "asyncio", backend)
+    mark = "!" if slower_than_zuvloop(row, backend) else ""
+    figure = f"{statistics.median(row[backend]):,.0f} ±{spread(row[backend]) * 100:.0f}%"
+    return figure + (f" {over:.2f}x{mark}" if over else mark)
+
+
+def table(samples: Samples) -> list[list[str]]:
+    """Head, rows and means as text, workload by workload; those that are reported apart come last."""
+    backends = list(next(iter(samples.values())))
+    rows = [["per operation", *backends]]
+    for name in [n for n in samples if n in WORKLOADS]:
+        rows.append([f"{name}, ns", *[cell(samples[name], backend) for backend in backends]])
+    for base in ("asyncio", "zuvloop"):
+        if found := means(samples, base):
+            rows.append([f"geometric mean over {base}", *[f"{found[backend]:.2f}x" for backend in backends]])
+    for name in [n for n in samples if n not in WORKLOADS]:
+        unit = UNITS.get(name, "ns")
+        rows.append([f"({name}, {unit})", *[cell(samples[name], backend) for backend in backends]])
+    return rows
+
+
+def versions(backends: dict[str, Backend]) -> str:
+    said = [f"CPython {platform.python_version()}"]
+    for name in sorted({name.partition("-")[0].partition("+")[0] for name in backends} - {"asyncio"}):
+        try:
+            said.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            said.append(f"{name} of this tree")
+    return ", ".join(said)
+
+
+def method(repetitions: int) -> str:
+    return f"medians of {repetitions} ± half the quartile range; CPU time, life_100k wall time"
+
+
+def show(samples: Samples) -> None:
+    rows = table(samples)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells]))
+
+
+def show_markdown(samples: Samples, said: str, repetitions: int) -> None:
+    command = "python benches/" + " ".join(["micro.py", *sys.argv[1:]])
+    print(f"`{command}`: {said}; {method(repetitions)}. `!`: slower than zuvloop.\n")
+    head, *rows = table(samples)
+    print("| " + " | ".join(head) + " |")
+    print("|---|" + "---:|" * (len(head) - 1))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
 
 
 def main() -> int:
+    everything = [*WORKLOADS, *PRIMITIVES, *WHOLE_PROCESSES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", default="asyncio,uvloop,rloop,zuvloop,tideloop")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--backends", default=",".join(BACKENDS))
+    parser.add_argument("--workloads", default=",".join(everything), help="; ".join(everything))
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="all samples")
+    parser.add_argument("--markdown", action="store_true", help="the table of docs/tasks.md")
+    parser.add_argument("--sample", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     wanted = options.workloads.split(",")
-    unknown = [w for w in wanted if w not in WORKLOADS]
-    if unknown or options.repetitions < 1:
-        parser.error(f"unknown workloads {unknown}" if unknown else "--repetitions must be at least 1")
-    samples = measure(options.repetitions, options.backends.split(","), wanted)
+    if unknown := [name for name in wanted if name not in everything]:
+        parser.error(f"unknown workloads: {', '.join(unknown)}")
+    if unknown := [name for name in options.backends.split(",") if name not in BACKENDS]:
+        parser.error(f"unknown backends: {', '.join(unknown)}; there are {', '.join(BACKENDS)}")
+    if options.repetitions < 1:
+        parser.error("--repetitions must be at least 1")
+    backends = load_all(options.backends.split(","))
+    if not backends:
+        parser.error("none of these backends is here")
+    if options.sample:
+        print(sample(next(iter(backends.values())), wanted[0]))
+        return 0
+    samples = measure(backends, wanted, options.repetitions)
     if options.json:
-        json.dump({"python": platform.python_version(), "ns_per_operation": samples}, sys.stdout, indent=1)
+        record = {"versions": versions(backends), "ns_per_operation": samples}
+        record["means"] = {base: means(samples, base) for base in ("asyncio", "zuvloop")}
+        json.dump(record, sys.stdout, indent=1)
+    elif options.markdown:
+        show_markdown(samples, versions(backends), options.repetitions)
     else:
-        print(f"CPython {platform.python_version()}, medians of {options.repetitions}, CPU time")
+        print(f"{versions(backends)}; {method(options.repetitions)}")
         show(samples)
     return 0
 

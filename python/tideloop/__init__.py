@@ -1,9 +1,88 @@
 """tideloop: an async runtime for Python with its core in Rust.
 
 ``tideloop.run(main())`` instead of ``asyncio.run(main())``, or ``tideloop run app.py`` without an edit.
+
+``tideloop.accelerate()`` puts native primitives in the place of asyncio's; they are here under asyncio's
+names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import instead of patching.
 """
+
+from typing import TYPE_CHECKING
 
 from tideloop import qt
 from tideloop.loop import EventLoop, Guest, Outcome, Runner, guest, install, new_event_loop, run
 
-__all__ = ["EventLoop", "Guest", "Outcome", "Runner", "guest", "install", "new_event_loop", "qt", "run"]
+if TYPE_CHECKING:
+    from tideloop.accelerated import (
+        Barrier,
+        BoundedSemaphore,
+        Condition,
+        Event,
+        LifoQueue,
+        Lock,
+        PriorityQueue,
+        Queue,
+        Semaphore,
+        TaskGroup,
+        Timeout,
+        create_task,
+        gather,
+        shield,
+        sleep,
+        timeout,
+        timeout_at,
+        wait,
+        wait_for,
+    )
+    from tideloop.acceleration import Acceleration, accelerate, decelerate
+
+__all__ = [
+    "Acceleration",
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "Event",
+    "EventLoop",
+    "Guest",
+    "LifoQueue",
+    "Lock",
+    "Outcome",
+    "PriorityQueue",
+    "Queue",
+    "Runner",
+    "Semaphore",
+    "TaskGroup",
+    "Timeout",
+    "accelerate",
+    "create_task",
+    "decelerate",
+    "gather",
+    "guest",
+    "install",
+    "new_event_loop",
+    "qt",
+    "run",
+    "shield",
+    "sleep",
+    "timeout",
+    "timeout_at",
+    "wait",
+    "wait_for",
+]
+
+_ACCELERATION = frozenset({"Acceleration", "accelerate", "decelerate"})
+
+
+def __getattr__(name: str) -> object:
+    """Import the primitives when they are first asked for: most programs only want the loop."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _ACCELERATION:
+        from tideloop import acceleration as module
+    else:
+        from tideloop import accelerated as module  # type: ignore[no-redef]
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,11 +13,17 @@ from typing import Any, final
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "EventCore",
     "Handle",
     "Listener",
+    "LockCore",
     "LoopCore",
+    "QueueCore",
+    "SemaphoreCore",
     "StreamTransport",
+    "TimeoutCore",
     "TimerHandle",
+    "function",
     "guest_begin",
     "guest_descriptor",
     "guest_end",
@@ -106,3 +112,59 @@ def guest_timeout(loop: Any, /) -> float | None: ...
 def guest_wait(loop: Any, timeout: float | None, /) -> None: ...
 def guest_descriptor(loop: Any, /) -> int | None: ...
 def guest_end(loop: Any, /) -> None: ...
+
+# What accelerate() is made of. The attributes are asyncio's, under asyncio's private names.
+
+def function(name: str, template: Callable[..., Any]) -> Any: ...
+
+@disjoint_base
+class EventCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> EventCore: ...
+    _value: Any
+    _waiters: Any
+    _loop: Any
+    def _state(self) -> str: ...
+
+@disjoint_base
+class LockCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> LockCore: ...
+    _locked: Any
+    _waiters: Any
+    _loop: Any
+    def _divert(self) -> None: ...
+    def _state(self) -> str: ...
+
+@disjoint_base
+class SemaphoreCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> SemaphoreCore: ...
+    _value: Any
+    _bound_value: Any
+    _waiters: Any
+    _loop: Any
+    def _divert(self) -> None: ...
+    def _state(self, locked: bool) -> str: ...
+
+@disjoint_base
+class QueueCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> QueueCore: ...
+    _queue: Any
+    _maxsize: Any
+    _unfinished_tasks: Any
+    _finished: Any
+    _is_shutdown: Any
+    _getters: Any
+    _putters: Any
+    _loop: Any
+    def _begin(self, maxsize: Any, order: str) -> None: ...
+    def _contents(self) -> tuple[Any, int, int]: ...
+    def _divert(self) -> None: ...
+
+@disjoint_base
+class TimeoutCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> TimeoutCore: ...
+    def __init__(self, when: float | None) -> None: ...
+    _state: Any
+    _when: Any
+    _timeout_handler: Any
+    _task: Any
+    _cancelling: Any

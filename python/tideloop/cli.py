@@ -11,12 +11,13 @@ from importlib import metadata
 __all__ = ["main"]
 
 _USAGE = """\
-usage: tideloop run script.py [args ...]
-       tideloop run -m module [args ...]
+usage: tideloop run [--accelerate] script.py [args ...]
+       tideloop run [--accelerate] -m module [args ...]
        tideloop lab [options]
        tideloop --version
 
-run   runs an asyncio program on tideloop, unedited: arguments, exit code and tracebacks as with python
+run   runs an asyncio program on tideloop, unedited: arguments, exit code and tracebacks as with python;
+      --accelerate puts native primitives in the place of asyncio's, too
 lab   compares event loops on this machine; tideloop lab --help tells more
 """
 

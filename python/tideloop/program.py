@@ -24,10 +24,21 @@ _OURS = {__file__, runpy.__file__, "<frozen runpy>"}
 
 
 def main(argv: list[str]) -> int:
-    """Run a script or a module with its arguments; SystemExit passes through to the interpreter."""
+    """Run a script or a module with its arguments; SystemExit passes through to the interpreter.
+
+    ``--accelerate`` before them puts native primitives in the place of asyncio's first.
+    """
+    if argv[:1] == ["--accelerate"]:
+        from tideloop.acceleration import accelerate
+
+        accelerate()  # for as long as the process lives, threads that outlive the program included
+        return main(argv[1:])
     match argv:
         case ["-h" | "--help"]:
-            print("usage: tideloop run script.py [args ...]\n       tideloop run -m module [args ...]")
+            print(
+                "usage: tideloop run [--accelerate] script.py [args ...]\n"
+                "       tideloop run [--accelerate] -m module [args ...]"
+            )
             return 0
         case ["-m", module, *arguments]:
             return _run(lambda: _run_module(module, arguments))

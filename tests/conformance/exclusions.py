@@ -9,13 +9,18 @@ import fnmatch
 
 __all__ = ["EXCLUDED", "reason_for"]
 
-# Test, or pattern of tests, as module.Class.test -> reason.
-EXCLUDED: dict[str, str] = {}
+# By mode: test, or pattern of tests, as module.Class.test -> reason.
+EXCLUDED: dict[str, dict[str, str]] = {
+    "loop": {},
+    "tasks": {},
+    "stock": {},
+    "accelerated": {},
+}
 
 
-def reason_for(test: str) -> str | None:
-    """Why a test is excluded; None if it is not."""
-    for pattern, reason in EXCLUDED.items():
+def reason_for(test: str, mode: str) -> str | None:
+    """Why a test is excluded in a mode; None if it is not."""
+    for pattern, reason in EXCLUDED[mode].items():
         if fnmatch.fnmatchcase(test, pattern):
             return reason
     return None

@@ -1,51 +1,23 @@
 """Runs one module of CPython's own asyncio tests on tideloop and writes the outcome as JSON.
 
-    python -m tests.conformance.worker test_events
+    python -m tests.conformance.worker loop test_events report.json
 
-The tests are those of the interpreter that runs this. Whatever would make a stock loop makes ours:
-the policy, the new-style EventLoop name, and the loop that the event tests build around a selector.
+The tests are those of the interpreter that runs this; modes.py says what stands in asyncio's place.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 import sys
 import unittest
-import warnings
 from typing import Any
 
-import tideloop
-
+from tests.conformance import modes
 from tests.conformance.exclusions import reason_for
 
 # test_events runs its tests once for each of the system's selectors. Ours has its own, so once is enough.
 SAME_LOOP_AGAIN = ("SelectEventLoopTests", "PollEventLoopTests")
-
-
-class Loop(tideloop.EventLoop):
-    """Takes a selector, as asyncio.SelectorEventLoop does, and uses its own."""
-
-    def __new__(cls, selector: object = None) -> Loop:
-        return super().__new__(cls)  # type: ignore[return-value]
-
-    def __init__(self, selector: Any = None) -> None:
-        super().__init__()
-        if selector is not None:
-            selector.close()
-
-
-def install() -> None:
-    """Make every way to a default loop lead to ours."""
-    asyncio.SelectorEventLoop = Loop  # type: ignore[misc,assignment]
-    if hasattr(asyncio, "EventLoop"):
-        asyncio.EventLoop = Loop  # type: ignore[attr-defined]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        policy = getattr(asyncio, "DefaultEventLoopPolicy", None)
-        if policy is not None:
-            policy._loop_factory = Loop
 
 
 class Outcome(unittest.TestResult):
@@ -85,7 +57,7 @@ def tests_in(suite: unittest.TestSuite) -> list[unittest.TestCase]:
     return found
 
 
-def wanted(module: str, outcome: Outcome) -> unittest.TestSuite:
+def wanted(module: str, mode: str, outcome: Outcome) -> unittest.TestSuite:
     """The module's tests in their order and fixtures, without what the exclusions name."""
     loaded = unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(f"test.test_asyncio.{module}"))
 
@@ -97,7 +69,7 @@ def wanted(module: str, outcome: Outcome) -> unittest.TestSuite:
                 continue
             if type(item).__name__ in SAME_LOOP_AGAIN:
                 continue
-            reason = reason_for(name_of(item))
+            reason = reason_for(name_of(item), mode)
             if reason is None:
                 kept.addTest(item)
             else:
@@ -108,11 +80,12 @@ def wanted(module: str, outcome: Outcome) -> unittest.TestSuite:
 
 
 def main() -> int:
-    install()
+    mode, module, path = sys.argv[1:]
+    modes.install(mode)
     outcome = Outcome()
-    wanted(sys.argv[1], outcome).run(outcome)
+    wanted(module, mode, outcome).run(outcome)
     report = {"passed": outcome.passed, "failed": outcome.failed, "left_out": outcome.left_out}
-    with open(sys.argv[2], "w") as file:
+    with open(path, "w") as file:
         json.dump(report, file)
     return 0
 

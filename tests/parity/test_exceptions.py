@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.backends import deviates
 from tests.peers import turns
 
 color = contextvars.ContextVar("color", default="none")
@@ -77,6 +78,22 @@ class TestCallback:
         assert any(
             frame.name == self.test_debug_adds_where_it_was_scheduled.__name__ for frame in context["source_traceback"]
         )
+
+    @deviates("uvloop", "never shows them")
+    def test_debug_shows_the_arguments(self, loop, handled):
+        loop.set_debug(True)
+        handle = loop.call_soon(fail, "an argument")
+        assert "an argument" in repr(handle)
+        run_ready(loop)
+        assert "an argument" in handled[0]["message"]
+
+    @deviates("uvloop", "never shows them", when=sys.version_info < (3, 13))
+    def test_without_debug_arguments_are_shown_before_python_3_13(self, loop, handled):
+        handle = loop.call_soon(fail, "an argument")
+        shown = sys.version_info < (3, 13)
+        assert ("an argument" in repr(handle)) == shown
+        run_ready(loop)
+        assert ("an argument" in handled[0]["message"]) == shown
 
     def test_without_debug_that_is_absent(self, loop, handled):
         loop.call_soon(fail)

@@ -181,3 +181,23 @@ class TestFactory:
 
 async def type_of_current_task():
     return type(asyncio.current_task())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_awaiting_what_has_ended_keeps_what_is_being_handled_as_context(loop, end):
+    future = loop.create_future()
+    if end == "cancelled":
+        future.cancel()
+    else:
+        future.set_exception(KeyError("from the future"))
+    handled = LookupError("being handled")
+
+    async def await_while_handling():
+        try:
+            raise handled
+        except LookupError:
+            await future
+
+    with pytest.raises((asyncio.CancelledError, KeyError)) as caught:
+        await await_while_handling()
+    assert caught.value.__context__ is handled

@@ -15,3 +15,4 @@ pub mod stream;
 pub mod timeout;
 pub mod timers;
 pub mod turn;
+pub mod waiters;

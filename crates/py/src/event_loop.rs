@@ -20,12 +20,13 @@ use tideloop_sys::selector::Backend;
 
 use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
+use crate::ffi::classes::classes;
 use crate::ffi::entry::Entry;
 use crate::ffi::layout::Node;
-use crate::ffi::spare::Spare;
+use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
 use crate::ffi::task::TaskList;
-use crate::ffi::{call, handle, native};
+use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
@@ -53,6 +54,8 @@ pub struct Queue {
     /// Handles that have run and that nobody else knows, to be filled again.
     pub used: Vec<Py<PyAny>>,
     pub used_timers: Vec<Py<PyAny>>,
+    pub spare_handles: Spare,
+    pub spare_timers: Spare,
     pub spare_tasks: Spare,
     pub spare_futures: Spare,
     /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
@@ -69,6 +72,26 @@ pub struct When {
     pub seconds: f64,
     pub deadline: u64,
     pub slack: Slack,
+}
+
+impl Queue {
+    /// What the next handle of a call is made of. The classes are those of the two lists.
+    #[inline]
+    pub fn spare_handle(&mut self, types: &handle::Types) -> handle::SpareHandle {
+        match self.used.pop() {
+            Some(used) => handle::SpareHandle::Used(used),
+            None => types.out_of(handle::Kind::Handle, &mut self.spare_handles),
+        }
+    }
+
+    /// As [`Queue::spare_handle`], for timers.
+    #[inline]
+    pub fn spare_timer(&mut self, types: &handle::Types) -> handle::SpareHandle {
+        match self.used_timers.pop() {
+            Some(used) => handle::SpareHandle::Used(used),
+            None => types.out_of(handle::Kind::Timer, &mut self.spare_timers),
+        }
+    }
 }
 
 impl When {
@@ -158,6 +181,12 @@ impl LoopCore {
     #[inline]
     pub fn has_native_tasks(&self) -> bool {
         self.native_tasks
+    }
+
+    /// Whether create_future() of this loop would make a future of ours, and nothing more.
+    #[inline]
+    pub fn makes_futures(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.native_tasks && !self.debug() && classes(py)?.future(py)?.is_none())
     }
 
     /// The list that a new task of this loop joins, if it is known.
@@ -293,7 +322,9 @@ impl LoopCore {
         }
         self.set_phase(Phase::Running);
         self.set_sleeping(false);
+        let running = Running::new(self);
         let result = turns();
+        drop(running);
         // The host waits from here on, or soon.
         self.set_phase(Phase::Hosted);
         self.set_sleeping(true);
@@ -616,12 +647,14 @@ impl LoopCore {
     fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        future::know_loop_type(&slf.get_type());
         state.check_can_run()?;
         state.set_phase(Phase::Running);
+        let running = Running::new(state);
         state.handoff.set_runner(true);
         let precise = PreciseTimers::new();
         let result = turn::run(slf);
-        drop(precise);
+        drop((precise, running));
         state.end_run(py);
         result
     }

@@ -16,6 +16,7 @@ use tideloop_sys::socket::RawSource;
 
 use crate::errors::os_error;
 use crate::event_loop::{LoopCore, seconds_of};
+use crate::ffi::future;
 use crate::reactor::Batch;
 use crate::turn;
 
@@ -23,6 +24,7 @@ use crate::turn;
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_begin(r#loop: &Bound<'_, LoopCore>) -> PyResult<()> {
+    future::know_loop_type(&r#loop.get_type());
     r#loop.get().begin_hosted()
 }
 

@@ -14,6 +14,7 @@ mod ffi;
 mod guest;
 mod handoff;
 mod listener;
+mod primitives;
 mod reactor;
 mod transport;
 mod turn;
@@ -33,7 +34,23 @@ mod _tideloop {
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]
+    use crate::primitives::event::EventCore;
+    #[pymodule_export]
+    use crate::primitives::lock::LockCore;
+    #[pymodule_export]
+    use crate::primitives::queue::QueueCore;
+    #[pymodule_export]
+    use crate::primitives::semaphore::SemaphoreCore;
+    #[pymodule_export]
+    use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
     use crate::transport::StreamTransport;
+
+    /// The native function of this name, with the looks of the Python function that it stands for.
+    #[pyfunction]
+    fn function<'py>(name: &str, template: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        ffi::function::new(template.py(), primitives::ENTRIES, name, template)
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

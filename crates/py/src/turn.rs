@@ -16,7 +16,7 @@
 use pyo3::prelude::*;
 use tideloop_core::timeout::wait_ns;
 use tideloop_core::turn::PollPolicy;
-use tideloop_sys::clock;
+use tideloop_sys::clock::{self, CoarseClock};
 
 use crate::errors::os_error;
 use crate::event_loop::LoopCore;
@@ -31,9 +31,17 @@ use crate::transport::StreamTransport;
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
+    let mut coarse = CoarseClock::default();
     let mut current = current_of(core)?;
     loop {
-        turn(core, &mut batch, &mut policy, &mut current, true)?;
+        turn(
+            core,
+            &mut batch,
+            &mut policy,
+            &mut coarse,
+            &mut current,
+            true,
+        )?;
         if core.get().is_stopping() {
             return Ok(());
         }
@@ -45,12 +53,20 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
+    let mut coarse = CoarseClock::default();
     let mut current = current_of(core)?;
     let state = core.get();
     loop {
-        turn(core, &mut batch, &mut policy, &mut current, false)?;
+        turn(
+            core,
+            &mut batch,
+            &mut policy,
+            &mut coarse,
+            &mut current,
+            false,
+        )?;
         let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
-        if idle || state.is_stopping() || !policy.may_skip(clock::monotonic_ns()) {
+        if idle || state.is_stopping() || !policy.may_skip(coarse.now()) {
             return Ok(());
         }
     }
@@ -65,6 +81,7 @@ fn turn<'py>(
     core: &Bound<'py, LoopCore>,
     batch: &mut Batch,
     policy: &mut PollPolicy,
+    coarse: &mut CoarseClock,
     current: &mut Current<'py>,
     may_sleep: bool,
 ) -> PyResult<()> {
@@ -73,15 +90,21 @@ fn turn<'py>(
     let (busy, mut timers) = state.queue(py, |queue| {
         (!queue.ready.is_empty(), !queue.timers.is_empty())
     });
-    let mut now = clock::monotonic_ns();
     let stopping = state.is_stopping();
+    // Timers need the real clock; how long we go without a poll does not.
+    let mut now = if timers {
+        clock::monotonic_ns()
+    } else {
+        coarse.now()
+    };
     if stopping || !busy || !policy.skip(now) {
-        poll(core, batch, busy || stopping || !may_sleep, now)?;
+        poll(core, batch, busy || stopping || !may_sleep)?;
         for index in 0..batch.len() {
             deliver(core, batch, index)?;
         }
         batch.clear();
         now = clock::monotonic_ns();
+        coarse.set(now);
         policy.polled(now);
         timers = state.queue(py, |queue| !queue.timers.is_empty());
     }
@@ -118,7 +141,7 @@ fn turn<'py>(
 }
 
 /// Fills `batch` with what is ready; sleeps only if there is nothing else to do.
-fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool, now: u64) -> PyResult<()> {
+fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
     let selector = state.reactor().selector(py)?;
@@ -128,7 +151,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool, now: u64) -> 
     }
     drop_stale(core);
     let wake = state.queue(py, |queue| queue.timers.next_wake());
-    let timeout = wake.map(|wake| wait_ns(wake, now));
+    let timeout = wake.map(|wake| wait_ns(wake, clock::monotonic_ns()));
     if timeout == Some(0) {
         return call::check_signals(py);
     }

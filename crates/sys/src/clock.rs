@@ -26,9 +26,75 @@ pub fn monotonic_ns() -> u64 {
     ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
+/// A clock for bounds that need not be exact, such as how long a busy loop goes without a poll: the
+/// processor's counter, which costs a third of a clock read, held against the real clock at each poll.
+///
+/// It may be off by what the counter's rate drifts between two polls, or by more on machines whose counter
+/// stops or differs between cores; never use it for deadlines. Without such a counter it is the real clock.
+#[derive(Debug, Default)]
+pub struct CoarseClock {
+    #[cfg(target_arch = "x86_64")]
+    first: Option<(u64, u64)>,
+    #[cfg(target_arch = "x86_64")]
+    last: (u64, u64),
+    #[cfg(target_arch = "x86_64")]
+    ns_per_tick: f64,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn ticks() -> u64 {
+    // SAFETY: every x86-64 processor has this instruction.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+impl CoarseClock {
+    /// About how long the rate is measured before it is used.
+    #[cfg(target_arch = "x86_64")]
+    const CALIBRATION_NS: u64 = 1_000_000;
+
+    /// Says what the real clock shows.
+    #[inline]
+    pub fn set(&mut self, now: u64) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let ticks = ticks();
+            self.last = (now, ticks);
+            let (first_ns, first_ticks) = *self.first.get_or_insert(self.last);
+            let elapsed = now.saturating_sub(first_ns);
+            if self.ns_per_tick == 0.0 && elapsed >= Self::CALIBRATION_NS && ticks > first_ticks {
+                self.ns_per_tick = elapsed as f64 / (ticks - first_ticks) as f64;
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = now;
+    }
+
+    /// About what the real clock shows.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        if self.ns_per_tick > 0.0 {
+            let (ns, at) = self.last;
+            return ns + (ticks().saturating_sub(at) as f64 * self.ns_per_tick) as u64;
+        }
+        monotonic_ns()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::monotonic_ns;
+    use super::{CoarseClock, monotonic_ns};
+
+    #[test]
+    fn the_coarse_clock_does_not_run_backwards_between_settings() {
+        let mut coarse = CoarseClock::default();
+        let started = monotonic_ns();
+        while monotonic_ns() - started < 3_000_000 {
+            coarse.set(monotonic_ns());
+            let first = coarse.now();
+            assert!(coarse.now() >= first);
+        }
+    }
 
     #[test]
     fn never_goes_back() {

@@ -18,7 +18,7 @@ from asyncio import base_events, events, format_helpers
 from typing import Any, cast
 
 from tideloop.loop.files import FileLoop
-from tideloop.loop.handles import describe_call
+from tideloop.loop.handles import describe_call, describe_source
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
 from tideloop.loop.tasks import Task, is_stock, list_tasks_of
@@ -196,7 +196,8 @@ class EventLoop(SignalLoop, ServingLoop, FileLoop):
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:
         """A callback has raised: to the exception handler with it."""
-        called = format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore[attr-defined]
+        callback, args = handle._callback, handle._args  # type: ignore[attr-defined]
+        called = describe_source(callback, args, self.get_debug())
         context: dict[str, Any] = {
             "message": f"Exception in callback {called}",
             "exception": exception,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio import format_helpers
 from typing import Any
 
-__all__ = ["describe", "describe_call"]
+__all__ = ["describe", "describe_call", "describe_source"]
 
 
 def describe(handle: Any) -> str:
@@ -24,6 +25,13 @@ def describe_call(handle: Any, callback: Any, args: Any) -> str:
     return _describe(handle, callback, args)
 
 
+def describe_source(callback: Any, args: Any, debug: bool) -> str:
+    """A callback, its arguments and where it was defined. From 3.13 on, arguments are shown in debug mode only."""
+    if sys.version_info >= (3, 13):
+        return format_helpers._format_callback_source(callback, args, debug=debug)
+    return format_helpers._format_callback_source(callback, args)
+
+
 def _describe(handle: Any, callback: Any, args: Any) -> str:
     parts = [handle.__class__.__name__]
     if handle._cancelled:
@@ -31,7 +39,8 @@ def _describe(handle: Any, callback: Any, args: Any) -> str:
     if hasattr(handle, "when"):
         parts.append(f"when={handle.when()}")
     if callback is not None:
-        parts.append(format_helpers._format_callback_source(callback, args))
+        loop = handle._loop
+        parts.append(describe_source(callback, args, loop is not None and loop.get_debug()))
     elif not handle._cancelled:
         parts.append("finished")
     if handle._source_traceback:

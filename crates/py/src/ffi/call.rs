@@ -71,6 +71,112 @@ pub fn method1<'py>(
     }
 }
 
+/// `object.name(*arguments)`, for up to six arguments.
+#[inline]
+pub fn method<'py, const N: usize>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    arguments: [&Bound<'py, PyAny>; N],
+) -> PyResult<Bound<'py, PyAny>> {
+    const { assert!(N <= 6, "six arguments fit") };
+    let mut array = [std::ptr::null_mut(); 7];
+    array[0] = object.as_ptr();
+    for (slot, argument) in array[1..].iter_mut().zip(arguments) {
+        *slot = argument.as_ptr();
+    }
+    // SAFETY: the array holds borrowed references that outlive the call.
+    unsafe {
+        Bound::from_owned_ptr_or_err(
+            object.py(),
+            ffi::PyObject_VectorcallMethod(
+                name.as_ptr(),
+                array.as_ptr(),
+                N + 1,
+                std::ptr::null_mut(),
+            ),
+        )
+    }
+}
+
+/// A builtin function of one argument, with an object as what it is bound to.
+///
+/// The definition is that of a METH_O function.
+pub fn bound_function<'py>(
+    definition: &'static Definition,
+    bound_to: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let pointer = std::ptr::from_ref(&definition.0).cast_mut();
+    // SAFETY: the definition is static and never written to; the object is alive.
+    unsafe {
+        Bound::from_owned_ptr_or_err(
+            bound_to.py(),
+            ffi::PyCFunction_NewEx(pointer, bound_to.as_ptr(), std::ptr::null_mut()),
+        )
+    }
+}
+
+/// What a builtin function is made of.
+pub struct Definition(ffi::PyMethodDef);
+
+// SAFETY: definitions are constant; CPython only reads them.
+unsafe impl Sync for Definition {}
+
+/// The body of a builtin function of one argument that is bound to a `Receiver`.
+pub trait Callback {
+    type Receiver: pyo3::PyClass;
+
+    fn call<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        argument: &Bound<'py, PyAny>,
+    ) -> PyResult<()>;
+}
+
+impl Definition {
+    pub const fn of<C: Callback>(name: &'static std::ffi::CStr) -> Self {
+        Self(ffi::PyMethodDef {
+            ml_name: name.as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer {
+                PyCFunction: callback::<C>,
+            },
+            ml_flags: ffi::METH_O,
+            ml_doc: std::ptr::null(),
+        })
+    }
+}
+
+unsafe extern "C" fn callback<C: Callback>(
+    object: *mut ffi::PyObject,
+    argument: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: called by the interpreter with live objects; the class of the first one is checked.
+    unsafe {
+        super::guard(|py| {
+            let receiver = Bound::from_borrowed_ptr(py, object);
+            let argument = Bound::from_borrowed_ptr(py, argument);
+            C::call(receiver.cast::<C::Receiver>()?, &argument)?;
+            Ok(py.None().into_bound(py))
+        })
+    }
+}
+
+/// Drops an exception that was dealt with, now. Outside of PyO3's own calls it would otherwise keep
+/// its dead until somebody makes one.
+pub fn discard(py: Python<'_>, error: PyErr) {
+    drop(error.into_value(py).into_bound(py));
+}
+
+/// Whether an object is a coroutine of the interpreter's own.
+pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: a live object.
+    unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
+}
+
+/// Whether a reference is the only one to its object.
+pub fn is_only_reference(_py: Python<'_>, object: &Py<PyAny>) -> bool {
+    // SAFETY: a live object, and the GIL is held.
+    unsafe { ffi::Py_REFCNT(object.as_ptr()) == 1 }
+}
+
 /// Delivers pending signals to their Python handlers, if this is the thread that runs them.
 pub fn check_signals(py: Python<'_>) -> PyResult<()> {
     py.check_signals()

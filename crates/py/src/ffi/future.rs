@@ -20,6 +20,7 @@ use std::ptr::{self, null_mut};
 use pyo3::ffi::{self, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::entry::Entry;
@@ -100,12 +101,31 @@ pub unsafe fn initialise(object: *mut FutureObject, owner: *mut PyObject) {
 /// `owner` is a live object that stays alive for `'a`.
 #[inline(always)]
 pub unsafe fn core_of<'a>(py: Python<'a>, owner: *mut PyObject) -> Option<&'a LoopCore> {
-    // SAFETY: passed on to the caller.
-    let owner = unsafe { pyo3::Borrowed::<PyAny>::from_ptr(py, owner) };
-    let core = owner.cast::<LoopCore>().ok()?;
-    // SAFETY: the borrowed object lives for `'a`, and so does what is inside of it.
-    let core: &'a LoopCore = unsafe { &*ptr::from_ref(core.get()) };
-    core.schedules_natively(py, &owner).then_some(core)
+    // SAFETY: passed on to the caller. An object whose type derives from LoopCore is one.
+    unsafe {
+        let owner = pyo3::Borrowed::<PyAny>::from_ptr(py, owner);
+        let class = owner.get_type_ptr();
+        let core = if LOOP_TYPE
+            .get(py)
+            .is_some_and(|known| ptr::eq(known.as_ptr().cast(), class))
+        {
+            owner.cast_unchecked::<LoopCore>()
+        } else {
+            owner.cast::<LoopCore>().ok()?
+        };
+        // What is inside of the borrowed object lives as long as it does.
+        let core: &'a LoopCore = &*ptr::from_ref(core.get());
+        core.schedules_natively(py, &owner).then_some(core)
+    }
+}
+
+/// The type of the first loop that was made, mostly `tideloop.EventLoop`: compared faster than asked for
+/// its bases. It is kept alive, so that no other type can take its address.
+static LOOP_TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+/// A loop of this type was made.
+pub fn know_loop_type(class: &Bound<'_, PyType>) {
+    LOOP_TYPE.get_or_init(class.py(), || class.clone().unbind());
 }
 
 // --- ending ------------------------------------------------------------------------------------
@@ -451,7 +471,12 @@ pub unsafe extern "C" fn am_send(
             }
             PENDING => pyo3::exceptions::PyRuntimeError::new_err("await wasn't used with future"),
             _ => match native(py).and_then(|native| outcome(py, native, future)) {
-                Ok(Outcome::Error(error)) => PyErr::from_value(error),
+                Ok(Outcome::Error(error)) => {
+                    // As `raise` does it: what is being handled here becomes the error's context.
+                    let class = ffi::Py_TYPE(error.as_ptr());
+                    ffi::PyErr_SetObject(class.cast(), error.as_ptr());
+                    return ffi::PySendResult::PYGEN_ERROR;
+                }
                 Ok(Outcome::Result(value)) => {
                     *result = ffi::Py_NewRef(value);
                     return ffi::PySendResult::PYGEN_RETURN;

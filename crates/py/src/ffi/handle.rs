@@ -30,6 +30,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
+use super::spare::{self, Spare};
 use super::{future, guard};
 use crate::event_loop::LoopCore;
 
@@ -86,10 +87,37 @@ impl Types {
     }
 }
 
+impl Types {
+    /// The memory of a dead handle of this kind.
+    #[inline(always)]
+    pub fn out_of(&self, kind: Kind, spare: &mut Spare) -> SpareHandle {
+        let class = match kind {
+            Kind::Handle => &self.handle,
+            Kind::Timer => &self.timer,
+        };
+        // SAFETY: the queue, whose lists these are, is only reached with the GIL held.
+        let memory = unsafe { spare.take(class.as_ptr().cast()) };
+        if memory.is_null() {
+            SpareHandle::None
+        } else {
+            SpareHandle::Memory(memory)
+        }
+    }
+}
+
 static TYPES: PyOnceLock<Types> = PyOnceLock::new();
 
 /// The types, made on first use.
+#[inline(always)]
 pub fn types(py: Python<'_>) -> PyResult<&'static Types> {
+    match TYPES.get(py) {
+        Some(types) => Ok(types),
+        None => make_types(py),
+    }
+}
+
+#[cold]
+fn make_types(py: Python<'_>) -> PyResult<&'static Types> {
     TYPES.get_or_try_init(py, || {
         let events = py.import("asyncio.events")?;
         Ok(Types {
@@ -157,24 +185,34 @@ pub unsafe fn reuse_or_new<'py>(
     py: Python<'py>,
     kind: Kind,
     when: f64,
-    used: Option<Py<PyAny>>,
+    spare: SpareHandle,
     callback: *mut PyObject,
     args: &[*mut PyObject],
     owner: *mut PyObject,
     context: Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let handle = match used {
-        Some(handle) => handle.into_bound(py),
-        None if kind == Kind::Timer => allocate(py, &types(py)?.timer)?,
-        None => allocate(py, &types(py)?.handle)?,
-    };
     // SAFETY: a handle that nobody else has; the caller vouches for the rest.
     unsafe {
+        let handle = match spare {
+            SpareHandle::Used(handle) => handle.into_bound(py),
+            SpareHandle::Memory(memory) => blank(py, memory.cast()),
+            SpareHandle::None if kind == Kind::Timer => allocate(py, &types(py)?.timer)?,
+            SpareHandle::None => allocate(py, &types(py)?.handle)?,
+        };
         let object = handle.as_ptr().cast::<HandleObject>();
         (*object).when = when;
         fill(py, object, callback, args, owner, context)?;
+        Ok(handle)
     }
-    Ok(handle)
+}
+
+/// What a new handle can be made of.
+pub enum SpareHandle {
+    /// One that has run.
+    Used(Py<PyAny>),
+    /// The memory of a dead one.
+    Memory(*mut PyObject),
+    None,
 }
 
 /// Makes a handle one that other threads may cancel at any time, where asyncio promises that.
@@ -225,6 +263,19 @@ fn allocate<'py>(py: Python<'py>, kind: &Py<PyType>) -> PyResult<Bound<'py, PyAn
         if object.is_null() {
             return Err(PyErr::fetch(py));
         }
+        Ok(blank(py, object))
+    }
+}
+
+/// Writes every field of a new handle.
+///
+/// # Safety
+///
+/// `object` is memory of a handle with a valid head and a count of one.
+#[inline(always)]
+unsafe fn blank(py: Python<'_>, object: *mut HandleObject) -> Bound<'_, PyAny> {
+    // SAFETY: as above.
+    unsafe {
         (*object).weakrefs = null_mut();
         (*object).callback = null_mut();
         (*object).owner = null_mut();
@@ -236,7 +287,7 @@ fn allocate<'py>(py: Python<'py>, kind: &Py<PyType>) -> PyResult<Bound<'py, PyAn
         (*object).count = 0;
         (*object).flags = 0;
         (*object).when = 0.0;
-        Ok(Bound::from_owned_ptr(py, object.cast()))
+        Bound::from_owned_ptr(py, object.cast())
     }
 }
 
@@ -556,7 +607,19 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
             clear(object);
         }
         let kind = ffi::Py_TYPE(object);
-        ffi::PyObject_GC_Del(object.cast());
+        let is_timer = TYPES
+            .get(Python::assume_attached())
+            .is_some_and(|types| ptr::eq(kind, types.timer.as_ptr().cast()));
+        let kept = spare::leave_to_running(object, |queue| {
+            if is_timer {
+                &mut queue.spare_timers
+            } else {
+                &mut queue.spare_handles
+            }
+        });
+        if !kept {
+            ffi::PyObject_GC_Del(object.cast());
+        }
         ffi::Py_DECREF(kind.cast());
     }
 }

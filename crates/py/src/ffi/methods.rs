@@ -227,12 +227,12 @@ unsafe fn call_soon_fast<'py>(
         if count < 1 || !state.is_running() || state.debug() {
             return Ok(None);
         }
-        let (used, known) = state.queue(py, |queue| {
-            let known = queue.context_names.as_ref().map(|names| names.as_ptr());
-            (queue.used.pop(), known)
-        });
+        let types = handle::types(py)?;
         let mut context = ffi::Py_None();
         if !names.is_null() {
+            let known = state.queue(py, |queue| {
+                queue.context_names.as_ref().map(|names| names.as_ptr())
+            });
             if known != Some(names) {
                 if ffi::PyTuple_GET_SIZE(names) != 1
                     || !is_context(py, ffi::PyTuple_GET_ITEM(names, 0))
@@ -253,6 +253,7 @@ unsafe fn call_soon_fast<'py>(
             Bound::from_borrowed_ptr(py, context)
         };
         let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
+        let used = state.queue(py, |queue| queue.spare_handle(types));
         let handle =
             handle::reuse_or_new(py, Kind::Handle, 0.0, used, *array, args, object, context)?;
         state.push_ready(py, handle.clone().unbind());
@@ -277,17 +278,24 @@ unsafe fn call_later_fast<'py>(
     unsafe {
         let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
         let state = core.get();
-        if count < 2
-            || !names.is_null()
-            || !state.is_running()
-            || state.debug()
-            || ffi::PyFloat_CheckExact(*array) == 0
-        {
+        if count < 2 || !names.is_null() || !state.is_running() || state.debug() {
             return Ok(None);
         }
-        let when = When::after(ffi::PyFloat_AS_DOUBLE(*array));
-        let used = state.queue(py, |queue| queue.used_timers.pop());
+        let delay = if ffi::PyFloat_CheckExact(*array) != 0 {
+            ffi::PyFloat_AS_DOUBLE(*array)
+        } else if ffi::PyLong_CheckExact(*array) != 0 {
+            let delay = ffi::PyLong_AsDouble(*array);
+            if delay == -1.0 && !ffi::PyErr_Occurred().is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            delay
+        } else {
+            return Ok(None);
+        };
+        let when = When::after(delay);
+        let types = handle::types(py)?;
         let context = call::copy_context(py)?;
+        let used = state.queue(py, |queue| queue.spare_timer(types));
         let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
         let callback = *array.add(1);
         let timer = handle::reuse_or_new(

@@ -17,12 +17,15 @@ pub mod cell;
 pub mod classes;
 pub mod current;
 pub mod entry;
+pub mod function;
 pub mod future;
 pub mod handle;
 pub mod layout;
 pub mod methods;
 pub mod native;
+pub mod operation;
 pub mod owner;
+pub mod park;
 pub mod spare;
 pub mod task;
 

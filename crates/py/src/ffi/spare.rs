@@ -5,7 +5,12 @@
 //! own nothing. Only memory of objects that were never finalized is kept, since the mark that they were
 //! stays in the collector's header.
 
+use std::cell::Cell;
+use std::ptr;
+
 use pyo3::ffi::{self, PyObject, PyTypeObject};
+
+use crate::event_loop::{LoopCore, Queue};
 
 /// At most about 100 KiB of each kind per loop.
 const MAX: usize = 512;
@@ -46,6 +51,55 @@ impl Spare {
         }
         self.0.push(memory);
         true
+    }
+}
+
+thread_local! {
+    /// The loop that this thread runs; null: none.
+    static RUNNING: Cell<*const LoopCore> = const { Cell::new(ptr::null()) };
+}
+
+/// While this is alive, objects that die in this thread and do not know their loop leave their memory to
+/// this one.
+pub struct Running<'a> {
+    _core: &'a LoopCore,
+    before: *const LoopCore,
+}
+
+impl<'a> Running<'a> {
+    pub fn new(core: &'a LoopCore) -> Self {
+        Self {
+            before: RUNNING.replace(core),
+            _core: core,
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        RUNNING.set(self.before);
+    }
+}
+
+/// Gives the memory of a dead object to the loop that this thread runs. False: it runs none, or that has
+/// enough.
+///
+/// # Safety
+///
+/// As [`Spare::keep`].
+#[inline(always)]
+pub unsafe fn leave_to_running(
+    memory: *mut PyObject,
+    spare: impl FnOnce(&mut Queue) -> &mut Spare,
+) -> bool {
+    let core = RUNNING.get();
+    // SAFETY: the pointer is that of a loop which `Running` borrows, so it is alive; the rest is passed on
+    // to the caller.
+    unsafe {
+        !core.is_null()
+            && (*core)
+                .try_queue(|queue| spare(queue).keep(memory))
+                .unwrap_or(false)
     }
 }
 

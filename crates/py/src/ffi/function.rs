@@ -1,0 +1,908 @@
+//! Function: a native function or method that looks like the Python function it stands for.
+//!
+//! Programs look at asyncio's functions: `inspect.iscoroutinefunction(queue.get)`, signatures in
+//! frameworks that inject arguments, documentation. A Function therefore has a *template*, the Python
+//! function that it replaces, and answers all such questions with the template's answers. The template
+//! also serves what the native body does not: calls on a receiver of another class, calls on a subclass
+//! that overrides what the body would do directly, and the wording of errors about arguments.
+//!
+//! What a Function does is one of [`ENTRIES`](crate::primitives::ENTRIES), made from types that
+//! implement [`Coroutine`] or [`Method`]. The type of the receiver is checked here, once per call,
+//! so that the bodies get it with its type.
+
+use std::cell::Cell;
+use std::os::raw::{c_char, c_int, c_void};
+use std::ptr::{self, null_mut};
+
+use pyo3::exceptions::{PyLookupError, PyTypeError};
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::{Borrowed, PyTypeInfo};
+
+use super::guard;
+use super::operation::{self, AtOnce, Frame, Input, Step};
+
+/// Arguments kept by an operation: the receiver and two more.
+pub const KEPT: usize = 3;
+/// Parameters that any of the functions has at most.
+const MOST: usize = 4;
+
+/// The body of a coroutine function: a state machine that is advanced by `await`.
+pub trait Coroutine {
+    /// The class of the first argument; `PyAny` for a function that is no method.
+    type Receiver: PyTypeInfo;
+
+    /// Whether even instances of the very class, not of a subclass, can be diverted.
+    const ASK_ALWAYS: bool = false;
+
+    /// Whether the template serves this receiver.
+    fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
+        false
+    }
+
+    /// Does the whole work at once, if it needs neither Python nor waiting nor an error; else nothing.
+    #[inline(always)]
+    fn at_once<'py>(
+        _receiver: &Bound<'py, Self::Receiver>,
+        _frame: &Frame<'_, 'py>,
+    ) -> AtOnce<'py> {
+        AtOnce::No
+    }
+
+    /// Takes the next step.
+    fn advance<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>>;
+}
+
+/// The body of a plain method or function.
+pub trait Method {
+    /// The class of the first argument; `PyAny` for a function that is no method.
+    type Receiver: PyTypeInfo;
+
+    /// Whether the template serves this receiver.
+    fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
+        false
+    }
+
+    /// Does it. `rest` is what was given behind the receiver; parameters that were not given are absent.
+    fn call<'py>(
+        receiver: &Bound<'py, Self::Receiver>,
+        rest: &Rest<'_, 'py>,
+    ) -> PyResult<Bound<'py, PyAny>>;
+}
+
+/// The body of a function that takes any number of positional arguments and one keyword.
+pub trait Variadic {
+    /// The keyword.
+    const KEYWORD: &'static str;
+
+    /// Does it, or leaves it to the template by returning nothing.
+    fn call<'py>(
+        py: Python<'py>,
+        values: &[Borrowed<'_, 'py, PyAny>],
+        keyword: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>>;
+}
+
+/// The arguments behind the first one.
+pub struct Rest<'a, 'py> {
+    py: Python<'py>,
+    values: &'a [*mut PyObject],
+}
+
+impl<'py> Rest<'_, 'py> {
+    /// The argument at an index, if it was given.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<Bound<'py, PyAny>> {
+        let value = *self.values.get(index)?;
+        // SAFETY: null or a reference that the caller keeps alive during the call.
+        unsafe { Bound::from_borrowed_ptr_or_opt(self.py, value) }
+    }
+}
+
+type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
+    &'a Bound<'py, PyAny>,
+    &'b Frame<'c, 'py>,
+    Input<'py>,
+) -> PyResult<Step<'py>>;
+type Try = for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> AtOnce<'py>;
+type Call = for<'a, 'b, 'c, 'py> unsafe fn(
+    &'a Bound<'py, PyAny>,
+    &'b Rest<'c, 'py>,
+) -> PyResult<Bound<'py, PyAny>>;
+type Many = for<'a, 'b, 'py> fn(
+    Python<'py>,
+    &'a [Borrowed<'a, 'py, PyAny>],
+    Option<&'b Bound<'py, PyAny>>,
+) -> PyResult<Option<Bound<'py, PyAny>>>;
+type Diverted = for<'a, 'py> unsafe fn(&'a Bound<'py, PyAny>) -> bool;
+
+#[derive(Clone, Copy)]
+enum Body {
+    Coroutine(Advance, Try),
+    Method(Call),
+    Variadic(&'static str, Many),
+}
+
+/// One native function, before it has a template.
+pub struct Entry {
+    name: &'static str,
+    receiver: fn(Python<'_>) -> *mut ffi::PyTypeObject,
+    diverted: Diverted,
+    ask_always: bool,
+    body: Body,
+}
+
+impl Entry {
+    /// A coroutine function.
+    pub const fn coroutine<C: Coroutine>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: C::Receiver::type_object_raw,
+            diverted: coroutine_diverted::<C>,
+            ask_always: C::ASK_ALWAYS,
+            body: Body::Coroutine(advance::<C>, at_once::<C>),
+        }
+    }
+
+    /// A function of any number of arguments.
+    pub const fn variadic<V: Variadic>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: PyAny::type_object_raw,
+            diverted: never,
+            ask_always: false,
+            body: Body::Variadic(V::KEYWORD, |py, values, keyword| {
+                V::call(py, values, keyword)
+            }),
+        }
+    }
+
+    /// A plain method or function.
+    pub const fn method<M: Method>(name: &'static str) -> Self {
+        Self {
+            name,
+            receiver: M::Receiver::type_object_raw,
+            diverted: method_diverted::<M>,
+            ask_always: false,
+            body: Body::Method(call::<M>),
+        }
+    }
+}
+
+/// # Safety
+///
+/// None is needed; the signature is that of the others.
+unsafe fn never(_: &Bound<'_, PyAny>) -> bool {
+    false
+}
+
+/// # Safety
+///
+/// Here and in the next three: the receiver is an instance of the body's class, which [`fitting`] has
+/// checked, or which an operation has kept since then.
+unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: as above.
+    C::diverted(unsafe { receiver.cast_unchecked() })
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn at_once<'py, C: Coroutine>(
+    receiver: &Bound<'py, PyAny>,
+    frame: &Frame<'_, 'py>,
+) -> AtOnce<'py> {
+    // SAFETY: as above.
+    C::at_once(unsafe { receiver.cast_unchecked() }, frame)
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn advance<'py, C: Coroutine>(
+    receiver: &Bound<'py, PyAny>,
+    frame: &Frame<'_, 'py>,
+    input: Input<'py>,
+) -> PyResult<Step<'py>> {
+    // SAFETY: as above.
+    C::advance(unsafe { receiver.cast_unchecked() }, frame, input)
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn method_diverted<M: Method>(receiver: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: as above.
+    M::diverted(unsafe { receiver.cast_unchecked() })
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn call<'py, M: Method>(
+    receiver: &Bound<'py, PyAny>,
+    rest: &Rest<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as above.
+    M::call(unsafe { receiver.cast_unchecked() }, rest)
+}
+
+#[repr(C)]
+pub struct FunctionObject {
+    head: PyObject,
+    weakrefs: *mut PyObject,
+    vectorcall: Option<ffi::vectorcallfunc>,
+    template: *mut PyObject,
+    name: *mut PyObject,
+    qualname: *mut PyObject,
+    entry: &'static Entry,
+    /// From the entry, at hand.
+    at_once: Option<Try>,
+    diverted: Diverted,
+    ask_always: bool,
+    /// An operation that has ended, to be filled again.
+    last: Cell<*mut PyObject>,
+    /// The native class of the receiver.
+    receiver: *mut ffi::PyTypeObject,
+    /// The Python class that the function was defined in: that of most receivers.
+    owner: *mut ffi::PyTypeObject,
+    /// Positional parameters: how many must be given and how many can be.
+    least: u8,
+    most: u8,
+}
+
+impl FunctionObject {
+    /// Advances an operation that this function has made.
+    ///
+    /// # Safety
+    ///
+    /// `receiver` is the first argument of the call that made the operation.
+    #[inline(always)]
+    pub unsafe fn advance<'py>(
+        &self,
+        receiver: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>> {
+        match self.entry.body {
+            // SAFETY: the caller vouches for the receiver.
+            Body::Coroutine(advance, _) => unsafe { advance(receiver, frame, input) },
+            _ => Err(PyTypeError::new_err("not a coroutine function")),
+        }
+    }
+
+    /// Tries to do all the work of an operation that this function has made.
+    ///
+    /// # Safety
+    ///
+    /// `receiver` is the first argument of the call that made the operation.
+    #[inline(always)]
+    pub unsafe fn at_once<'py>(
+        &self,
+        receiver: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> AtOnce<'py> {
+        match self.at_once {
+            // SAFETY: the caller vouches for the receiver.
+            Some(at_once) => unsafe { at_once(receiver, frame) },
+            None => AtOnce::No,
+        }
+    }
+
+    /// Whether the native body serves a receiver.
+    ///
+    /// # Safety
+    ///
+    /// A live object.
+    #[inline(always)]
+    unsafe fn serves(&self, py: Python<'_>, receiver: *mut PyObject) -> bool {
+        // SAFETY: as above; its class is checked before it is taken for one of ours.
+        unsafe {
+            let kind = ffi::Py_TYPE(receiver);
+            if kind == self.owner && !self.ask_always {
+                return true;
+            }
+            let fits = kind == self.owner
+                || kind == self.receiver
+                || ffi::PyType_IsSubtype(kind, self.receiver) != 0;
+            fits && !(self.diverted)(&Bound::from_borrowed_ptr(py, receiver))
+        }
+    }
+
+    /// Hands over the operation that was kept, or null.
+    #[inline(always)]
+    pub fn take_last(&self) -> *mut PyObject {
+        self.last.replace(null_mut())
+    }
+
+    /// Keeps an operation that has ended, unless there is one already.
+    ///
+    /// # Safety
+    ///
+    /// A live operation of this function.
+    #[inline(always)]
+    pub unsafe fn keep_last(&self, operation: *mut PyObject) {
+        if self.last.get().is_null() {
+            // SAFETY: as above.
+            self.last.set(unsafe { ffi::Py_NewRef(operation) });
+        }
+    }
+
+    pub fn name(&self) -> *mut PyObject {
+        self.name
+    }
+
+    pub fn qualname(&self) -> *mut PyObject {
+        self.qualname
+    }
+
+    pub fn template(&self) -> *mut PyObject {
+        self.template
+    }
+}
+
+/// Makes the native function of this name, with the looks of a Python function.
+///
+/// Raises LookupError for an unknown name, TypeError for a template that has other parameters than
+/// positional ones.
+pub fn new<'py>(
+    py: Python<'py>,
+    entries: &'static [Entry],
+    name: &str,
+    template: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let entry = entries
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
+    let code = template.getattr(intern!(py, "__code__"))?;
+    let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+    let defaults = template.getattr(intern!(py, "__defaults__"))?;
+    let defaults = if defaults.is_none() {
+        0
+    } else {
+        defaults.len()?
+    };
+    let variadic = matches!(entry.body, Body::Variadic(..));
+    if most > MOST || (most == 0) != variadic {
+        return Err(PyTypeError::new_err(format!(
+            "{name}() has {most} positional parameters; 1 to {MOST} can be native"
+        )));
+    }
+    // SAFETY: the type is ours with FunctionObject's size; every field is written before anybody sees it.
+    unsafe {
+        let function = ffi::PyObject_GC_New::<FunctionObject>(kind(py)?.as_ptr().cast());
+        if function.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        (*function).weakrefs = null_mut();
+        (*function).vectorcall = Some(match entry.body {
+            Body::Coroutine(..) => call_coroutine,
+            Body::Method(_) => call_method,
+            Body::Variadic(..) => call_variadic,
+        });
+        (*function).template = template.clone().into_ptr();
+        (*function).name = template.getattr_or_null(intern!(py, "__name__"));
+        (*function).qualname = template.getattr_or_null(intern!(py, "__qualname__"));
+        (&raw mut (*function).entry).write(entry);
+        (*function).at_once = match entry.body {
+            Body::Coroutine(_, at_once) => Some(at_once),
+            _ => None,
+        };
+        (*function).diverted = entry.diverted;
+        (*function).ask_always = entry.ask_always;
+        (&raw mut (*function).last).write(Cell::new(null_mut()));
+        (*function).receiver = (entry.receiver)(py);
+        (*function).owner = null_mut();
+        (*function).least = most.saturating_sub(defaults) as u8;
+        (*function).most = most as u8;
+        ffi::PyObject_GC_Track(function.cast());
+        Ok(Bound::from_owned_ptr(py, function.cast()))
+    }
+}
+
+trait AttributeOrNull {
+    /// The attribute as a new reference; null, without an exception, if there is none.
+    fn getattr_or_null(&self, name: &Bound<'_, PyString>) -> *mut PyObject;
+}
+
+impl AttributeOrNull for Bound<'_, PyAny> {
+    fn getattr_or_null(&self, name: &Bound<'_, PyString>) -> *mut PyObject {
+        self.getattr(name).map_or(null_mut(), Bound::into_ptr)
+    }
+}
+
+/// The class of native functions.
+pub fn kind(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
+    static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    KIND.get_or_try_init(py, || make_type(py))
+}
+
+// --- calls -------------------------------------------------------------------------------------
+
+unsafe extern "C" fn call_coroutine(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: the interpreter's vectorcall of a Function: `array` holds the arguments.
+    unsafe {
+        let py = Python::assume_attached();
+        let function = &*callable.cast::<FunctionObject>();
+        let count = ffi::PyVectorcall_NARGS(flags) as usize;
+        // The usual call: positional, on an instance of the very class.
+        if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
+            let mut kept = [*array, null_mut(), null_mut()];
+            if count > 1 {
+                kept[1] = *array.add(1);
+            }
+            if count > 2 {
+                kept[2] = *array.add(2);
+            }
+            return operation::new(py, callable.cast(), kept);
+        }
+        guard(|py| {
+            let function = callable.cast::<FunctionObject>();
+            let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let mut kept = [null_mut(); KEPT];
+            for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
+                *slot = value;
+            }
+            Bound::from_owned_ptr_or_err(py, operation::new(py, callable.cast(), kept))
+        })
+    }
+}
+
+unsafe extern "C" fn call_method(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: as above.
+    unsafe {
+        guard(|py| {
+            let function = &*callable.cast::<FunctionObject>();
+            let Body::Method(call) = function.entry.body else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let count = ffi::PyVectorcall_NARGS(flags) as usize;
+            if names.is_null() && count == usize::from(function.most) && function.serves(py, *array)
+            {
+                let values = std::slice::from_raw_parts(array.add(1), count - 1);
+                return call(&Bound::from_borrowed_ptr(py, *array), &Rest { py, values });
+            }
+            let Some((values, count)) = fitting(py, function, array, flags, names)? else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let values = &values[..count];
+            let receiver = Bound::from_borrowed_ptr(py, values[0]);
+            let values = &values[1..];
+            call(&receiver, &Rest { py, values })
+        })
+    }
+}
+
+unsafe extern "C" fn call_variadic(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: as above.
+    unsafe {
+        guard(|py| {
+            let function = &*callable.cast::<FunctionObject>();
+            let Body::Variadic(keyword, call) = function.entry.body else {
+                return fall_back(py, callable, array, flags, names);
+            };
+            let count = ffi::PyVectorcall_NARGS(flags) as usize;
+            let values: &[Borrowed<'_, '_, PyAny>] = if count == 0 {
+                &[]
+            } else {
+                // A Borrowed is a pointer that is not null, as the interpreter's arguments are.
+                std::slice::from_raw_parts(array.cast(), count)
+            };
+            let mut given = None;
+            if !names.is_null() {
+                let names = Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>();
+                if names.len() > 1 || (names.len() == 1 && !names.get_item(0)?.eq(keyword)?) {
+                    return fall_back(py, callable, array, flags, names.as_ptr());
+                }
+                if names.len() == 1 {
+                    given = Some(Bound::from_borrowed_ptr(py, *array.add(count)));
+                }
+            }
+            match call(py, values, given.as_ref())? {
+                Some(result) => Ok(result),
+                None => fall_back(py, callable, array, flags, names),
+            }
+        })
+    }
+}
+
+/// The arguments in the order of the parameters, if the native body serves this call.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[inline(always)]
+unsafe fn fitting(
+    py: Python<'_>,
+    function: &FunctionObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> PyResult<Option<([*mut PyObject; MOST], usize)>> {
+    // SAFETY: `array` holds `count` positional arguments and then the values of the keywords.
+    unsafe {
+        let count = ffi::PyVectorcall_NARGS(flags) as usize;
+        let (least, most) = (usize::from(function.least), usize::from(function.most));
+        let mut values = [null_mut(); MOST];
+        if count > most {
+            return Ok(None);
+        }
+        ptr::copy_nonoverlapping(array, values.as_mut_ptr(), count);
+        let mut filled = count;
+        if !names.is_null() && ffi::PyTuple_GET_SIZE(names) > 0 {
+            if !bind_keywords(py, function, array.add(count), names, &mut values, count)? {
+                return Ok(None);
+            }
+            filled = most;
+        }
+        if values[..least].iter().any(|value| value.is_null()) {
+            return Ok(None);
+        }
+        if !function.serves(py, values[0]) {
+            return Ok(None);
+        }
+        Ok(Some((values, filled)))
+    }
+}
+
+/// Puts keyword arguments in their places; false if one of them does not fit.
+///
+/// # Safety
+///
+/// `given` holds one live value for each of the names.
+#[cold]
+unsafe fn bind_keywords(
+    py: Python<'_>,
+    function: &FunctionObject,
+    given: *const *mut PyObject,
+    names: *mut PyObject,
+    values: &mut [*mut PyObject; MOST],
+    count: usize,
+) -> PyResult<bool> {
+    // SAFETY: a live function; the interpreter's tuple of names.
+    unsafe {
+        let template = Bound::from_borrowed_ptr(py, function.template);
+        let names = Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>();
+        let parameters = template
+            .getattr(intern!(py, "__code__"))?
+            .getattr(intern!(py, "co_varnames"))?
+            .cast_into::<PyTuple>()?;
+        for (index, name) in names.iter().enumerate() {
+            let mut place = None;
+            for (at, parameter) in parameters
+                .iter()
+                .enumerate()
+                .take(usize::from(function.most))
+            {
+                if parameter.eq(&name)? {
+                    place = Some(at);
+                }
+            }
+            match place {
+                Some(place) if place >= count => values[place] = *given.add(index),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Calls the template: it serves the call, or says what is wrong with it.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[cold]
+unsafe fn fall_back<'py>(
+    py: Python<'py>,
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the arguments of the call under way, passed on.
+    unsafe {
+        let template = (*callable.cast::<FunctionObject>()).template;
+        Bound::from_owned_ptr_or_err(py, ffi::PyObject_Vectorcall(template, array, flags, names))
+    }
+}
+
+// --- slots -------------------------------------------------------------------------------------
+
+unsafe extern "C" fn dealloc(object: *mut PyObject) {
+    // SAFETY: called once, when the last reference is gone.
+    unsafe {
+        ffi::PyObject_GC_UnTrack(object.cast());
+        if !(*object.cast::<FunctionObject>()).weakrefs.is_null() {
+            ffi::PyObject_ClearWeakRefs(object);
+        }
+        clear(object);
+        let kind = ffi::Py_TYPE(object);
+        ffi::PyObject_GC_Del(object.cast());
+        ffi::Py_DECREF(kind.cast());
+    }
+}
+
+unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a live function; each reference is taken out before it is dropped. The template stays
+    // until the end: operations ask for it. It is a module-level function, so no cycle needs it cleared.
+    unsafe {
+        ffi::Py_XDECREF((*function).take_last());
+        if ffi::Py_REFCNT(object) == 0 {
+            for field in [
+                &raw mut (*function).template,
+                &raw mut (*function).name,
+                &raw mut (*function).qualname,
+            ] {
+                ffi::Py_XDECREF(ptr::replace(field, null_mut()));
+            }
+            let owner = ptr::replace(&raw mut (*function).owner, null_mut());
+            ffi::Py_XDECREF(owner.cast());
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut PyObject,
+    visit: ffi::visitproc,
+    argument: *mut c_void,
+) -> c_int {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a live function; `visit` is the collector's.
+    unsafe {
+        let fields = [
+            ffi::Py_TYPE(object).cast(),
+            (*function).template,
+            (*function).owner.cast(),
+            (*function).last.get(),
+        ];
+        for field in fields {
+            if !field.is_null() {
+                let result = visit(field, argument);
+                if result != 0 {
+                    return result;
+                }
+            }
+        }
+    }
+    0
+}
+
+unsafe extern "C" {
+    /// Part of CPython's interface, but missing in PyO3's declarations.
+    fn PyMethod_New(function: *mut PyObject, instance: *mut PyObject) -> *mut PyObject;
+}
+
+/// As a Python function does: bound to an instance, itself on a class.
+unsafe extern "C" fn bind(
+    function: *mut PyObject,
+    instance: *mut PyObject,
+    _owner: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: the interpreter's descriptor protocol; null stands for no instance.
+    unsafe {
+        if instance.is_null() || instance == ffi::Py_None() {
+            return ffi::Py_NewRef(function);
+        }
+        PyMethod_New(function, instance)
+    }
+}
+
+unsafe extern "C" fn getattr(object: *mut PyObject, name: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function and a str. The class of a heap type's instance has these two itself.
+    unsafe {
+        let py = Python::assume_attached();
+        if name == intern!(py, "__module__").as_ptr() {
+            return ffi::Py_NewRef(intern!(py, "tideloop").as_ptr());
+        }
+        if name == intern!(py, "__doc__").as_ptr() {
+            return ffi::PyObject_GetAttr((*object.cast::<FunctionObject>()).template, name);
+        }
+        let found = ffi::PyObject_GenericGetAttr(object, name);
+        if !found.is_null() || ffi::PyErr_ExceptionMatches(ffi::PyExc_AttributeError) == 0 {
+            return found;
+        }
+        ffi::PyErr_Clear();
+        ffi::PyObject_GetAttr((*object.cast::<FunctionObject>()).template, name)
+    }
+}
+
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function.
+    unsafe {
+        guard(|py| {
+            let qualname =
+                Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).qualname);
+            let text = format!("<function {} at {object:p}>", qualname.str()?);
+            Ok(PyString::new(py, &text).into_any())
+        })
+    }
+}
+
+unsafe extern "C" fn class_of(_object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
+    // SAFETY: the type of Python functions is static.
+    unsafe { ffi::Py_NewRef((&raw mut ffi::PyFunction_Type).cast()) }
+}
+
+unsafe extern "C" fn reduce(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live function. As Python functions are pickled: by name.
+    unsafe { ffi::Py_NewRef((*object.cast::<FunctionObject>()).qualname) }
+}
+
+unsafe extern "C" fn dictionary(object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
+    // SAFETY: a live function; what a wrapper copies from a function.
+    unsafe {
+        guard(|py| {
+            let template =
+                Bound::from_borrowed_ptr(py, (*object.cast::<FunctionObject>()).template);
+            Ok(template
+                .getattr(intern!(py, "__dict__"))?
+                .cast_into::<PyDict>()?
+                .copy()?
+                .into_any())
+        })
+    }
+}
+
+/// Told by a new class that it has this function.
+unsafe extern "C" fn set_name(object: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
+    let function = object.cast::<FunctionObject>();
+    // SAFETY: a method of this type, with a tuple of the class and a name.
+    unsafe {
+        let owner = ffi::PyTuple_GetItem(arguments, 0);
+        if owner.is_null() {
+            return null_mut();
+        }
+        if (*function).owner.is_null()
+            && ffi::PyType_Check(owner) != 0
+            && ffi::PyType_IsSubtype(owner.cast(), (*function).receiver) != 0
+        {
+            (*function).owner = ffi::Py_NewRef(owner).cast();
+        }
+        ffi::Py_NewRef(ffi::Py_None())
+    }
+}
+
+struct Methods([ffi::PyMethodDef; 3]);
+struct Members([ffi::PyMemberDef; 3]);
+struct Attributes([ffi::PyGetSetDef; 3]);
+
+// SAFETY: the tables are constant; CPython only reads them.
+unsafe impl Sync for Methods {}
+// SAFETY: as above.
+unsafe impl Sync for Members {}
+// SAFETY: as above.
+unsafe impl Sync for Attributes {}
+
+static METHODS: Methods = Methods([
+    ffi::PyMethodDef {
+        ml_name: c"__reduce__".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: reduce,
+        },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: ptr::null(),
+    },
+    ffi::PyMethodDef {
+        ml_name: c"__set_name__".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: set_name,
+        },
+        ml_flags: ffi::METH_VARARGS,
+        ml_doc: ptr::null(),
+    },
+    ffi::PyMethodDef::zeroed(),
+]);
+
+const fn member(name: &'static std::ffi::CStr, offset: usize) -> ffi::PyMemberDef {
+    ffi::PyMemberDef {
+        name: name.as_ptr(),
+        type_code: ffi::Py_T_PYSSIZET,
+        offset: offset as Py_ssize_t,
+        flags: ffi::Py_READONLY,
+        doc: ptr::null(),
+    }
+}
+
+static MEMBERS: Members = Members([
+    member(
+        c"__weaklistoffset__",
+        std::mem::offset_of!(FunctionObject, weakrefs),
+    ),
+    member(
+        c"__vectorcalloffset__",
+        std::mem::offset_of!(FunctionObject, vectorcall),
+    ),
+    ffi::PyMemberDef {
+        name: ptr::null(),
+        type_code: 0,
+        offset: 0,
+        flags: 0,
+        doc: ptr::null(),
+    },
+]);
+
+const fn attribute(name: &'static std::ffi::CStr, get: ffi::getter) -> ffi::PyGetSetDef {
+    ffi::PyGetSetDef {
+        name: name.as_ptr(),
+        get: Some(get),
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    }
+}
+
+static ATTRIBUTES: Attributes = Attributes([
+    attribute(c"__class__", class_of),
+    attribute(c"__dict__", dictionary),
+    ffi::PyGetSetDef {
+        name: ptr::null(),
+        get: None,
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    },
+]);
+
+fn make_type(py: Python<'_>) -> PyResult<Py<PyType>> {
+    let slot = |slot: c_int, pfunc: *mut c_void| ffi::PyType_Slot { slot, pfunc };
+    let mut slots = [
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_clear, clear as *mut c_void),
+        slot(ffi::Py_tp_call, ffi::PyVectorcall_Call as *mut c_void),
+        slot(ffi::Py_tp_descr_get, bind as *mut c_void),
+        slot(ffi::Py_tp_getattro, getattr as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
+        slot(ffi::Py_tp_methods, METHODS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_members, MEMBERS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_getset, ATTRIBUTES.0.as_ptr() as *mut c_void),
+        slot(0, null_mut()),
+    ];
+    let mut spec = ffi::PyType_Spec {
+        name: c"tideloop._tideloop.Function".as_ptr().cast::<c_char>(),
+        basicsize: size_of::<FunctionObject>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_HAVE_VECTORCALL
+            | ffi::Py_TPFLAGS_METHOD_DESCRIPTOR
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION
+            | ffi::Py_TPFLAGS_IMMUTABLETYPE) as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec and what it points to outlive the call; name and tables are static.
+    unsafe {
+        let object = ffi::PyType_FromSpec(&mut spec);
+        Ok(Bound::from_owned_ptr_or_err(py, object)?
+            .cast_into_unchecked::<PyType>()
+            .unbind())
+    }
+}

@@ -1,0 +1,1113 @@
+//! Operation: the coroutine that a native coroutine function returns.
+//!
+//! To a program it is a coroutine: `await` runs it, tasks take it, `send`, `throw` and `close` work,
+//! `inspect` sees its state, and it warns when it was never awaited. Inside it is a state machine
+//! ([`Coroutine::advance`](super::function::Coroutine)) with three references and a ticket instead of
+//! an interpreter frame. As with a coroutine nothing happens before the first step, and an operation
+//! that need not wait ends in that step without a future, a callback or a turn of the loop.
+//!
+//! **Waiting.** A step that returns [`Step::Wait`] hands the future to whoever drives the operation,
+//! as `await future` does; the next step gets the outcome. [`Step::Yield`] is a bare `yield`.
+//!
+//! **How it ends.** `throw()`, `close()` and the death of a suspended operation all arrive as
+//! [`Input::Thrown`], once, so that a waiter always gets to leave its queue.
+//!
+//! **Returning a value without allocating.** The interpreter takes a coroutine's value out of a
+//! StopIteration. One such object is kept and filled again whenever nobody else has it. Its value is
+//! dropped when the operation dies that returned it, which for `await queue.get()` is at once. An
+//! operation that returned nothing of weight need not die: its function keeps it for its next call, if
+//! by then nobody else has it.
+
+use std::marker::PhantomData;
+use std::os::raw::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, null_mut};
+
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyString, PyTuple, PyType};
+use tideloop_core::waiters::Ticket;
+
+use super::cell::LoopCell;
+use super::function::{FunctionObject, KEPT};
+use super::guard;
+use super::park::{self, Outcome};
+
+/// What happened since the last step.
+pub enum Input<'py> {
+    /// Nothing: this is the first step.
+    Start,
+    /// What was waited for has come, with this result.
+    Resumed(Bound<'py, PyAny>),
+    /// An exception was thrown in, or what was waited for has failed.
+    Thrown(PyErr),
+}
+
+/// Whether an operation could end in its first step without anything else running.
+pub enum AtOnce<'py> {
+    /// Nothing was done.
+    No,
+    /// All was done; the value is None.
+    Finish,
+    /// All was done, with this value.
+    Return(Bound<'py, PyAny>),
+}
+
+/// What a step comes to.
+pub enum Step<'py> {
+    /// Returns a value.
+    Return(Bound<'py, PyAny>),
+    /// Returns None.
+    Finish,
+    /// Waits for a future.
+    Wait(Bound<'py, PyAny>),
+    /// Yields None: to be resumed in the next turn.
+    Yield,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Created,
+    Suspended,
+    Running,
+    Done,
+}
+
+#[repr(C)]
+struct OperationObject {
+    head: PyObject,
+    weakrefs: *mut PyObject,
+    function: *mut FunctionObject,
+    /// The arguments; the first one is the receiver.
+    kept: [*mut PyObject; KEPT],
+    /// The future that is waited for.
+    awaited: *mut PyObject,
+    /// A coroutine of the template that stands at its beginning, for those who ask for a frame.
+    shadow: *mut PyObject,
+    ticket: u64,
+    state: State,
+    finalized: bool,
+}
+
+/// One operation as its state machine sees it.
+pub struct Frame<'a, 'py> {
+    py: Python<'py>,
+    object: *mut OperationObject,
+    step: PhantomData<&'a ()>,
+}
+
+impl<'py> Frame<'_, 'py> {
+    pub fn py(&self) -> Python<'py> {
+        self.py
+    }
+
+    /// The argument at an index, 0 being the receiver; `None` if it was not given.
+    #[inline]
+    pub fn argument(&self, index: usize) -> Option<Bound<'py, PyAny>> {
+        // SAFETY: the operation is alive during its step; null or an owned reference.
+        unsafe { Bound::from_borrowed_ptr_or_opt(self.py, (&(*self.object).kept)[index]) }
+    }
+
+    /// Replaces the argument at an index, which need not have been given.
+    #[inline]
+    pub fn replace(
+        &self,
+        index: usize,
+        value: Option<Bound<'py, PyAny>>,
+    ) -> Option<Bound<'py, PyAny>> {
+        let value = value.map_or(null_mut(), Bound::into_ptr);
+        // SAFETY: as above; the old reference is handed over, the new one owned by the field.
+        unsafe {
+            let old = std::mem::replace(&mut (&mut (*self.object).kept)[index], value);
+            Bound::from_owned_ptr_or_opt(self.py, old)
+        }
+    }
+
+    /// The future of the last [`Step::Wait`].
+    #[inline]
+    pub fn awaited(&self) -> PyResult<Bound<'py, PyAny>> {
+        // SAFETY: as above.
+        unsafe { Bound::from_borrowed_ptr_or_opt(self.py, (*self.object).awaited) }
+            .ok_or_else(|| PyRuntimeError::new_err("a bug in tideloop: nothing was awaited"))
+    }
+
+    /// The place in a queue that was stored last.
+    #[inline]
+    pub fn ticket(&self) -> Ticket {
+        // SAFETY: as above.
+        Ticket::from_u64(unsafe { (*self.object).ticket })
+    }
+
+    #[inline]
+    pub fn set_ticket(&self, ticket: Ticket) {
+        // SAFETY: as above.
+        unsafe { (*self.object).ticket = ticket.to_u64() }
+    }
+}
+
+// --- making and dropping -----------------------------------------------------------------------
+
+/// Dead operations kept to be filled again; each is 112 bytes.
+const MAX_SPARE: usize = 256;
+
+/// What operations leave for each other.
+struct Pool {
+    /// Dead operations: whole but for their fields, with a count of 0 and a reference to their class.
+    spare: Vec<*mut OperationObject>,
+    /// A StopIteration that is filled again and again, if nobody else knows it.
+    stop: *mut PyObject,
+    /// Whether there is a value in it.
+    filled: bool,
+}
+
+// SAFETY: the pointers are only touched through a LoopCell, so with the GIL held.
+unsafe impl Send for Pool {}
+
+static POOL: LoopCell<Pool> = LoopCell::new(Pool {
+    spare: Vec::new(),
+    stop: null_mut(),
+    filled: false,
+});
+
+/// A new operation of a coroutine function; null with an exception set if there is no memory.
+///
+/// # Safety
+///
+/// `function` is a live FunctionObject with a coroutine body; `kept` are live objects or null.
+#[inline(always)]
+pub unsafe fn new(
+    py: Python<'_>,
+    function: *mut FunctionObject,
+    kept: [*mut PyObject; KEPT],
+) -> *mut PyObject {
+    // SAFETY: spare memory was an operation and is one again with a new count; new memory has the size
+    // of one. Every field is written before anything else can see the object.
+    unsafe {
+        let last: *mut OperationObject = (*function).take_last().cast();
+        if !last.is_null() {
+            if ffi::Py_REFCNT(last.cast()) == 1 && (*last).weakrefs.is_null() {
+                ffi::Py_XINCREF(kept[0]);
+                ffi::Py_XINCREF(kept[1]);
+                ffi::Py_XINCREF(kept[2]);
+                (*last).kept = kept;
+                (*last).ticket = u64::MAX;
+                (*last).state = State::Created;
+                return last.cast();
+            }
+            ffi::Py_DECREF(last.cast());
+        }
+        let object = match POOL.with(py, |pool| pool.spare.pop()) {
+            Some(object) => {
+                ffi::Py_INCREF(object.cast());
+                object
+            }
+            None => allocate(py),
+        };
+        if object.is_null() {
+            return null_mut();
+        }
+        (*object).weakrefs = null_mut();
+        (*object).function = ffi::Py_NewRef(function.cast()).cast();
+        ffi::Py_XINCREF(kept[0]);
+        ffi::Py_XINCREF(kept[1]);
+        ffi::Py_XINCREF(kept[2]);
+        (*object).kept = kept;
+        (*object).awaited = null_mut();
+        (*object).shadow = null_mut();
+        (*object).ticket = u64::MAX;
+        (*object).state = State::Created;
+        (*object).finalized = false;
+        ffi::PyObject_GC_Track(object.cast());
+        object.cast()
+    }
+}
+
+#[cold]
+fn allocate(py: Python<'_>) -> *mut OperationObject {
+    match kind(py) {
+        // SAFETY: the type is ours, with the size of the object.
+        Ok(kind) => unsafe { ffi::PyObject_GC_New::<OperationObject>(kind.as_ptr().cast()) },
+        Err(error) => {
+            error.restore(py);
+            null_mut()
+        }
+    }
+}
+
+unsafe extern "C" fn dealloc(object: *mut PyObject) {
+    let operation = object.cast::<OperationObject>();
+    // SAFETY: called once the last reference is gone. An operation that has not ended gets to leave
+    // its queue, or to warn, while it is still whole; that may revive it.
+    unsafe {
+        let ended = (*operation).state == State::Done;
+        if !ended && ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
+            return;
+        }
+        ffi::PyObject_GC_UnTrack(object.cast());
+        if !(*operation).weakrefs.is_null() {
+            ffi::PyObject_ClearWeakRefs(object);
+        }
+        if !ended {
+            release(operation);
+        }
+        let function = ptr::replace(&raw mut (*operation).function, null_mut());
+        ffi::Py_XDECREF(function.cast());
+        let py = Python::assume_attached();
+        // An object is finalized once in its life, and a reused one would live on as such.
+        let reusable = ended && !(*operation).finalized;
+        let (kept, filled) = POOL.with(py, |pool| {
+            let room = reusable && pool.spare.len() < MAX_SPARE;
+            if room {
+                pool.spare.push(operation);
+            }
+            (room, pool.filled)
+        });
+        if !kept {
+            let kind = ffi::Py_TYPE(object);
+            ffi::PyObject_GC_Del(object.cast());
+            ffi::Py_DECREF(kind.cast());
+        }
+        if filled {
+            empty_stop_iteration(py);
+        }
+    }
+}
+
+/// Drops what an operation holds, except its function, which names it.
+///
+/// # Safety
+///
+/// A live operation with the GIL held; its state says that it needs none of these any more.
+#[inline(always)]
+unsafe fn release(operation: *mut OperationObject) {
+    // SAFETY: each reference is taken out before any of them is dropped.
+    unsafe {
+        let [a, b, c] = ptr::replace(&raw mut (*operation).kept, [null_mut(); KEPT]);
+        let awaited = ptr::replace(&raw mut (*operation).awaited, null_mut());
+        ffi::Py_XDECREF(a);
+        ffi::Py_XDECREF(b);
+        ffi::Py_XDECREF(c);
+        ffi::Py_XDECREF(awaited);
+        if !(*operation).shadow.is_null() {
+            drop_shadow(ptr::replace(&raw mut (*operation).shadow, null_mut()));
+        }
+    }
+}
+
+/// Drops a coroutine that will never run, without a warning.
+///
+/// # Safety
+///
+/// `shadow` is a reference that is handed over.
+#[cold]
+unsafe fn drop_shadow(shadow: *mut PyObject) {
+    // SAFETY: as above. Closing a coroutine that has not begun runs no code of anybody.
+    unsafe {
+        let result = guard(|py| {
+            let shadow = Bound::from_owned_ptr(py, shadow);
+            super::call::method0(&shadow, intern!(py, "close"))
+        });
+        if result.is_null() {
+            ffi::PyErr_WriteUnraisable(null_mut());
+        }
+        ffi::Py_XDECREF(result);
+    }
+}
+
+unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+    let operation = object.cast::<OperationObject>();
+    // SAFETY: called by the collector for garbage, after the finalizer has run.
+    unsafe {
+        (*operation).state = State::Done;
+        release(operation);
+    }
+    0
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut PyObject,
+    visit: ffi::visitproc,
+    argument: *mut c_void,
+) -> c_int {
+    let operation = object.cast::<OperationObject>();
+    // SAFETY: a live operation; `visit` is the collector's.
+    unsafe {
+        let kept = (*operation).kept;
+        let fields = [
+            ffi::Py_TYPE(object).cast(),
+            (*operation).function.cast(),
+            kept[0],
+            kept[1],
+            kept[2],
+            (*operation).awaited,
+            (*operation).shadow,
+        ];
+        for field in fields {
+            if !field.is_null() {
+                let result = visit(field, argument);
+                if result != 0 {
+                    return result;
+                }
+            }
+        }
+    }
+    0
+}
+
+/// A dying operation: one that never ran warns, a suspended one is closed.
+unsafe extern "C" fn finalize(object: *mut PyObject) {
+    let operation = object.cast::<OperationObject>();
+    // SAFETY: a live operation with the GIL held; an exception that is under way is put back.
+    unsafe {
+        (*operation).finalized = true;
+        let state = (*operation).state;
+        if !matches!(state, State::Created | State::Suspended) {
+            return;
+        }
+        let (mut kind, mut value, mut traceback) = (null_mut(), null_mut(), null_mut());
+        ffi::PyErr_Fetch(&mut kind, &mut value, &mut traceback);
+        let result = guard(|py| {
+            let this = Bound::from_borrowed_ptr(py, object);
+            if state == State::Suspended {
+                return close(&this);
+            }
+            py.import(intern!(py, "warnings"))?
+                .call_method1(intern!(py, "_warn_unawaited_coroutine"), (&this,))
+        });
+        if result.is_null() {
+            ffi::PyErr_WriteUnraisable(object);
+        } else {
+            ffi::Py_DECREF(result);
+        }
+        ffi::PyErr_Restore(kind, value, traceback);
+    }
+}
+
+// --- stepping ----------------------------------------------------------------------------------
+
+/// What drives an operation on.
+enum Drive<'py> {
+    Send(Option<Bound<'py, PyAny>>),
+    Throw(PyErr),
+}
+
+/// What came out of a step.
+enum Moved<'py> {
+    Yielded(Bound<'py, PyAny>),
+    Returned(Option<Bound<'py, PyAny>>),
+}
+
+/// Takes a step.
+///
+/// # Safety
+///
+/// `operation` is alive for as long as the call lasts.
+#[inline(always)]
+unsafe fn drive<'py>(
+    py: Python<'py>,
+    operation: *mut OperationObject,
+    drive: Drive<'py>,
+) -> PyResult<Moved<'py>> {
+    // SAFETY: a live operation, which its caller holds; references are taken out of it before they
+    // are dropped, and its state is consistent whenever other code can run.
+    unsafe {
+        let input = match ((*operation).state, drive) {
+            (State::Created, Drive::Send(None)) => Input::Start,
+            (State::Created, Drive::Send(Some(_))) => {
+                return Err(PyTypeError::new_err(
+                    "can't send non-None value to a just-started coroutine",
+                ));
+            }
+            (State::Created, Drive::Throw(error)) => {
+                (*operation).state = State::Done;
+                release(operation);
+                return Err(error);
+            }
+            (State::Suspended, Drive::Throw(error)) => Input::Thrown(error),
+            (State::Suspended, Drive::Send(_)) => {
+                match Bound::from_borrowed_ptr_or_opt(py, (*operation).awaited) {
+                    None => Input::Resumed(py.None().into_bound(py)),
+                    Some(future) => match park::outcome(&future) {
+                        Outcome::Result(value) => Input::Resumed(value),
+                        Outcome::Failed(error) => Input::Thrown(error),
+                        Outcome::Pending if !park::has_begun(&future)? => {
+                            park::begin(&future)?;
+                            return Ok(Moved::Yielded(future));
+                        }
+                        Outcome::Pending => {
+                            Input::Thrown(PyRuntimeError::new_err("await wasn't used with future"))
+                        }
+                    },
+                }
+            }
+            (State::Running, _) => {
+                return Err(PyValueError::new_err("coroutine already executing"));
+            }
+            (State::Done, _) => {
+                return Err(PyRuntimeError::new_err(
+                    "cannot reuse already awaited coroutine",
+                ));
+            }
+        };
+        (*operation).state = State::Running;
+        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        let frame = Frame {
+            py,
+            object: operation,
+            step: PhantomData,
+        };
+        let step = (*(*operation).function).advance(&receiver, &frame, input);
+        match step {
+            Ok(Step::Return(value)) => {
+                end(operation);
+                Ok(Moved::Returned(Some(value)))
+            }
+            Ok(Step::Finish) => {
+                end(operation);
+                Ok(Moved::Returned(None))
+            }
+            Ok(Step::Yield) => {
+                (*operation).state = State::Suspended;
+                let old = ptr::replace(&raw mut (*operation).awaited, null_mut());
+                ffi::Py_XDECREF(old);
+                Ok(Moved::Yielded(py.None().into_bound(py)))
+            }
+            Ok(Step::Wait(future)) => {
+                (*operation).state = State::Suspended;
+                let new = future.clone().into_ptr();
+                let old = ptr::replace(&raw mut (*operation).awaited, new);
+                ffi::Py_XDECREF(old);
+                park::begin(&future)?;
+                Ok(Moved::Yielded(future))
+            }
+            Err(error) => {
+                end(operation);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// A live operation that has taken its last step.
+#[inline(always)]
+unsafe fn end(operation: *mut OperationObject) {
+    // SAFETY: as above.
+    unsafe {
+        (*operation).state = State::Done;
+        release(operation);
+    }
+}
+
+/// `coroutine.close()`.
+fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = this.py();
+    let operation = this.as_ptr().cast::<OperationObject>();
+    // SAFETY: `this` is an operation, alive during the call.
+    unsafe {
+        match (*operation).state {
+            State::Done => return Ok(py.None().into_bound(py)),
+            State::Created => {
+                end(operation);
+                return Ok(py.None().into_bound(py));
+            }
+            State::Suspended | State::Running => {}
+        }
+        let exit = PyErr::new::<pyo3::exceptions::PyGeneratorExit, _>(());
+        match drive(py, operation, Drive::Throw(exit)) {
+            Ok(Moved::Yielded(_)) => {
+                Err(PyRuntimeError::new_err("coroutine ignored GeneratorExit"))
+            }
+            Ok(Moved::Returned(_)) => Ok(py.None().into_bound(py)),
+            Err(error)
+                if error.is_instance_of::<pyo3::exceptions::PyGeneratorExit>(py)
+                    || error.is_instance_of::<PyStopIteration>(py) =>
+            {
+                super::call::discard(py, error);
+                Ok(py.None().into_bound(py))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Raises StopIteration(value).
+///
+/// # Safety
+///
+/// The GIL is held and no exception is set; `value` is a reference that is handed over.
+unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
+    // SAFETY: the spare is a StopIteration of ours. If only we know it, it can be filled again.
+    unsafe {
+        let spare = POOL.with(py, |pool| {
+            pool.filled = value != ffi::Py_True();
+            pool.stop
+        });
+        if !spare.is_null() && is_pristine(spare) {
+            let field = &raw mut (*spare.cast::<ffi::PyStopIterationObject>()).value;
+            let old = ptr::replace(field, value);
+            set_raised(ffi::Py_NewRef(spare));
+            ffi::Py_XDECREF(old);
+            return;
+        }
+        match py.get_type::<PyStopIteration>().call0() {
+            Ok(stop) => {
+                let field = &raw mut (*stop.as_ptr().cast::<ffi::PyStopIterationObject>()).value;
+                let old = ptr::replace(field, value);
+                let surplus =
+                    POOL.with(py, |pool| std::mem::replace(&mut pool.stop, stop.as_ptr()));
+                ffi::Py_INCREF(stop.as_ptr());
+                set_raised(stop.into_ptr());
+                ffi::Py_XDECREF(old);
+                ffi::Py_XDECREF(surplus);
+            }
+            Err(error) => {
+                ffi::Py_DECREF(value);
+                error.restore(py);
+            }
+        }
+    }
+}
+
+/// Makes an exception the current one, without chaining it to one that is being handled.
+///
+/// # Safety
+///
+/// The GIL is held; `exception` is a reference to an exception that is handed over.
+unsafe fn set_raised(exception: *mut PyObject) {
+    // SAFETY: an exception instance and its class; both references are handed over.
+    unsafe {
+        let kind = ffi::Py_NewRef(ffi::Py_TYPE(exception).cast());
+        ffi::PyErr_Restore(kind, exception, null_mut());
+    }
+}
+
+/// Whether nobody else knows a StopIteration, and nobody has left anything in it but its value.
+///
+/// # Safety
+///
+/// `stop` is a live StopIteration.
+unsafe fn is_pristine(stop: *mut PyObject) -> bool {
+    let fields = stop.cast::<ffi::PyStopIterationObject>();
+    // SAFETY: as above.
+    unsafe {
+        ffi::Py_REFCNT(stop) == 1
+            && (*fields).traceback.is_null()
+            && (*fields).context.is_null()
+            && (*fields).cause.is_null()
+            && (*fields).dict.is_null()
+    }
+}
+
+/// Lets go of the value that was returned last, once the interpreter has taken it.
+fn empty_stop_iteration(py: Python<'_>) {
+    let value = POOL.with(py, |pool| {
+        // SAFETY: a StopIteration; if nobody else knows it, nobody needs its value.
+        unsafe {
+            if pool.stop.is_null() || ffi::Py_REFCNT(pool.stop) != 1 {
+                return null_mut();
+            }
+            pool.filled = false;
+            let field = &raw mut (*pool.stop.cast::<ffi::PyStopIterationObject>()).value;
+            ptr::replace(field, ffi::Py_NewRef(ffi::Py_None()))
+        }
+    });
+    // SAFETY: the reference that was in the field, or null.
+    unsafe { ffi::Py_XDECREF(value) };
+}
+
+/// Ends an operation that has not begun, if that needs nothing but itself.
+///
+/// # Safety
+///
+/// A live operation that its caller holds.
+#[inline(always)]
+unsafe fn end_at_once<'py>(py: Python<'py>, operation: *mut OperationObject) -> AtOnce<'py> {
+    // SAFETY: as above. No Python code runs before the operation has ended, so its state need not
+    // say that it is running.
+    unsafe {
+        if (*operation).state != State::Created {
+            return AtOnce::No;
+        }
+        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        let frame = Frame {
+            py,
+            object: operation,
+            step: PhantomData,
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            (*(*operation).function).at_once(&receiver, &frame)
+        }));
+        drop(receiver);
+        match done {
+            Ok(AtOnce::No) | Err(_) => AtOnce::No,
+            Ok(done) => {
+                end(operation);
+                let keep = match &done {
+                    AtOnce::Return(value) => value.is_none() || value.as_ptr() == ffi::Py_True(),
+                    _ => true,
+                };
+                if keep && !(*operation).finalized {
+                    (*(*operation).function).keep_last(operation.cast());
+                }
+                done
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: called by the interpreter with a live operation. Null without an exception is the end
+    // with None; `guard` cannot say that, so it is told by a flag.
+    unsafe {
+        let py = Python::assume_attached();
+        match end_at_once(py, object.cast()) {
+            AtOnce::No => {}
+            AtOnce::Finish => return null_mut(),
+            AtOnce::Return(value) if value.is_none() => return null_mut(),
+            AtOnce::Return(value) => {
+                raise_stop_iteration(py, value.into_ptr());
+                return null_mut();
+            }
+        }
+        let mut ended = false;
+        let result = guard(|py| match drive(py, object.cast(), Drive::Send(None))? {
+            Moved::Yielded(value) => Ok(value),
+            Moved::Returned(value) => {
+                ended = true;
+                Ok(value.unwrap_or_else(|| py.None().into_bound(py)))
+            }
+        });
+        if !ended || result.is_null() {
+            return result;
+        }
+        if result != ffi::Py_None() {
+            raise_stop_iteration(py, result);
+        } else {
+            ffi::Py_DECREF(result);
+        }
+        null_mut()
+    }
+}
+
+unsafe extern "C" fn am_send(
+    object: *mut PyObject,
+    value: *mut PyObject,
+    result: *mut *mut PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: called by the interpreter with a live operation and a value.
+    unsafe {
+        let py = Python::assume_attached();
+        match end_at_once(py, object.cast()) {
+            AtOnce::No => {}
+            AtOnce::Finish => {
+                *result = ffi::Py_NewRef(ffi::Py_None());
+                return ffi::PySendResult::PYGEN_RETURN;
+            }
+            AtOnce::Return(value) => {
+                *result = value.into_ptr();
+                return ffi::PySendResult::PYGEN_RETURN;
+            }
+        }
+        let mut ended = false;
+        *result = guard(|py| {
+            let value = Some(Bound::from_borrowed_ptr(py, value)).filter(|value| !value.is_none());
+            match drive(py, object.cast(), Drive::Send(value))? {
+                Moved::Yielded(value) => Ok(value),
+                Moved::Returned(value) => {
+                    ended = true;
+                    Ok(value.unwrap_or_else(|| py.None().into_bound(py)))
+                }
+            }
+        });
+        match ((*result).is_null(), ended) {
+            (true, _) => ffi::PySendResult::PYGEN_ERROR,
+            (false, true) => ffi::PySendResult::PYGEN_RETURN,
+            (false, false) => ffi::PySendResult::PYGEN_NEXT,
+        }
+    }
+}
+
+unsafe extern "C" fn am_await(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: called by the interpreter with a live operation.
+    unsafe {
+        let operation = object.cast::<OperationObject>();
+        if (*operation).state == State::Suspended && !(*operation).awaited.is_null() {
+            return guard(|_| {
+                Err(PyRuntimeError::new_err(
+                    "coroutine is being awaited already",
+                ))
+            });
+        }
+        ffi::Py_NewRef(object)
+    }
+}
+
+/// What a step came to, as `send()` and `throw()` say it.
+fn said<'py>(py: Python<'py>, moved: PyResult<Moved<'py>>) -> PyResult<Bound<'py, PyAny>> {
+    match moved? {
+        Moved::Yielded(value) => Ok(value),
+        Moved::Returned(None) => Err(PyStopIteration::new_err(())),
+        Moved::Returned(Some(value)) => {
+            let stop = py.get_type::<PyStopIteration>().call1((value,))?;
+            Err(PyErr::from_value(stop))
+        }
+    }
+}
+
+unsafe extern "C" fn py_send(object: *mut PyObject, value: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type.
+    unsafe {
+        guard(|py| {
+            let value = Some(Bound::from_borrowed_ptr(py, value)).filter(|value| !value.is_none());
+            said(py, drive(py, object.cast(), Drive::Send(value)))
+        })
+    }
+}
+
+unsafe extern "C" fn py_throw(object: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type, with a tuple.
+    unsafe {
+        guard(|py| {
+            let arguments =
+                Bound::from_borrowed_ptr(py, arguments).cast_into_unchecked::<PyTuple>();
+            let error = thrown(&arguments)?;
+            said(py, drive(py, object.cast(), Drive::Throw(error)))
+        })
+    }
+}
+
+/// The exception that `throw(type, value, traceback)` or `throw(exception)` means.
+fn thrown(arguments: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
+    let py = arguments.py();
+    let given = |index: usize| {
+        let value = arguments.iter().nth(index);
+        value.filter(|value| !value.is_none())
+    };
+    let what = match arguments.len() {
+        1..=3 => arguments.get_item(0)?,
+        0 => {
+            return Err(PyTypeError::new_err(
+                "throw expected at least 1 argument, got 0",
+            ));
+        }
+        count => {
+            return Err(PyTypeError::new_err(format!(
+                "throw expected at most 3 arguments, got {count}"
+            )));
+        }
+    };
+    let base = py.get_type::<pyo3::exceptions::PyBaseException>();
+    let exception = if what.is_instance(&base)? {
+        if given(1).is_some() {
+            return Err(PyTypeError::new_err(
+                "instance exception may not have a separate value",
+            ));
+        }
+        what
+    } else if let Ok(class) = what.cast::<PyType>()
+        && class.is_subclass(&base)?
+    {
+        match given(1) {
+            None => class.call0()?,
+            Some(value) if value.is_instance(class)? => value,
+            Some(value) => match value.cast_into::<PyTuple>() {
+                Ok(values) => class.call1(values)?,
+                Err(other) => class.call1((other.into_inner(),))?,
+            },
+        }
+    } else {
+        return Err(PyTypeError::new_err(format!(
+            "exceptions must be classes or instances deriving from BaseException, not {}",
+            what.get_type().name()?
+        )));
+    };
+    if let Some(traceback) = given(2) {
+        exception.setattr(intern!(py, "__traceback__"), traceback)?;
+    }
+    Ok(PyErr::from_value(exception))
+}
+
+unsafe extern "C" fn py_close(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type.
+    unsafe { guard(|py| close(&Bound::from_borrowed_ptr(py, object))) }
+}
+
+unsafe extern "C" fn py_await(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a method of this type.
+    unsafe {
+        guard(|py| {
+            let operation = Bound::from_borrowed_ptr(py, object).unbind();
+            Ok(Bound::new(py, Steps { operation })?.into_any())
+        })
+    }
+}
+
+/// What `coroutine.__await__()` returns: an iterator over the steps of an operation.
+#[pyclass(frozen, module = "tideloop._tideloop", name = "OperationSteps")]
+pub struct Steps {
+    operation: Py<PyAny>,
+}
+
+#[pymethods]
+impl Steps {
+    fn __iter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.send(py, py.None().into_bound(py))
+    }
+
+    fn send<'py>(&self, py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        super::call::method1(self.operation.bind(py), intern!(py, "send"), &value)
+    }
+
+    #[pyo3(signature = (*arguments))]
+    fn throw<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.operation
+            .bind(py)
+            .call_method1(intern!(py, "throw"), arguments)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        super::call::method0(self.operation.bind(py), intern!(py, "close")).map(drop)
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        visit.call(&self.operation)
+    }
+}
+
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a live operation.
+    unsafe {
+        guard(|py| {
+            let function = (*object.cast::<OperationObject>()).function;
+            let qualname = Bound::from_borrowed_ptr(py, (*function).qualname());
+            let text = format!("<coroutine object {} at {object:p}>", qualname.str()?);
+            Ok(PyString::new(py, &text).into_any())
+        })
+    }
+}
+
+// --- attributes --------------------------------------------------------------------------------
+
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum Field {
+    Await = 1,
+    Running,
+    Suspended,
+    Frame,
+    Code,
+    Origin,
+    Name,
+    Qualname,
+    Class,
+}
+
+unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut PyObject {
+    let operation = object.cast::<OperationObject>();
+    let is = |field: Field| closure as usize == field as usize;
+    // SAFETY: an attribute of this type: `object` is an operation, the GIL is held.
+    unsafe {
+        let state = (*operation).state;
+        let function = (*operation).function;
+        if is(Field::Running) {
+            return ffi::PyBool_FromLong((state == State::Running).into());
+        }
+        if is(Field::Suspended) {
+            return ffi::PyBool_FromLong((state == State::Suspended).into());
+        }
+        if is(Field::Class) {
+            return ffi::Py_NewRef((&raw mut ffi::PyCoro_Type).cast());
+        }
+        if is(Field::Name) {
+            return ffi::Py_NewRef((*function).name());
+        }
+        if is(Field::Qualname) {
+            return ffi::Py_NewRef((*function).qualname());
+        }
+        if is(Field::Await) && !(*operation).awaited.is_null() {
+            return ffi::Py_NewRef((*operation).awaited);
+        }
+        if is(Field::Code) || (is(Field::Frame) && state != State::Done) {
+            return guard(|py| {
+                let template = Bound::from_borrowed_ptr(py, (*function).template());
+                let code = template.getattr(intern!(py, "__code__"))?;
+                if is(Field::Code) {
+                    return Ok(code);
+                }
+                // There is no frame; whoever asks wants to know where the coroutine is, so it gets
+                // that of a coroutine which stands at the beginning of the template.
+                if (*operation).shadow.is_null() {
+                    let kept = (*operation).kept;
+                    let parameters: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+                    let values = (0..parameters).map(|index| {
+                        let value = kept.get(index).copied().unwrap_or(null_mut());
+                        Bound::from_borrowed_ptr_or_opt(py, value)
+                    });
+                    let arguments = PyTuple::new(py, values.collect::<Vec<_>>())?;
+                    (*operation).shadow = template.call1(arguments)?.into_ptr();
+                }
+                Bound::from_borrowed_ptr(py, (*operation).shadow).getattr(intern!(py, "cr_frame"))
+            });
+        }
+        ffi::Py_NewRef(ffi::Py_None())
+    }
+}
+
+const fn attribute(name: &'static std::ffi::CStr, field: Field) -> ffi::PyGetSetDef {
+    ffi::PyGetSetDef {
+        name: name.as_ptr(),
+        get: Some(get),
+        set: None,
+        doc: ptr::null(),
+        closure: ptr::without_provenance_mut(field as usize),
+    }
+}
+
+struct Attributes([ffi::PyGetSetDef; 10]);
+struct Methods([ffi::PyMethodDef; 5]);
+struct Members([ffi::PyMemberDef; 2]);
+
+// SAFETY: the tables are constant; CPython only reads them.
+unsafe impl Sync for Attributes {}
+// SAFETY: as above.
+unsafe impl Sync for Methods {}
+// SAFETY: as above.
+unsafe impl Sync for Members {}
+
+static ATTRIBUTES: Attributes = Attributes([
+    attribute(c"cr_await", Field::Await),
+    attribute(c"cr_running", Field::Running),
+    attribute(c"cr_suspended", Field::Suspended),
+    attribute(c"cr_frame", Field::Frame),
+    attribute(c"cr_code", Field::Code),
+    attribute(c"cr_origin", Field::Origin),
+    attribute(c"__name__", Field::Name),
+    attribute(c"__qualname__", Field::Qualname),
+    attribute(c"__class__", Field::Class),
+    ffi::PyGetSetDef {
+        name: ptr::null(),
+        get: None,
+        set: None,
+        doc: ptr::null(),
+        closure: null_mut(),
+    },
+]);
+
+const fn method(
+    name: &'static std::ffi::CStr,
+    function: ffi::PyCFunction,
+    flags: c_int,
+    doc: &'static std::ffi::CStr,
+) -> ffi::PyMethodDef {
+    ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: function,
+        },
+        ml_flags: flags,
+        ml_doc: doc.as_ptr(),
+    }
+}
+
+static METHODS: Methods = Methods([
+    method(
+        c"send",
+        py_send,
+        ffi::METH_O,
+        c"send($self, value, /)\n--\n\nTake the next step with a value; raises StopIteration at the end.",
+    ),
+    method(
+        c"throw",
+        py_throw,
+        ffi::METH_VARARGS,
+        c"throw(type[, value[, traceback]])\n\nTake the next step with an exception.",
+    ),
+    method(
+        c"close",
+        py_close,
+        ffi::METH_NOARGS,
+        c"close($self, /)\n--\n\nEnd the coroutine where it is.",
+    ),
+    // Beside the slot, which must return the operation itself, for the interpreter's sake.
+    method(
+        c"__await__",
+        py_await,
+        ffi::METH_NOARGS | ffi::METH_COEXIST,
+        c"__await__($self, /)\n--\n\nThe steps of the coroutine, as an iterator.",
+    ),
+    ffi::PyMethodDef::zeroed(),
+]);
+
+static MEMBERS: Members = Members([
+    ffi::PyMemberDef {
+        name: c"__weaklistoffset__".as_ptr(),
+        type_code: ffi::Py_T_PYSSIZET,
+        offset: std::mem::offset_of!(OperationObject, weakrefs) as Py_ssize_t,
+        flags: ffi::Py_READONLY,
+        doc: ptr::null(),
+    },
+    ffi::PyMemberDef {
+        name: ptr::null(),
+        type_code: 0,
+        offset: 0,
+        flags: 0,
+        doc: ptr::null(),
+    },
+]);
+
+/// The class of operations.
+pub fn kind(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
+    static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    KIND.get_or_try_init(py, || make_type(py))
+}
+
+fn make_type(py: Python<'_>) -> PyResult<Py<PyType>> {
+    let slot = |slot: c_int, pfunc: *mut c_void| ffi::PyType_Slot { slot, pfunc };
+    let mut slots = [
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_clear, clear as *mut c_void),
+        slot(ffi::Py_tp_finalize, finalize as *mut c_void),
+        // For `yield from` in a generator-based coroutine, where only exact coroutines need no iter().
+        slot(ffi::Py_tp_iter, ffi::PyObject_SelfIter as *mut c_void),
+        slot(ffi::Py_tp_iternext, iternext as *mut c_void),
+        slot(ffi::Py_am_await, am_await as *mut c_void),
+        slot(ffi::Py_am_send, am_send as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
+        slot(ffi::Py_tp_methods, METHODS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_members, MEMBERS.0.as_ptr() as *mut c_void),
+        slot(ffi::Py_tp_getset, ATTRIBUTES.0.as_ptr() as *mut c_void),
+        slot(0, null_mut()),
+    ];
+    let mut spec = ffi::PyType_Spec {
+        name: c"tideloop._tideloop.Operation".as_ptr().cast::<c_char>(),
+        basicsize: size_of::<OperationObject>() as c_int,
+        itemsize: 0,
+        flags: (ffi::Py_TPFLAGS_DEFAULT
+            | ffi::Py_TPFLAGS_HAVE_GC
+            | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION
+            | ffi::Py_TPFLAGS_IMMUTABLETYPE) as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    // SAFETY: the spec and what it points to outlive the call; name and tables are static.
+    unsafe {
+        let object = ffi::PyType_FromSpec(&mut spec);
+        Ok(Bound::from_owned_ptr_or_err(py, object)?
+            .cast_into_unchecked::<PyType>()
+            .unbind())
+    }
+}

@@ -1,0 +1,278 @@
+//! Lock: one task at a time, in the order in which they came.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+
+use super::event::{truth, with_waiters, yes};
+use super::wait_list::{BoundLoop, WaitList};
+use crate::ffi::function::{Coroutine, Method, Rest};
+use crate::ffi::operation::{AtOnce, Frame, Input, Step};
+use crate::ffi::park;
+
+/// The native half of `tideloop.Lock`.
+#[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
+pub struct LockCore {
+    locked: AtomicBool,
+    /// Whether anybody ever waited: asyncio has no deque before.
+    waited: AtomicBool,
+    diverted: AtomicBool,
+    waiters: WaitList,
+    bound: BoundLoop,
+}
+
+impl LockCore {
+    fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock, if that needs no look at the waiters.
+    #[inline(always)]
+    fn take_at_once(&self, py: Python<'_>) -> bool {
+        let free = !self.is_locked() && self.waiters.is_vacant(py);
+        if free {
+            self.locked.store(true, Ordering::Relaxed);
+        }
+        free
+    }
+
+    fn is_diverted(&self) -> bool {
+        self.diverted.load(Ordering::Relaxed)
+    }
+
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.is_locked() {
+            return Err(PyRuntimeError::new_err("Lock is not acquired."));
+        }
+        self.locked.store(false, Ordering::Relaxed);
+        self.waiters.notify_first(py, &yes(py))
+    }
+}
+
+#[pymethods]
+impl LockCore {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(
+        _args: &Bound<'_, pyo3::types::PyTuple>,
+        _kwargs: Option<&Bound<'_, pyo3::types::PyDict>>,
+    ) -> Self {
+        Self {
+            locked: AtomicBool::new(false),
+            waited: AtomicBool::new(false),
+            diverted: AtomicBool::new(false),
+            waiters: WaitList::default(),
+            bound: BoundLoop::default(),
+        }
+    }
+
+    /// From now on the stock methods serve this instance.
+    fn _divert(&self) {
+        self.diverted.store(true, Ordering::Relaxed);
+    }
+
+    /// What repr() says between the brackets.
+    fn _state(&self, py: Python<'_>) -> PyResult<String> {
+        let word = if self.is_locked() {
+            "locked"
+        } else {
+            "unlocked"
+        };
+        with_waiters(py, word.to_owned(), &self.waiters)
+    }
+
+    #[getter(_locked)]
+    fn locked(&self) -> bool {
+        self.is_locked()
+    }
+
+    #[setter(_locked)]
+    fn set_locked(&self, locked: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.locked.store(locked.is_truthy()?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[getter(_waiters)]
+    fn waiters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if !self.waited.load(Ordering::Relaxed) {
+            return Ok(py.None().into_bound(py));
+        }
+        self.waiters.show(py)
+    }
+
+    #[setter(_waiters)]
+    fn set_waiters(&self, waiters: &Bound<'_, PyAny>) {
+        self.waited.store(!waiters.is_none(), Ordering::Relaxed);
+        self.waiters.set(waiters);
+    }
+
+    #[getter(_loop)]
+    fn bound_loop<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.bound.get(py)
+    }
+
+    #[setter(_loop)]
+    fn bind_loop(&self, event_loop: &Bound<'_, PyAny>) {
+        self.bound.set(event_loop);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.waiters.traverse(&visit)?;
+        self.bound.traverse(&visit)
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        self.waiters.clear(py);
+    }
+}
+
+fn acquire<'py>(
+    lock: &Bound<'py, LockCore>,
+    frame: &Frame<'_, 'py>,
+    input: Input<'py>,
+) -> PyResult<Option<Step<'py>>> {
+    let py = frame.py();
+    let state = lock.get();
+    match input {
+        Input::Start => {
+            if !state.is_locked() && !state.waiters.has_live(py)? {
+                state.locked.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            state.waited.store(true, Ordering::Relaxed);
+            let future = state.bound.new_future(lock.as_any())?;
+            frame.set_ticket(state.waiters.push(&future)?);
+            Ok(Some(Step::Wait(future)))
+        }
+        Input::Resumed(_) => {
+            state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
+            state.locked.store(true, Ordering::Relaxed);
+            Ok(None)
+        }
+        Input::Thrown(error) => {
+            state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
+            // Woken and cancelled at once: the turn goes to the next one.
+            if park::is_cancellation(py, &error) && !state.is_locked() {
+                state.waiters.notify_first(py, &yes(py))?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// `Lock.acquire()`.
+pub struct Acquire;
+
+impl Coroutine for Acquire {
+    type Receiver = LockCore;
+
+    fn diverted(lock: &Bound<'_, LockCore>) -> bool {
+        lock.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if lock.get().take_at_once(frame.py()) {
+            AtOnce::Return(yes(frame.py()))
+        } else {
+            AtOnce::No
+        }
+    }
+
+    fn advance<'py>(
+        lock: &Bound<'py, LockCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>> {
+        Ok(acquire(lock, frame, input)?.unwrap_or_else(|| Step::Return(yes(frame.py()))))
+    }
+}
+
+/// `async with lock:`, its beginning.
+pub struct Enter;
+
+impl Coroutine for Enter {
+    type Receiver = LockCore;
+
+    fn diverted(lock: &Bound<'_, LockCore>) -> bool {
+        lock.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        if lock.get().take_at_once(frame.py()) {
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
+    }
+
+    fn advance<'py>(
+        lock: &Bound<'py, LockCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input<'py>,
+    ) -> PyResult<Step<'py>> {
+        Ok(acquire(lock, frame, input)?.unwrap_or(Step::Finish))
+    }
+}
+
+/// `async with lock:`, its end.
+pub struct Exit;
+
+impl Coroutine for Exit {
+    type Receiver = LockCore;
+
+    fn diverted(lock: &Bound<'_, LockCore>) -> bool {
+        lock.get().is_diverted()
+    }
+
+    #[inline(always)]
+    fn at_once<'py>(lock: &Bound<'py, LockCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
+        let state = lock.get();
+        if state.is_locked() && state.waiters.is_vacant(frame.py()) {
+            state.locked.store(false, Ordering::Relaxed);
+            AtOnce::Finish
+        } else {
+            AtOnce::No
+        }
+    }
+
+    fn advance<'py>(
+        lock: &Bound<'py, LockCore>,
+        frame: &Frame<'_, 'py>,
+        _: Input<'py>,
+    ) -> PyResult<Step<'py>> {
+        lock.get().release(frame.py())?;
+        Ok(Step::Finish)
+    }
+}
+
+/// `Lock.release()`.
+pub struct Release;
+
+impl Method for Release {
+    type Receiver = LockCore;
+
+    fn diverted(lock: &Bound<'_, LockCore>) -> bool {
+        lock.get().is_diverted()
+    }
+
+    fn call<'py>(lock: &Bound<'py, LockCore>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+        let py = lock.py();
+        lock.get().release(py)?;
+        Ok(py.None().into_bound(py))
+    }
+}
+
+/// `Lock.locked()`.
+pub struct Locked;
+
+impl Method for Locked {
+    type Receiver = LockCore;
+
+    fn call<'py>(lock: &Bound<'py, LockCore>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(truth(lock.py(), lock.get().is_locked()))
+    }
+}

@@ -1,0 +1,57 @@
+//! asyncio's synchronisation primitives, native: what `tideloop.accelerate()` puts in asyncio's place.
+//!
+//! Each class here is the first base of a Python class whose second base is asyncio's own class
+//! (`python/tideloop/sync.py`, `queues.py`): what is defined here replaces the stock implementation,
+//! everything else is inherited from it, and `isinstance` holds. The behaviour, down to who is woken
+//! when a waiter is cancelled, is that of the Python version it runs on.
+//!
+//! **Diverted.** A subclass may override a method that the stock class calls on itself (`Queue._put`,
+//! `Semaphore.locked`, …). Such an instance is *diverted* when it is made: from then on every method
+//! is the stock one, and this class only stores its attributes.
+
+pub mod event;
+pub mod gather;
+pub mod lock;
+pub mod queue;
+pub mod semaphore;
+pub mod sleep;
+pub mod spawn;
+pub mod timeout;
+pub mod wait_list;
+
+use crate::ffi::function::Entry;
+
+/// Every native function by its name.
+pub static ENTRIES: &[Entry] = &[
+    Entry::coroutine::<queue::Get>("Queue.get"),
+    Entry::coroutine::<queue::Put>("Queue.put"),
+    Entry::coroutine::<queue::Join>("Queue.join"),
+    Entry::method::<queue::GetNowait>("Queue.get_nowait"),
+    Entry::method::<queue::PutNowait>("Queue.put_nowait"),
+    Entry::method::<queue::TaskDone>("Queue.task_done"),
+    Entry::method::<queue::Size>("Queue.qsize"),
+    Entry::method::<queue::Empty>("Queue.empty"),
+    Entry::method::<queue::Full>("Queue.full"),
+    Entry::method::<queue::Shutdown>("Queue.shutdown"),
+    Entry::coroutine::<lock::Acquire>("Lock.acquire"),
+    Entry::coroutine::<lock::Enter>("Lock.__aenter__"),
+    Entry::coroutine::<lock::Exit>("Lock.__aexit__"),
+    Entry::method::<lock::Release>("Lock.release"),
+    Entry::method::<lock::Locked>("Lock.locked"),
+    Entry::coroutine::<semaphore::Acquire>("Semaphore.acquire"),
+    Entry::coroutine::<semaphore::Enter>("Semaphore.__aenter__"),
+    Entry::coroutine::<semaphore::Exit>("Semaphore.__aexit__"),
+    Entry::method::<semaphore::Release>("Semaphore.release"),
+    Entry::method::<semaphore::Locked>("Semaphore.locked"),
+    Entry::coroutine::<event::Wait>("Event.wait"),
+    Entry::method::<event::Set>("Event.set"),
+    Entry::method::<event::Clear>("Event.clear"),
+    Entry::method::<event::IsSet>("Event.is_set"),
+    Entry::coroutine::<sleep::Sleep>("sleep"),
+    Entry::method::<spawn::CreateTask>("create_task"),
+    Entry::variadic::<gather::Gather>("gather"),
+    Entry::coroutine::<timeout::Enter>("Timeout.__aenter__"),
+    Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),
+    Entry::method::<timeout::After>("timeout"),
+    Entry::method::<timeout::At>("timeout_at"),
+];

@@ -1,0 +1,111 @@
+"""Lock, Event, Condition, Semaphore, BoundedSemaphore and Barrier: asyncio's, with a native core.
+
+Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
+implementation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tideloop import stock
+from tideloop._tideloop import EventCore, LockCore, SemaphoreCore, function
+
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
+
+if TYPE_CHECKING:
+    from asyncio import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
+else:
+
+    def _overrides(cls, base, names):
+        return any(getattr(cls, name) is not getattr(base, name) for name in names)
+
+    def _describe(self, state):
+        return f"<{object.__repr__(self)[1:-1]} [{state}]>"
+
+    class Event(EventCore, stock.Event):
+        __doc__ = stock.Event.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self):
+            pass
+
+        wait = function("Event.wait", stock.Event.wait)
+        set = function("Event.set", stock.Event.set)
+        clear = function("Event.clear", stock.Event.clear)
+        is_set = function("Event.is_set", stock.Event.is_set)
+
+        def __repr__(self):
+            return _describe(self, self._state())
+
+    class Lock(LockCore, stock.Lock):
+        __doc__ = stock.Lock.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self):
+            cls = type(self)
+            if cls is not Lock and _overrides(cls, Lock, ("acquire", "release", "_wake_up_first", "_get_loop")):
+                self._divert()
+
+        acquire = function("Lock.acquire", stock.Lock.acquire)
+        release = function("Lock.release", stock.Lock.release)
+        locked = function("Lock.locked", stock.Lock.locked)
+        __aenter__ = function("Lock.__aenter__", stock.Lock.__aenter__)
+        __aexit__ = function("Lock.__aexit__", stock.Lock.__aexit__)
+
+        def __repr__(self):
+            return _describe(self, self._state())
+
+    class Semaphore(SemaphoreCore, stock.Semaphore):
+        __doc__ = stock.Semaphore.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, value=1):
+            if value < 0:
+                raise ValueError("Semaphore initial value must be >= 0")
+            self._value = value
+            self._adapt(Semaphore)
+
+        def _adapt(self, base):
+            cls = type(self)
+            if cls is not base and _overrides(
+                cls, base, ("acquire", "release", "locked", "_wake_up_next", "_get_loop")
+            ):
+                self._divert()
+
+        acquire = function("Semaphore.acquire", stock.Semaphore.acquire)
+        release = function("Semaphore.release", stock.Semaphore.release)
+        locked = function("Semaphore.locked", stock.Semaphore.locked)
+        __aenter__ = function("Semaphore.__aenter__", stock.Semaphore.__aenter__)
+        __aexit__ = function("Semaphore.__aexit__", stock.Semaphore.__aexit__)
+
+        def __repr__(self):
+            return _describe(self, self._state(self.locked()))
+
+    class BoundedSemaphore(Semaphore, stock.BoundedSemaphore):
+        __doc__ = stock.BoundedSemaphore.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, value=1):
+            self._bound_value = value
+            Semaphore.__init__(self, value)
+
+        def _adapt(self, base):
+            super()._adapt(BoundedSemaphore)
+
+        release = function("Semaphore.release", stock.BoundedSemaphore.release)
+
+    class Condition(stock.Condition):
+        __doc__ = stock.Condition.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, lock=None):
+            super().__init__(Lock() if lock is None else lock)
+
+    class Barrier(stock.Barrier):
+        __doc__ = stock.Barrier.__doc__
+        __module__ = "tideloop"
+
+        def __init__(self, parties):
+            super().__init__(parties)
+            self._cond = Condition()

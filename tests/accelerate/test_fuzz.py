@@ -1,0 +1,179 @@
+"""The native primitives against asyncio's: the same random schedule must give the same story.
+
+A schedule acts at one point of a turn at a time, so every interleaving of waking, cancelling, barging
+and leaving is reached sooner or later. A story says who got what in which order and what the primitive
+looked like after each action; it must not differ in a single word.
+"""
+
+import asyncio
+import random
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import tideloop
+from tideloop import stock
+
+SEEDS = range(60)
+STEPS = 60
+
+
+def looks(primitive):
+    """repr() without what must differ: the address and the module."""
+    return re.sub(r"(asyncio\.\w+|tideloop)\.|at 0x[0-9a-f]+ ?", "", repr(primitive))
+
+
+@dataclass
+class Waiting:
+    """An action that is a coroutine: somebody does it on his own."""
+
+    begin: Callable
+
+
+async def play(kit, make, actions, seed):
+    """Run a random schedule; returns its story."""
+    dice = random.Random(seed)
+    primitive = make(kit)
+    story = []
+    tasks = []
+
+    async def actor(number, action):
+        try:
+            result = await action(primitive, number)
+            story.append((number, "got", result))
+        except asyncio.CancelledError:
+            story.append((number, "cancelled"))
+            raise
+        except Exception as error:
+            story.append((number, type(error).__name__, str(error)))
+
+    for step in range(STEPS):
+        action = dice.choice([*actions, "cancel", "turn", "turn"])
+        if action == "turn":
+            await asyncio.sleep(0)
+        elif action == "cancel":
+            pending = [task for task in tasks if not task.done()]
+            if pending:
+                dice.choice(pending).cancel()
+        elif isinstance(action, Waiting):
+            tasks.append(asyncio.ensure_future(actor(step, action.begin)))
+        else:
+            try:
+                story.append((step, "did", action(primitive, step)))
+            except Exception as error:
+                story.append((step, type(error).__name__, str(error)))
+        story.append(looks(primitive))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    story.append(looks(primitive))
+    return story
+
+
+async def guarded(lock):
+    async with lock:
+        await asyncio.sleep(0)
+        return "inside"
+
+
+def queue_actions():
+    actions = [
+        Waiting(lambda queue, step: queue.put(step)),
+        Waiting(lambda queue, step: queue.put(step)),
+        Waiting(lambda queue, step: queue.get()),
+        Waiting(lambda queue, step: queue.get()),
+        lambda queue, step: queue.put_nowait(step),
+        lambda queue, step: queue.get_nowait(),
+        Waiting(lambda queue, step: queue.join()),
+        lambda queue, step: queue.task_done(),
+        lambda queue, step: (queue.qsize(), queue.empty(), queue.full()),
+    ]
+    return actions
+
+
+def with_shutdown(actions):
+    return [
+        *actions * 4,
+        lambda queue, step: queue.shutdown(),
+        lambda queue, step: queue.shutdown(immediate=True),
+    ]
+
+
+LOCK = [
+    Waiting(lambda lock, step: lock.acquire()),
+    lambda lock, step: lock.release(),
+    Waiting(lambda lock, step: guarded(lock)),
+    lambda lock, step: lock.locked(),
+]
+EVENT = [
+    Waiting(lambda event, step: event.wait()),
+    Waiting(lambda event, step: event.wait()),
+    lambda event, step: event.set(),
+    lambda event, step: event.clear(),
+    lambda event, step: event.is_set(),
+]
+
+
+async def noted(condition):
+    async with condition:
+        return await condition.wait()
+
+
+async def note(condition, count):
+    async with condition:
+        condition.notify(count)
+
+
+CONDITION = [
+    Waiting(lambda condition, step: noted(condition)),
+    Waiting(lambda condition, step: noted(condition)),
+    Waiting(lambda condition, step: note(condition, 1)),
+    Waiting(lambda condition, step: note(condition, 2)),
+    lambda condition, step: condition.notify_all(),
+]
+BARRIER = [
+    Waiting(lambda barrier, step: barrier.wait()),
+    Waiting(lambda barrier, step: barrier.wait()),
+    Waiting(lambda barrier, step: barrier.wait()),
+    Waiting(lambda barrier, step: barrier.reset()),
+    lambda barrier, step: (barrier.n_waiting, barrier.broken),
+]
+CASES = {
+    "queue": (lambda kit: kit.Queue(), queue_actions()),
+    "bounded queue": (lambda kit: kit.Queue(2), queue_actions()),
+    "priority queue": (lambda kit: kit.PriorityQueue(2), queue_actions()),
+    "lifo queue": (lambda kit: kit.LifoQueue(2), queue_actions()),
+    "lock": (lambda kit: kit.Lock(), LOCK),
+    "semaphore": (lambda kit: kit.Semaphore(2), LOCK),
+    "bounded semaphore": (lambda kit: kit.BoundedSemaphore(2), LOCK),
+    "event": (lambda kit: kit.Event(), EVENT),
+    "condition": (lambda kit: kit.Condition(), CONDITION),
+    "barrier": (lambda kit: kit.Barrier(3), BARRIER),
+}
+if sys.version_info >= (3, 13):
+    CASES["queue that shuts down"] = (lambda kit: kit.Queue(2), with_shutdown(queue_actions()))
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_the_same_story(loop, case):
+    make, actions = CASES[case]
+    for seed in SEEDS:
+        expected = await play(stock, make, actions, seed)
+        assert await play(tideloop, make, actions, seed) == expected, f"seed {seed}"
+
+
+@pytest.mark.parametrize("case", ["bounded queue", "semaphore", "event", "lock"])
+async def test_the_same_story_with_its_insides_shown(loop, case):
+    """A program that looks at the waiters and items has them as asyncio's containers from then on."""
+    make, actions = CASES[case]
+
+    def look(primitive, step):
+        if isinstance(primitive, stock.Queue):
+            return list(primitive._queue), len(primitive._getters), len(primitive._putters)
+        return len(primitive._waiters or ()), [waiter.done() for waiter in primitive._waiters or ()]
+
+    for seed in SEEDS:
+        expected = await play(stock, make, [*actions, look], seed)
+        assert await play(tideloop, make, [*actions, look], seed) == expected, f"seed {seed}"

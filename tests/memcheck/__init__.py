@@ -1,0 +1,1 @@
+"""The native types under valgrind's memcheck."""

@@ -1,0 +1,1 @@
+"""Loads of a size that shows growth: many tasks alive, many cancelled, many lives."""
