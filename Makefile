@@ -17,7 +17,7 @@ BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 PYTEST_ARGS ?=
 
-.PHONY: help demo test build bench lint fmt docs clean conformance fuzz soak memcheck sanitize check-python check-cargo test-rust test-python test-stubs
+.PHONY: help demo test build bench lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,11 +48,12 @@ $(VENV_STAMP): requirements/test.txt | check-python
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
-$(VENV)/.lab: requirements/lab.txt $(VENV_STAMP)
+# Packages to compare with (.lab) or to work with (.real): one that does not install is reported, not fatal.
+$(VENV)/.lab $(VENV)/.real: $(VENV)/.%: requirements/%.txt $(VENV_STAMP)
 	@while read -r line; do case "$$line" in ''|'#'*) continue;; esac; \
 	  $(PY) -m pip install --quiet --disable-pip-version-check "$$line" \
-	    || echo "make: $$line does not install here; the lab will report it as skipped" >&2; \
-	done < requirements/lab.txt
+	    || echo "make: $$line does not install here; what needs it will be reported as skipped" >&2; \
+	done < $<
 	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
@@ -100,6 +101,9 @@ test-python: build $(VENV)/.lab
 	@echo "make: what concerns tasks once more with stock tasks"
 	@TIDELOOP_TASKS=stock $(PY) -m pytest --quiet -k tideloop $(TASK_TESTS)
 
+test-real: build $(VENV)/.real ## real servers and clients on tideloop (TIDELOOP_REAL=required: skip none)
+	@$(PY) -m pytest tests/real $(PYTEST_ARGS)
+
 test-stubs: build
 	@$(PY) -m mypy.stubtest tideloop._tideloop --mypy-config-file pyproject.toml --allowlist tests/stubtest-allow.txt
 
@@ -113,6 +117,9 @@ FUZZ_TARGETS := $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_SECONDS = $(shell awk 'BEGIN { printf "%d", $(FUZZ_MINUTES) * 60 / $(words $(FUZZ_TARGETS)) }')
 # cargo-fuzz and the sanitizers want flags of a nightly compiler; this lets the installed one take them.
 UNSTABLE := RUSTC_BOOTSTRAP=1
+
+fuzz-tasks: build ## 20,000 random task programs against stock asyncio, as CI runs them
+	@$(PY) -m tests.fuzz.tasks
 
 fuzz: build ## random programs of tasks and of transports against stock asyncio, cargo-fuzz for the state machines
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "make: no cargo-fuzz; 'cargo install cargo-fuzz' gets it" >&2; exit 1; }

@@ -83,10 +83,11 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop"},
+    "__init__": {"loop", "qt"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop"},
+    "qt": {"loop", "_tideloop"},
 }
 
 

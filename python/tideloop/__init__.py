@@ -8,7 +8,8 @@ names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import
 
 from typing import TYPE_CHECKING
 
-from tideloop.loop import EventLoop, Runner, install, new_event_loop, run
+from tideloop import qt
+from tideloop.loop import EventLoop, Guest, Outcome, Runner, guest, install, new_event_loop, run
 
 if TYPE_CHECKING:
     from tideloop.accelerated import (
@@ -41,8 +42,10 @@ __all__ = [
     "Condition",
     "Event",
     "EventLoop",
+    "Guest",
     "LifoQueue",
     "Lock",
+    "Outcome",
     "PriorityQueue",
     "Queue",
     "Runner",
@@ -53,8 +56,10 @@ __all__ = [
     "create_task",
     "decelerate",
     "gather",
+    "guest",
     "install",
     "new_event_loop",
+    "qt",
     "run",
     "shield",
     "sleep",

@@ -24,11 +24,16 @@ impl PollPolicy {
     #[inline]
     #[must_use]
     pub fn skip(&mut self, now: u64) -> bool {
-        if self.skipped < MAX_SKIPPED && now.saturating_sub(self.last_poll) < MAX_SKIPPED_NS {
-            self.skipped += 1;
-            return true;
-        }
-        false
+        let skip = self.may_skip(now);
+        self.skipped += u32::from(skip);
+        skip
+    }
+
+    /// Whether a turn may skip its poll now; counts nothing.
+    #[inline]
+    #[must_use]
+    pub fn may_skip(&self, now: u64) -> bool {
+        self.skipped < MAX_SKIPPED && now.saturating_sub(self.last_poll) < MAX_SKIPPED_NS
     }
 
     /// Says that the selector was asked at `now`.

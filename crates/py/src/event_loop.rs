@@ -41,6 +41,8 @@ pub const RECV_BUFFER: usize = 256 * 1024;
 enum Phase {
     Idle,
     Running,
+    /// A guest between two steps: its host waits for it, so whatever is scheduled ends that wait.
+    Hosted,
     Closed,
 }
 
@@ -217,6 +219,9 @@ impl LoopCore {
     #[inline]
     pub fn push_entry(&self, py: Python<'_>, entry: Entry) {
         self.queue.with(py, |queue| queue.ready.push(entry));
+        if self.is_hosted() {
+            self.wake_host(py);
+        }
     }
 
     fn set_phase(&self, phase: Phase) {
@@ -226,6 +231,11 @@ impl LoopCore {
     #[inline]
     pub fn is_running(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == Phase::Running as u8
+    }
+
+    #[inline]
+    fn is_hosted(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == Phase::Hosted as u8
     }
 
     #[inline]
@@ -283,6 +293,84 @@ impl LoopCore {
                 .timers
                 .insert(when.deadline, when.slack, Entry::handle(timer))
         });
+        if self.is_hosted() {
+            self.wake_host(py);
+        }
+    }
+
+    /// The host's own code has scheduled something between two steps.
+    #[cold]
+    fn wake_host(&self, py: Python<'_>) {
+        if let Err(error) = self.wake(py) {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// Becomes the guest of another loop: from now on turns are run one by one.
+    pub fn begin_hosted(&self) -> PyResult<()> {
+        self.check_can_run()?;
+        self.set_phase(Phase::Hosted);
+        self.set_sleeping(true);
+        self.handoff.set_runner(true);
+        Ok(())
+    }
+
+    /// Runs `turns` of a guest, and says whether the loop was told to stop.
+    pub fn hosted_turns(&self, turns: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
+        if !self.is_hosted() {
+            return Err(PyRuntimeError::new_err(
+                "This event loop is not a guest between two steps",
+            ));
+        }
+        self.set_phase(Phase::Running);
+        self.set_sleeping(false);
+        let running = Running::new(self);
+        let result = turns();
+        drop(running);
+        // The host waits from here on, or soon.
+        self.set_phase(Phase::Hosted);
+        self.set_sleeping(true);
+        result.map(|()| self.stopping.swap(false, Ordering::Relaxed))
+    }
+
+    /// Is a guest no longer.
+    pub fn end_hosted(&self, py: Python<'_>) {
+        if self.is_hosted() {
+            self.end_run(py);
+        }
+    }
+
+    fn check_can_run(&self) -> PyResult<()> {
+        if self.is_closed() {
+            return Err(call::closed_error());
+        }
+        if self.is_running() || self.is_hosted() {
+            return Err(PyRuntimeError::new_err(
+                "This event loop is already running",
+            ));
+        }
+        Ok(())
+    }
+
+    fn end_run(&self, py: Python<'_>) {
+        self.handoff.set_runner(false);
+        #[cfg(Py_3_14)]
+        self.thread_tasks
+            .store(std::ptr::null_mut(), Ordering::Relaxed);
+        self.set_phase(Phase::Idle);
+        self.set_sleeping(false);
+        self.stopping.store(false, Ordering::Relaxed);
+        // From here on nothing on the stack keeps the loop alive: the collector must see its work.
+        self.queue.with(py, |queue| {
+            queue
+                .ready
+                .iter()
+                .for_each(|entry| handle::track(&entry.object()));
+            queue
+                .timers
+                .iter()
+                .for_each(|entry| handle::track(&entry.object()));
+        });
     }
 
     /// A timer that is in the timers was cancelled.
@@ -323,6 +411,9 @@ impl LoopCore {
         self.queue.with(py, |queue| {
             queue.timers.insert(when.deadline, when.slack, entry)
         });
+        if self.is_hosted() {
+            self.wake_host(py);
+        }
     }
 
     /// Keeps a handle that nobody else knows for the next call, or lets go of it.
@@ -593,45 +684,20 @@ impl LoopCore {
         let py = slf.py();
         let state = slf.get();
         future::know_loop_type(&slf.get_type());
-        if state.is_closed() {
-            return Err(call::closed_error());
-        }
-        if state.is_running() {
-            return Err(PyRuntimeError::new_err(
-                "This event loop is already running",
-            ));
-        }
+        state.check_can_run()?;
         state.set_phase(Phase::Running);
-        let precise = PreciseTimers::new();
         let running = Running::new(state);
         state.handoff.set_runner(true);
+        let precise = PreciseTimers::new();
         let result = turn::run(slf);
-        state.handoff.set_runner(false);
-        #[cfg(Py_3_14)]
-        state
-            .thread_tasks
-            .store(std::ptr::null_mut(), Ordering::Relaxed);
         drop((precise, running));
-        state.set_phase(Phase::Idle);
-        state.set_sleeping(false);
-        state.stopping.store(false, Ordering::Relaxed);
-        // From here on nothing on the stack keeps the loop alive: the collector must see its work.
-        state.queue.with(py, |queue| {
-            queue
-                .ready
-                .iter()
-                .for_each(|entry| handle::track(&entry.object()));
-            queue
-                .timers
-                .iter()
-                .for_each(|entry| handle::track(&entry.object()));
-        });
+        state.end_run(py);
         result
     }
 
     /// Let go of everything: scheduled calls are cancelled, nothing is watched any more.
     fn _shutdown(&self, py: Python<'_>) -> PyResult<()> {
-        if self.is_running() {
+        if self.is_running() || self.is_hosted() {
             return Err(PyRuntimeError::new_err("Cannot close a running event loop"));
         }
         self.set_phase(Phase::Closed);

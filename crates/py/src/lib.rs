@@ -13,6 +13,7 @@ mod datagram;
 mod errors;
 mod event_loop;
 mod ffi;
+mod guest;
 mod handoff;
 mod listener;
 mod primitives;
@@ -30,6 +31,10 @@ mod _tideloop {
     use crate::datagram::DatagramTransport;
     #[pymodule_export]
     use crate::event_loop::LoopCore;
+    #[pymodule_export]
+    use crate::guest::{
+        guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
+    };
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]

@@ -33,14 +33,49 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut coarse = CoarseClock::default();
-    let native = native::verdict(core.py())?.as_ref().ok();
-    let mut current = Current::new(core.as_any(), native)?;
+    let mut current = current_of(core)?;
     loop {
-        turn(core, &mut batch, &mut policy, &mut coarse, &mut current)?;
+        turn(
+            core,
+            &mut batch,
+            &mut policy,
+            &mut coarse,
+            &mut current,
+            true,
+        )?;
         if core.get().is_stopping() {
             return Ok(());
         }
     }
+}
+
+/// Polls, and runs turns without sleeping while callbacks are ready and another poll is not due: a guest's
+/// host does the waiting, and is asked as often as the selector.
+pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let mut batch = Batch::default();
+    let mut policy = PollPolicy::default();
+    let mut coarse = CoarseClock::default();
+    let mut current = current_of(core)?;
+    let state = core.get();
+    loop {
+        turn(
+            core,
+            &mut batch,
+            &mut policy,
+            &mut coarse,
+            &mut current,
+            false,
+        )?;
+        let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
+        if idle || state.is_stopping() || !policy.may_skip(coarse.now()) {
+            return Ok(());
+        }
+    }
+}
+
+fn current_of<'py>(core: &Bound<'py, LoopCore>) -> PyResult<Current<'py>> {
+    let native = native::verdict(core.py())?.as_ref().ok();
+    Current::new(core.as_any(), native)
 }
 
 fn turn<'py>(
@@ -49,6 +84,7 @@ fn turn<'py>(
     policy: &mut PollPolicy,
     coarse: &mut CoarseClock,
     current: &mut Current<'py>,
+    may_sleep: bool,
 ) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
@@ -63,7 +99,7 @@ fn turn<'py>(
         coarse.now()
     };
     if stopping || !busy || !policy.skip(now) {
-        poll(core, batch, busy || stopping)?;
+        poll(core, batch, busy || stopping || !may_sleep)?;
         for index in 0..batch.len() {
             deliver(core, batch, index)?;
         }
@@ -137,7 +173,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
 }
 
 /// Cancelled timers at the head would wake the loop for nothing.
-fn drop_stale(core: &Bound<'_, LoopCore>) {
+pub fn drop_stale(core: &Bound<'_, LoopCore>) {
     let py = core.py();
     while let Some(timer) = core
         .get()

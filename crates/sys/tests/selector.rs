@@ -142,3 +142,29 @@ fn mistakes_are_errors() {
         assert!(selector.modify(raw(&a), 1, Interest::READ).is_err());
     }
 }
+
+#[test]
+fn a_selectors_descriptor_is_readable_exactly_when_a_wait_would_find_something() {
+    for inner in backends() {
+        let Some(descriptor) = inner.descriptor() else {
+            continue;
+        };
+        let outer = selector::new(Backend::Default).unwrap();
+        outer.add(descriptor, 1, Interest::READ).unwrap();
+        assert_eq!(wait(&*outer, Some(0)), []);
+
+        inner.wake().unwrap();
+        assert_eq!(wait(&*outer, FOREVER), [(1, true, false)]);
+        assert_eq!(wait(&*inner, Some(0)), []);
+        assert_eq!(wait(&*outer, Some(0)), [], "the wake-up is used up");
+
+        let (mut a, mut b) = pair();
+        inner.add(raw(&a), 7, Interest::READ).unwrap();
+        b.write_all(b"x").unwrap();
+        assert_eq!(wait(&*outer, FOREVER), [(1, true, false)]);
+        assert_eq!(wait(&*inner, Some(0)), [(7, true, false)]);
+        a.read_exact(&mut [0; 1]).unwrap();
+        assert_eq!(wait(&*outer, Some(0)), []);
+        outer.remove(descriptor).unwrap();
+    }
+}

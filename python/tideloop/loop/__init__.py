@@ -7,6 +7,7 @@ exactly as that version's asyncio does.
 """
 
 from tideloop.loop.event_loop import EventLoop, new_event_loop
+from tideloop.loop.hosting import Guest, Outcome, guest
 from tideloop.loop.runners import Runner, install, run
 
-__all__ = ["EventLoop", "Runner", "install", "new_event_loop", "run"]
+__all__ = ["EventLoop", "Guest", "Outcome", "Runner", "guest", "install", "new_event_loop", "run"]

@@ -104,12 +104,23 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
             self._set_coroutine_origin_tracking(False)
             sys.set_asyncgen_hooks(*old_hooks)
 
+    _hosted = False
+    """Whether the loop is a guest (tideloop.loop.hosting), in a step or between two."""
+
+    def _check_running(self) -> None:
+        if self._hosted:
+            raise RuntimeError(
+                "This event loop runs as a guest of another one, which must not be blocked; "
+                "await what is needed, or schedule it with create_task()"
+            )
+        super()._check_running()
+
     def close(self) -> None:
         """Close the loop and let go of everything that is scheduled or watched.
 
         Raises RuntimeError if it is running. Closing twice does nothing.
         """
-        if self.is_running():
+        if self.is_running() or self._hosted:
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return

@@ -50,6 +50,30 @@ class SignalLoop(LoopBase):
                 # Somebody set another one while we ran: it is theirs to keep.
                 signal.set_wakeup_fd(now)
 
+    def _take_wakeup_fd(self) -> None:
+        """From now on a signal wakes us, unless it wakes somebody else already; main thread only.
+
+        For guests, which overlap and end in any order: none may put back what it has found, and each asks
+        again in every step, in case the one that was woken is gone.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        ours = self._wakeup_fd()
+        before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+        if before not in (_NONE_SET, ours) and not self._signal_handlers:
+            # Fails if its owner has closed it; then it is free.
+            with contextlib.suppress(OSError):
+                signal.set_wakeup_fd(before)
+
+    def _leave_wakeup_fd(self) -> None:
+        """From now on a signal no longer wakes us; main thread only."""
+        if self._csock is None or threading.current_thread() is not threading.main_thread():
+            return
+        now = signal.set_wakeup_fd(_NONE_SET)
+        if now not in (_NONE_SET, self._csock.fileno()):
+            with contextlib.suppress(OSError):
+                signal.set_wakeup_fd(now)
+
     def _wakeup_fd(self) -> int:
         """The descriptor for CPython to write to; made and watched on first use."""
         if self._csock is None:

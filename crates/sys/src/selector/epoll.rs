@@ -211,6 +211,10 @@ impl Selector for Epoll {
             other => other.map(drop),
         }
     }
+
+    fn descriptor(&self) -> Option<RawSource> {
+        Some(self.epoll.as_raw_fd())
+    }
 }
 
 fn flags(interest: Interest) -> u32 {

@@ -142,6 +142,12 @@ pub trait Selector: Send + Sync + Debug {
 
     /// Ends the wait that is under way, or else the next one.
     fn wake(&self) -> io::Result<()>;
+
+    /// A descriptor that is readable whenever `wait` would return at once (timeouts apart), for another
+    /// selector to watch; None where there is none. It belongs to the selector.
+    fn descriptor(&self) -> Option<RawSource> {
+        None
+    }
 }
 
 /// Names a backend, as `TIDELOOP_SELECTOR` does.
