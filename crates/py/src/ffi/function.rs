@@ -695,7 +695,7 @@ unsafe extern "C" fn traverse(
     0
 }
 
-unsafe extern "C" {
+libpython! {
     /// Part of CPython's interface, but missing in PyO3's declarations.
     fn PyMethod_New(function: *mut PyObject, instance: *mut PyObject) -> *mut PyObject;
 }

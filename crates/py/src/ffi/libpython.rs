@@ -4,7 +4,6 @@
 ///
 /// On Windows a symbol is looked for in a library of a known name, and the interpreter's has its version
 /// in it; elsewhere the loader finds the symbols in the process.
-#[allow(unused_macros, reason = "the oldest versions need none of them")]
 #[rustfmt::skip]
 macro_rules! libpython {
     ($($items:tt)*) => {
