@@ -166,7 +166,9 @@ impl Gathering {
                 .getattr(intern!(py, "_cancel_requested"))?
                 .is_truthy()?
             {
-                let error = call::method0(child, intern!(py, "_make_cancelled_error"))?;
+                // asyncio's words are those of the last child, whichever was done last.
+                let last = children.get_item(children.len() - 1)?;
+                let error = call::method0(&last, intern!(py, "_make_cancelled_error"))?;
                 call::method1(&outer, intern!(py, "set_exception"), &error)?;
             } else {
                 call::method1(&outer, intern!(py, "set_result"), results.as_any())?;
