@@ -14,6 +14,7 @@ import weakref
 import pytest
 import tideloop
 
+from tests.peers import settled
 from tests.tls import authority
 
 TESTS = pathlib.Path(__file__).parent
@@ -27,7 +28,6 @@ def test_each_row_names_a_test_that_is_there():
     for row in rows:
         assert len(row) == 5, f"a row has what, asyncio, tideloop, why, test: {row}"
         assert row[-1].strip(" |`") in there, row
-from tests.peers import settled
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import trustme
 
-from tests.peers import LOOPBACK, Pair, Recorder, dropped
+from tests.peers import LOOPBACK, Pair, Recorder, dropped, settled
 
 NAME = "localhost"
 CIPHER_1_2 = "ECDHE-ECDSA-AES128-GCM-SHA256"
@@ -61,6 +61,13 @@ def only(context: ssl.SSLContext, version: ssl.TLSVersion) -> ssl.SSLContext:
     """The context, limited to one version of the protocol."""
     context.minimum_version = context.maximum_version = version
     return context
+
+
+async def alone(loop: asyncio.AbstractEventLoop) -> None:
+    """Wait until no other task is left: servers make each TLS connection in a task of its own."""
+    await settled(loop, 10)
+    while len(asyncio.all_tasks(loop)) > 1:
+        await settled(loop, 1)
 
 
 @contextlib.asynccontextmanager

