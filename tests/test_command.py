@@ -112,7 +112,7 @@ def test_an_absent_module_is_told_as_python_tells_it():
 
 
 def test_help_and_version():
-    assert "tideloop run script.py" in tideloop("--help").stdout
+    assert "tideloop run [--accelerate] script.py" in tideloop("--help").stdout
     assert tideloop("--version").stdout.startswith("tideloop ")
 
 

@@ -83,11 +83,19 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt"},
+    "__init__": {"loop", "qt", "accelerated", "acceleration"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
-    "program": {"loop"},
+    "program": {"loop", "acceleration"},
     "qt": {"loop", "_tideloop"},
+    # The primitives know nothing of the loop: they run on any.
+    "acceleration": {"accelerated", "stock"},
+    "accelerated": {"adopted", "queues", "stock", "sync", "timeouts", "_tideloop"},
+    "queues": {"stock", "_tideloop"},
+    "sync": {"stock", "_tideloop"},
+    "timeouts": {"stock", "_tideloop"},
+    "adopted": set(),
+    "stock": set(),
 }
 
 
