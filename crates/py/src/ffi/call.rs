@@ -1,9 +1,14 @@
 //! Calls into Python on hot paths: vectorcall, inside a given context, without tuples.
 
+use std::cell::OnceCell;
+
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyString, PyTuple};
+
+use crate::event_loop::LoopCore;
 
 /// A copy of the current context.
 pub fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
@@ -94,6 +99,52 @@ pub fn method<'py, const N: usize>(
                 N + 1,
                 std::ptr::null_mut(),
             ),
+        )
+    }
+}
+
+/// `event_loop.name(*arguments)`; on a loop of ours in a context of this thread that is there for nothing else.
+///
+/// For callbacks that only touch futures and tasks, whose own callbacks bring their contexts along: a
+/// copy of the current context for each of them would be the larger part of their cost.
+pub fn schedule<'py, const N: usize>(
+    event_loop: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    arguments: [&Bound<'py, PyAny>; N],
+) -> PyResult<Bound<'py, PyAny>> {
+    const { assert!(N <= 5, "five arguments and the context fit") };
+    thread_local! {
+        // Of this thread, since a context can only be entered once at a time.
+        static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };
+    }
+    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
+    let py = event_loop.py();
+    if event_loop.cast::<LoopCore>().is_err() {
+        // Any other loop may not know the keyword here, and asyncio does not use it either.
+        return method(event_loop, name, arguments);
+    }
+    let keywords = KEYWORDS.get_or_try_init(py, || -> PyResult<Py<PyTuple>> {
+        Ok(PyTuple::new(py, ["context"])?.unbind())
+    })?;
+    let context = CONTEXT.with(|context| -> PyResult<Bound<'py, PyAny>> {
+        if let Some(context) = context.get() {
+            return Ok(context.bind(py).clone());
+        }
+        // SAFETY: returns a new reference, or null with an exception set.
+        let new = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New())? };
+        Ok(context.get_or_init(|| new.unbind()).bind(py).clone())
+    })?;
+    let mut array = [std::ptr::null_mut(); 7];
+    array[0] = event_loop.as_ptr();
+    for (slot, argument) in array[1..].iter_mut().zip(arguments) {
+        *slot = argument.as_ptr();
+    }
+    array[N + 1] = context.as_ptr();
+    // SAFETY: the array holds borrowed references that outlive the call; the last one is the keyword's.
+    unsafe {
+        Bound::from_owned_ptr_or_err(
+            py,
+            ffi::PyObject_VectorcallMethod(name.as_ptr(), array.as_ptr(), N + 1, keywords.as_ptr()),
         )
     }
 }

@@ -73,7 +73,7 @@ fn begin<'py>(delay: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
     let result = frame
         .argument(RESULT)
         .unwrap_or_else(|| py.None().into_bound(py));
-    let timer = call::method(
+    let timer = call::schedule(
         &event_loop,
         intern!(py, "call_later"),
         [delay, wake_up(py)?.bind(py), &future, &result],

@@ -285,9 +285,9 @@ fn schedule<'py>(
     let now = call::method0(&event_loop, intern!(py, "time"))?;
     let callback = on_timeout.bind(py);
     if when.le(now)? {
-        call::method(&event_loop, intern!(py, "call_soon"), [callback, timeout])
+        call::schedule(&event_loop, intern!(py, "call_soon"), [callback, timeout])
     } else {
-        call::method(
+        call::schedule(
             &event_loop,
             intern!(py, "call_at"),
             [when, callback, timeout],
