@@ -5,16 +5,18 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from socket import socket
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 __all__ = [
     "DatagramTransport",
     "EventCore",
+    "Future",
     "Handle",
     "Listener",
     "LockCore",
@@ -22,6 +24,7 @@ __all__ = [
     "QueueCore",
     "SemaphoreCore",
     "StreamTransport",
+    "Task",
     "TimeoutCore",
     "TimerHandle",
     "function",
@@ -52,9 +55,48 @@ class TimerHandle(asyncio.TimerHandle):
     def __gt__(self, other: asyncio.TimerHandle, /) -> bool: ...
     def __ge__(self, other: asyncio.TimerHandle, /) -> bool: ...
 
+_T = TypeVar("_T")
+
+class Future(asyncio.Future[_T]):
+    def __init__(self, *, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
+    def set_result(self, result: _T, /) -> None: ...
+    def cancel(self, msg: Any | None = None) -> bool: ...
+
+if sys.version_info >= (3, 14):
+    class Task(asyncio.Task[_T]):
+        def __init__(
+            self,
+            coro: Coroutine[Any, Any, _T],
+            *,
+            loop: asyncio.AbstractEventLoop | None = None,
+            name: str | None = None,
+            context: Context | None = None,
+            eager_start: bool = False,
+        ) -> None: ...
+        def cancel(self, msg: Any | None = None) -> bool: ...
+
+else:
+    # Before 3.14 it has a field of its own: its place in the list of its loop.
+    @disjoint_base
+    class Task(asyncio.Task[_T]):
+        def __init__(
+            self,
+            coro: Coroutine[Any, Any, _T],
+            *,
+            loop: asyncio.AbstractEventLoop | None = None,
+            name: str | None = None,
+            context: Context | None = None,
+            eager_start: bool = False,
+        ) -> None: ...
+        def cancel(self, msg: Any | None = None) -> bool: ...
+
 @disjoint_base
 class LoopCore:
-    def __new__(cls, *_args: object, selector: str | None = None, **_kwargs: object) -> LoopCore: ...
+    def __new__(
+        cls, *_args: object, selector: str | None = None, tasks: str | None = None, **_kwargs: object
+    ) -> LoopCore: ...
+    @property
+    def tasks(self) -> str: ...
     @property
     def selector_name(self) -> str: ...
     def call_soon(

@@ -66,8 +66,9 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     tasks: ``"native"`` for tideloop's tasks and futures, ``"stock"`` for asyncio's own; ``None`` takes the
     environment variable ``TIDELOOP_TASKS``, or else native ones where this Python allows them.
 
-    Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every asyncio loop it belongs to one thread at a time;
-    only ``call_soon_threadsafe`` (and what is built on it) may be called from others.
+    Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every
+    asyncio loop it belongs to one thread at a time; only ``call_soon_threadsafe`` (and what is built on it)
+    may be called from others.
     """
 
     def __new__(cls, selector: str | None = None, tasks: str | None = None) -> EventLoop:
@@ -165,8 +166,8 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.tasks == "stock":
             return self._create_stock_task(coro, **kwargs)
         task = Task(coro, loop=self, **kwargs)
-        if task._source_traceback:
-            del task._source_traceback[-1]
+        if task._source_traceback:  # type: ignore[attr-defined]
+            del task._source_traceback[-1]  # type: ignore[attr-defined]
         try:
             return task
         finally:

@@ -175,7 +175,7 @@ pub fn new<'py>(py: Python<'py>, spec: Spec<'_, 'py>) -> PyResult<Bound<'py, PyA
     Ok(handle)
 }
 
-/// Makes the handle of a call on a running loop, out of a used one if there is one; `when` is for timers.
+/// Makes the handle of a call on a running loop, out of a used one if there is one.
 ///
 /// # Safety
 ///
@@ -183,27 +183,39 @@ pub fn new<'py>(py: Python<'py>, spec: Spec<'_, 'py>) -> PyResult<Bound<'py, PyA
 #[inline(always)]
 pub unsafe fn reuse_or_new<'py>(
     py: Python<'py>,
-    kind: Kind,
-    when: f64,
     spare: SpareHandle,
-    callback: *mut PyObject,
-    args: &[*mut PyObject],
-    owner: *mut PyObject,
-    context: Bound<'py, PyAny>,
+    call: Call<'_, 'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: a handle that nobody else has; the caller vouches for the rest.
     unsafe {
         let handle = match spare {
             SpareHandle::Used(handle) => handle.into_bound(py),
             SpareHandle::Memory(memory) => blank(py, memory.cast()),
-            SpareHandle::None if kind == Kind::Timer => allocate(py, &types(py)?.timer)?,
+            SpareHandle::None if call.when.is_some() => allocate(py, &types(py)?.timer)?,
             SpareHandle::None => allocate(py, &types(py)?.handle)?,
         };
         let object = handle.as_ptr().cast::<HandleObject>();
-        (*object).when = when;
-        fill(py, object, callback, args, owner, context)?;
+        (*object).when = call.when.unwrap_or(0.0);
+        fill(
+            py,
+            object,
+            call.callback,
+            call.args,
+            call.owner,
+            call.context,
+        )?;
         Ok(handle)
     }
+}
+
+/// One call of call_soon() or call_later(), its references borrowed from the interpreter.
+pub struct Call<'a, 'py> {
+    pub callback: *mut PyObject,
+    pub args: &'a [*mut PyObject],
+    pub owner: *mut PyObject,
+    pub context: Bound<'py, PyAny>,
+    /// Seconds, for a timer.
+    pub when: Option<f64>,
 }
 
 /// What a new handle can be made of.
@@ -503,15 +515,13 @@ unsafe fn owner_of<'py>(
 /// `object` is a handle that the caller keeps alive.
 #[inline]
 unsafe fn await_end_of_run(py: Python<'_>, object: *mut HandleObject) {
-    // SAFETY: passed on to the caller.
-    while unsafe { (*object).flags } & RUNNING != 0 {
-        // SAFETY: passed on to the caller; the flag is only read and written with the GIL held, which
-        // `wait` lets go of in between.
-        let (running, owner) = unsafe { ((*object).flags & RUNNING, owner_of(py, object)) };
-        match owner {
-            Some(core) if running != 0 && !core.get().handoff().is_runner() => {
-                core.get().handoff().wait(py);
-            }
+    // SAFETY: passed on to the caller; the flag is only read and written with the GIL held, which `wait`
+    // lets go of in between.
+    let running = || unsafe { (*object).flags } & RUNNING != 0;
+    while running() {
+        // SAFETY: passed on to the caller.
+        match unsafe { owner_of(py, object) } {
+            Some(core) if !core.get().handoff().is_runner() => core.get().handoff().wait(py),
             _ => return,
         }
     }

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple, PyType};
 
 use super::classes::classes;
-use super::handle::{self, Kind};
+use super::handle::{self, Call};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
 use super::{call, future, guard};
@@ -254,8 +254,17 @@ unsafe fn call_soon_fast<'py>(
         };
         let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
         let used = state.queue(py, |queue| queue.spare_handle(types));
-        let handle =
-            handle::reuse_or_new(py, Kind::Handle, 0.0, used, *array, args, object, context)?;
+        let handle = handle::reuse_or_new(
+            py,
+            used,
+            Call {
+                callback: *array,
+                args,
+                owner: object,
+                context,
+                when: None,
+            },
+        )?;
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
     }
@@ -300,13 +309,14 @@ unsafe fn call_later_fast<'py>(
         let callback = *array.add(1);
         let timer = handle::reuse_or_new(
             py,
-            Kind::Timer,
-            when.seconds,
             used,
-            callback,
-            args,
-            object,
-            context,
+            Call {
+                callback,
+                args,
+                owner: object,
+                context,
+                when: Some(when.seconds),
+            },
         )?;
         state.push_timer(py, when, timer.clone().unbind());
         Ok(Some(timer))

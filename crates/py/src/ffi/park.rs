@@ -90,8 +90,8 @@ fn native_future(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut Fut
 pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
     // SAFETY: a live object.
-    if let Some(native) = native::ready(py)
-        && let Some(core) = unsafe { future::core_of(py, event_loop.as_ptr()) }
+    let core = unsafe { future::core_of(py, event_loop.as_ptr()) };
+    if let (Some(native), Some(core)) = (native::ready(py), core)
         && core.makes_futures(py)?
     {
         // SAFETY: an object with a core is a loop of ours.
@@ -160,33 +160,31 @@ pub fn has_begun(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// How waiting for a future ended.
-pub enum Outcome<'py> {
-    Result(Bound<'py, PyAny>),
+pub enum Outcome {
+    Ended,
     Failed(PyErr),
     Pending,
 }
 
 /// Takes note of how a future ended, as `await` does.
 #[inline]
-pub fn outcome<'py>(future: &Bound<'py, PyAny>) -> Outcome<'py> {
+pub fn outcome(future: &Bound<'_, PyAny>) -> Outcome {
     let py = future.py();
     if let Some((native, ours)) = native_future(future) {
-        // SAFETY: a live future of ours; a result is alive as long as its future is.
+        // SAFETY: a live future of ours.
         unsafe {
             if (*ours).state == layout::PENDING {
                 return Outcome::Pending;
             }
             return match future::outcome(py, native, ours) {
-                Ok(future::Outcome::Result(value)) => {
-                    Outcome::Result(Bound::from_borrowed_ptr(py, value))
-                }
+                Ok(future::Outcome::Result(_)) => Outcome::Ended,
                 Ok(future::Outcome::Error(error)) => Outcome::Failed(PyErr::from_value(error)),
                 Err(error) => Outcome::Failed(error),
             };
         }
     }
     match call::method0(future, intern!(py, "result")) {
-        Ok(value) => Outcome::Result(value),
+        Ok(_) => Outcome::Ended,
         Err(error) => {
             let pending = asyncio(py).is_ok_and(|asyncio| {
                 error
