@@ -56,7 +56,7 @@ pub trait Coroutine {
     fn advance<'py>(
         receiver: &Bound<'py, Self::Receiver>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>>;
 }
 
@@ -109,7 +109,7 @@ impl<'py> Rest<'_, 'py> {
 type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Frame<'c, 'py>,
-    Input<'py>,
+    Input,
 ) -> PyResult<Step<'py>>;
 type Try = for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> AtOnce<'py>;
 type Call = for<'a, 'b, 'c, 'py> unsafe fn(
@@ -209,7 +209,7 @@ unsafe fn at_once<'py, C: Coroutine>(
 unsafe fn advance<'py, C: Coroutine>(
     receiver: &Bound<'py, PyAny>,
     frame: &Frame<'_, 'py>,
-    input: Input<'py>,
+    input: Input,
 ) -> PyResult<Step<'py>> {
     // SAFETY: as above.
     C::advance(unsafe { receiver.cast_unchecked() }, frame, input)
@@ -269,7 +269,7 @@ impl FunctionObject {
         &self,
         receiver: &Bound<'py, PyAny>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         match self.entry.body {
             // SAFETY: the caller vouches for the receiver.

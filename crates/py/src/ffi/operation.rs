@@ -37,11 +37,11 @@ use super::guard;
 use super::park::{self, Outcome};
 
 /// What happened since the last step.
-pub enum Input<'py> {
+pub enum Input {
     /// Nothing: this is the first step.
     Start,
-    /// What was waited for has come, with this result.
-    Resumed(Bound<'py, PyAny>),
+    /// What was waited for has come.
+    Resumed,
     /// An exception was thrown in, or what was waited for has failed.
     Thrown(PyErr),
 }
@@ -430,9 +430,9 @@ unsafe fn drive<'py>(
             (State::Suspended, Drive::Throw(error)) => Input::Thrown(error),
             (State::Suspended, Drive::Send(_)) => {
                 match Bound::from_borrowed_ptr_or_opt(py, (*operation).awaited) {
-                    None => Input::Resumed(py.None().into_bound(py)),
+                    None => Input::Resumed,
                     Some(future) => match park::outcome(&future) {
-                        Outcome::Result(value) => Input::Resumed(value),
+                        Outcome::Result => Input::Resumed,
                         Outcome::Failed(error) => Input::Thrown(error),
                         Outcome::Pending if !park::has_begun(&future)? => {
                             park::begin(&future)?;

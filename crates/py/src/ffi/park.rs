@@ -89,8 +89,8 @@ fn native_future(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut Fut
 #[inline]
 pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
-    // SAFETY: a live object.
     if let Some(native) = native::ready(py)
+        // SAFETY: a live object.
         && let Some(core) = unsafe { future::core_of(py, event_loop.as_ptr()) }
         && core.makes_futures(py)?
     {
@@ -160,33 +160,32 @@ pub fn has_begun(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 /// How waiting for a future ended.
-pub enum Outcome<'py> {
-    Result(Bound<'py, PyAny>),
+pub enum Outcome {
+    /// With a result; what it is no primitive asks.
+    Result,
     Failed(PyErr),
     Pending,
 }
 
 /// Takes note of how a future ended, as `await` does.
 #[inline]
-pub fn outcome<'py>(future: &Bound<'py, PyAny>) -> Outcome<'py> {
+pub fn outcome(future: &Bound<'_, PyAny>) -> Outcome {
     let py = future.py();
     if let Some((native, ours)) = native_future(future) {
-        // SAFETY: a live future of ours; a result is alive as long as its future is.
+        // SAFETY: a live future of ours.
         unsafe {
             if (*ours).state == layout::PENDING {
                 return Outcome::Pending;
             }
             return match future::outcome(py, native, ours) {
-                Ok(future::Outcome::Result(value)) => {
-                    Outcome::Result(Bound::from_borrowed_ptr(py, value))
-                }
+                Ok(future::Outcome::Result(_)) => Outcome::Result,
                 Ok(future::Outcome::Error(error)) => Outcome::Failed(PyErr::from_value(error)),
                 Err(error) => Outcome::Failed(error),
             };
         }
     }
     match call::method0(future, intern!(py, "result")) {
-        Ok(value) => Outcome::Result(value),
+        Ok(_) => Outcome::Result,
         Err(error) => {
             let pending = asyncio(py).is_ok_and(|asyncio| {
                 error

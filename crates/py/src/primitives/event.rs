@@ -134,7 +134,7 @@ impl Coroutine for Wait {
     fn advance<'py>(
         event: &Bound<'py, EventCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         wait(event, frame, input)
     }
@@ -144,7 +144,7 @@ impl Coroutine for Wait {
 pub fn wait<'py>(
     event: &Bound<'py, EventCore>,
     frame: &Frame<'_, 'py>,
-    input: Input<'py>,
+    input: Input,
 ) -> PyResult<Step<'py>> {
     let state = event.get();
     match input {
@@ -156,7 +156,7 @@ pub fn wait<'py>(
             frame.set_ticket(state.waiters.push(&future)?);
             Ok(Step::Wait(future))
         }
-        Input::Resumed(_) => {
+        Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             Ok(Step::Return(yes(frame.py())))
         }

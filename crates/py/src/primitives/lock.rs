@@ -131,7 +131,7 @@ impl LockCore {
 fn acquire<'py>(
     lock: &Bound<'py, LockCore>,
     frame: &Frame<'_, 'py>,
-    input: Input<'py>,
+    input: Input,
 ) -> PyResult<Option<Step<'py>>> {
     let py = frame.py();
     let state = lock.get();
@@ -146,7 +146,7 @@ fn acquire<'py>(
             frame.set_ticket(state.waiters.push(&future)?);
             Ok(Some(Step::Wait(future)))
         }
-        Input::Resumed(_) => {
+        Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             state.locked.store(true, Ordering::Relaxed);
             Ok(None)
@@ -184,7 +184,7 @@ impl Coroutine for Acquire {
     fn advance<'py>(
         lock: &Bound<'py, LockCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(lock, frame, input)?.unwrap_or_else(|| Step::Return(yes(frame.py()))))
     }
@@ -212,7 +212,7 @@ impl Coroutine for Enter {
     fn advance<'py>(
         lock: &Bound<'py, LockCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(lock, frame, input)?.unwrap_or(Step::Finish))
     }
@@ -242,7 +242,7 @@ impl Coroutine for Exit {
     fn advance<'py>(
         lock: &Bound<'py, LockCore>,
         frame: &Frame<'_, 'py>,
-        _: Input<'py>,
+        _: Input,
     ) -> PyResult<Step<'py>> {
         lock.get().release(frame.py())?;
         Ok(Step::Finish)

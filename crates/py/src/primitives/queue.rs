@@ -554,7 +554,7 @@ impl Coroutine for Get {
     fn advance<'py>(
         queue: &Bound<'py, QueueCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
         let state = queue.get();
@@ -613,7 +613,7 @@ impl Coroutine for Put {
     fn advance<'py>(
         queue: &Bound<'py, QueueCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
         let state = queue.get();
@@ -660,7 +660,7 @@ impl Coroutine for Join {
     fn advance<'py>(
         queue: &Bound<'py, QueueCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         let state = queue.get();
         if matches!(input, Input::Start) {

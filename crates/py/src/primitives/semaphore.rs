@@ -197,7 +197,7 @@ impl SemaphoreCore {
 fn acquire<'py>(
     semaphore: &Bound<'py, SemaphoreCore>,
     frame: &Frame<'_, 'py>,
-    input: Input<'py>,
+    input: Input,
 ) -> PyResult<Option<Step<'py>>> {
     let py = frame.py();
     let state = semaphore.get();
@@ -212,7 +212,7 @@ fn acquire<'py>(
             frame.set_ticket(state.waiters.push(&future)?);
             Ok(Some(Step::Wait(future)))
         }
-        Input::Resumed(_) => {
+        Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             state.pass_on(py)?;
             Ok(None)
@@ -258,7 +258,7 @@ impl Coroutine for Acquire {
     fn advance<'py>(
         semaphore: &Bound<'py, SemaphoreCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(semaphore, frame, input)?.unwrap_or_else(|| Step::Return(yes(frame.py()))))
     }
@@ -286,7 +286,7 @@ impl Coroutine for Enter {
     fn advance<'py>(
         semaphore: &Bound<'py, SemaphoreCore>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(semaphore, frame, input)?.unwrap_or(Step::Finish))
     }
@@ -318,7 +318,7 @@ impl Coroutine for Exit {
     fn advance<'py>(
         semaphore: &Bound<'py, SemaphoreCore>,
         frame: &Frame<'_, 'py>,
-        _: Input<'py>,
+        _: Input,
     ) -> PyResult<Step<'py>> {
         semaphore.get().release(frame.py())?;
         Ok(Step::Finish)

@@ -25,11 +25,11 @@ impl Coroutine for Sleep {
     fn advance<'py>(
         delay: &Bound<'py, PyAny>,
         frame: &Frame<'_, 'py>,
-        input: Input<'py>,
+        input: Input,
     ) -> PyResult<Step<'py>> {
         match input {
             Input::Start => begin(delay, frame),
-            Input::Resumed(_) => {
+            Input::Resumed => {
                 if let Some(timer) = frame.replace(TIMER, None) {
                     cancel(&timer)?;
                 }

@@ -241,7 +241,7 @@ impl Coroutine for Enter {
     fn advance<'py>(
         timeout: &Bound<'py, TimeoutCore>,
         frame: &Frame<'_, 'py>,
-        _: Input<'py>,
+        _: Input,
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
         let core = timeout.get();
@@ -304,7 +304,7 @@ impl Coroutine for Exit {
     fn advance<'py>(
         timeout: &Bound<'py, TimeoutCore>,
         frame: &Frame<'_, 'py>,
-        _: Input<'py>,
+        _: Input,
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
         let core = timeout.get();
