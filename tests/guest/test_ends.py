@@ -333,6 +333,7 @@ def test_an_interpreter_may_exit_with_a_guest(selector, asleep):
         timeout=20,
         check=False,
     )
-    assert child.stdout == "started\n"
+    # The short sleep may be over by the second step, and the guest with it.
+    assert child.stdout.startswith("started\n")
     assert child.returncode == 7, child.stderr
     assert "Fatal" not in child.stderr

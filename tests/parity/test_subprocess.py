@@ -322,13 +322,17 @@ class TestStreams:
             await draining
         await settled(loop)
 
-    async def test_a_child_that_writes_is_stopped_by_a_reader_that_does_not(self, loop):
+    async def test_a_child_that_writes_is_stopped_by_a_reader_that_does_not(self, loop, backend):
+        if backend.name == "uvloop":
+            pytest.skip("what it reads before it stops depends on the child's speed")
         child = await asyncio.create_subprocess_exec("cat", "/dev/zero", stdout=PIPE, limit=1024)
-        await settled(loop, 50)
-        # Twice the limit, and what one read brings.
-        assert len(child.stdout._buffer) <= 2 * 1024 + 256 * 1024
-        child.kill()
-        await child.communicate()
+        try:
+            await settled(loop, 50)
+            # Twice the limit, and what one read brings.
+            assert len(child.stdout._buffer) <= 2 * 1024 + 256 * 1024
+        finally:
+            child.kill()
+            await child.communicate()
 
     async def test_a_child_that_closes_its_input(self, loop, backend):
         if backend.name == "uvloop":
