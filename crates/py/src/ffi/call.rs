@@ -262,3 +262,47 @@ pub fn take_raised(py: Python<'_>) -> Bound<'_, PyAny> {
         }
     }
 }
+
+/// An exception that was under way, put aside while other code runs.
+#[cfg(Py_3_12)]
+pub type Aside = *mut ffi::PyObject;
+#[cfg(not(Py_3_12))]
+pub type Aside = [*mut ffi::PyObject; 3];
+
+/// Takes the exception that is set, if any, so that other code can run.
+///
+/// # Safety
+///
+/// The GIL is held, and what is returned is put back.
+pub unsafe fn set_aside() -> Aside {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        #[cfg(Py_3_12)]
+        return ffi::PyErr_GetRaisedException();
+        #[cfg(not(Py_3_12))]
+        {
+            let mut aside = [std::ptr::null_mut(); 3];
+            let [class, value, traceback] = &mut aside;
+            ffi::PyErr_Fetch(class, value, traceback);
+            aside
+        }
+    }
+}
+
+/// Sets an exception again that was set aside.
+///
+/// # Safety
+///
+/// The GIL is held; `aside` comes from [`set_aside`] and is put back once.
+pub unsafe fn put_back(aside: Aside) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        #[cfg(Py_3_12)]
+        ffi::PyErr_SetRaisedException(aside);
+        #[cfg(not(Py_3_12))]
+        {
+            let [class, value, traceback] = aside;
+            ffi::PyErr_Restore(class, value, traceback);
+        }
+    }
+}

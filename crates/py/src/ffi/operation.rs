@@ -33,8 +33,8 @@ use tideloop_core::waiters::Ticket;
 
 use super::cell::LoopCell;
 use super::function::{FunctionObject, KEPT};
-use super::guard;
 use super::park::{self, Outcome};
+use super::{call, guard};
 
 /// What happened since the last step.
 pub enum Input {
@@ -368,8 +368,7 @@ unsafe extern "C" fn finalize(object: *mut PyObject) {
         if !matches!(state, State::Created | State::Suspended) {
             return;
         }
-        let (mut kind, mut value, mut traceback) = (null_mut(), null_mut(), null_mut());
-        ffi::PyErr_Fetch(&mut kind, &mut value, &mut traceback);
+        let under_way = call::set_aside();
         let result = guard(|py| {
             let this = Bound::from_borrowed_ptr(py, object);
             if state == State::Suspended {
@@ -383,7 +382,7 @@ unsafe extern "C" fn finalize(object: *mut PyObject) {
         } else {
             ffi::Py_DECREF(result);
         }
-        ffi::PyErr_Restore(kind, value, traceback);
+        call::put_back(under_way);
     }
 }
 
@@ -580,10 +579,15 @@ unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
 ///
 /// The GIL is held; `exception` is a reference to an exception that is handed over.
 unsafe fn set_raised(exception: *mut PyObject) {
-    // SAFETY: an exception instance and its class; both references are handed over.
+    // SAFETY: an exception instance, whose reference is handed over.
     unsafe {
-        let kind = ffi::Py_NewRef(ffi::Py_TYPE(exception).cast());
-        ffi::PyErr_Restore(kind, exception, null_mut());
+        #[cfg(Py_3_12)]
+        ffi::PyErr_SetRaisedException(exception);
+        #[cfg(not(Py_3_12))]
+        {
+            let kind = ffi::Py_NewRef(ffi::Py_TYPE(exception).cast());
+            ffi::PyErr_Restore(kind, exception, null_mut());
+        }
     }
 }
 
