@@ -11,12 +11,7 @@ __all__ = ["EXCLUDED", "reason_for"]
 
 # By mode: test, or pattern of tests, as module.Class.test -> reason.
 EXCLUDED: dict[str, dict[str, str]] = {
-    "loop": {
-        "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket": (
-            "puts a wrapper in place of the Python socket inside of asyncio's transport, whose send() is then short; "
-            "a native transport sends from its descriptor (short sends: crates/core, tests/parity/test_tls_transfer.py)"
-        ),
-    },
+    "loop": {},
     "tasks": {},
     "stock": {},
     "accelerated": {},

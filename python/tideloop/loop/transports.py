@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from typing import Any
 
 from tideloop._tideloop import StreamTransport
 
@@ -13,11 +14,28 @@ __all__ = ["SocketTransport"]
 class SocketTransport(StreamTransport):
     """A TCP or UNIX-socket connection. ``isinstance(t, asyncio.Transport)`` holds."""
 
+    _put_in_its_place: Any = None
+
     @property
     def _sock(self) -> socket.socket | None:
-        """asyncio's name for its socket, which programs and CPython's tests know."""
+        """asyncio's name for its socket, which programs and CPython's tests know.
+
+        What is assigned to it is shown, but not sent through: a native transport has its descriptor.
+        """
+        if self._put_in_its_place is not None:
+            replaced: socket.socket = self._put_in_its_place
+            return replaced
         shown = self.get_extra_info("socket")
         return None if shown is None else shown._sock
+
+    @_sock.setter
+    def _sock(self, sock: Any) -> None:
+        self._put_in_its_place = sock
+
+    @property
+    def _read_ready_cb(self) -> Any:
+        """asyncio's name for what reads; None once the connection is lost."""
+        return None if self._describe()[0] is None else self._describe
 
     @property
     def _paused(self) -> bool:
