@@ -5,7 +5,6 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from socket import socket
@@ -62,33 +61,17 @@ class Future(asyncio.Future[_T]):
     def set_result(self, result: _T, /) -> None: ...
     def cancel(self, msg: Any | None = None) -> bool: ...
 
-if sys.version_info >= (3, 14):
-    class Task(asyncio.Task[_T]):
-        def __init__(
-            self,
-            coro: Coroutine[Any, Any, _T],
-            *,
-            loop: asyncio.AbstractEventLoop | None = None,
-            name: str | None = None,
-            context: Context | None = None,
-            eager_start: bool = False,
-        ) -> None: ...
-        def cancel(self, msg: Any | None = None) -> bool: ...
-
-else:
-    # Before 3.14 it has a field of its own: its place in the list of its loop.
-    @disjoint_base
-    class Task(asyncio.Task[_T]):
-        def __init__(
-            self,
-            coro: Coroutine[Any, Any, _T],
-            *,
-            loop: asyncio.AbstractEventLoop | None = None,
-            name: str | None = None,
-            context: Context | None = None,
-            eager_start: bool = False,
-        ) -> None: ...
-        def cancel(self, msg: Any | None = None) -> bool: ...
+class Task(asyncio.Task[_T]):
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, _T],
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        name: str | None = None,
+        context: Context | None = None,
+        eager_start: bool = False,
+    ) -> None: ...
+    def cancel(self, msg: Any | None = None) -> bool: ...
 
 @disjoint_base
 class LoopCore:
