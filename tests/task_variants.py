@@ -68,9 +68,20 @@ def native_on_asyncio() -> asyncio.AbstractEventLoop:
         def create_future(self) -> asyncio.Future[Any]:
             return NATIVE_FUTURE(loop=self)  # type: ignore[no-any-return]
 
-    loop = Loop()
-    loop.set_task_factory(lambda loop, coro, **options: NATIVE_TASK(coro, loop=loop, **options))
-    return loop
+        # Not by a task factory, to whose tasks some releases give the name "None".
+        def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+            if self.get_task_factory() is not None:
+                return super().create_task(coro, **options)
+            task: Any = NATIVE_TASK(coro, loop=self, **options)
+            if task._source_traceback:
+                del task._source_traceback[-1]
+            try:
+                return task  # type: ignore[no-any-return]
+            finally:
+                # A traceback of the task may keep this frame; with the task in it, that would be a cycle.
+                del task
+
+    return Loop()
 
 
 _MADE = {} if NATIVE_TASK is None or STOCK_BY_ENVIRONMENT else {"task": NATIVE_TASK, "future": NATIVE_FUTURE}
