@@ -11,7 +11,7 @@ use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyList, PyString, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::event::{self, EventCore, truth};
@@ -243,12 +243,13 @@ fn mark(event: &Bound<'_, PyAny>, finished: bool) -> PyResult<()> {
 /// One of asyncio's queue exceptions.
 #[cold]
 fn failure(py: Python<'_>, name: &Bound<'_, PyString>) -> PyErr {
-    let raised = py
+    let class = py
         .import(intern!(py, "asyncio.queues"))
         .and_then(|queues| queues.getattr(name))
-        .and_then(|class| class.call0());
-    match raised {
-        Ok(exception) => PyErr::from_value(exception),
+        .and_then(|class| Ok(class.cast_into::<PyType>()?));
+    match class {
+        // Made where it is raised, so that it tells what was being handled there.
+        Ok(class) => PyErr::from_type(class, ()),
         Err(error) => error,
     }
 }
