@@ -113,10 +113,6 @@ def machine(variants: list[Variant]) -> Iterator[Machine]:
             gc.enable()
 
 
-# How often a program that has differed is run again.
-REPEATS = 5
-
-
 def told(seed: int, found: Program, smallest: Program, difference: Difference) -> str:
     return "\n".join(
         [
@@ -128,16 +124,9 @@ def told(seed: int, found: Program, smallest: Program, difference: Difference) -
 
 
 def check(made: Machine, seed: int) -> str | None:
-    """Run the program of a seed on every variant; a description if one of them differs.
-
-    Deadlines of a nanosecond are over in this turn or in the next one, whichever the machine's other work
-    lets be. What differs once and then never again in a few runs is told, and not held against anyone.
-    """
+    """Run the program of a seed on every variant; a description if one of them differs."""
     found = program(seed, KINDS)
     if made.difference(found) is None:
-        return None
-    if all(made.difference(found) is None for _ in range(REPEATS)):
-        print(f"seed {seed}: differed once, and not in {REPEATS} more runs", file=sys.stderr)
         return None
     smallest = shrink(found, lambda candidate: made.difference(candidate) is not None)
     difference = made.difference(smallest)

@@ -35,7 +35,7 @@ class SocketTransport(StreamTransport):
     @property
     def _read_ready_cb(self) -> Any:
         """asyncio's name for what reads; None once the connection is lost."""
-        return None if self._describe()[0] is None else self._describe
+        return None if self._describe()[0] is None else self.resume_reading
 
     @property
     def _paused(self) -> bool:
