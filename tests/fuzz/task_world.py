@@ -217,6 +217,10 @@ class World:
             self.report("closed", me)
             raise
         except BaseException as exception:
+            if asyncio._get_running_loop() is None:
+                # Collected after the run, and a clean-up of its own has failed without its loop.
+                self.report("closed", me, described(exception))
+                return me
             self.note(me, "raises", described(exception), self.label(asyncio.current_task()))
             raise
         self.note(me, "returns", self.label(asyncio.current_task()))

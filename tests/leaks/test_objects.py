@@ -11,6 +11,7 @@ import sys
 import weakref
 
 import pytest
+import tideloop
 
 from tests.backends import deviates
 from tests.peers import LOOPBACK, Recorder, connected, socket_pair
@@ -140,6 +141,19 @@ class TestHandles:
         run_ready(loop)
         run_ready(loop)
         assert sum(ref() is not None for ref in refs) <= 100
+
+    def test_cancelled_timers_are_gone_when_the_loop_stops(self):
+        """Until then they may lie about, as many as it takes to make a sweep worth it."""
+        loop = tideloop.new_event_loop()
+        timers = [loop.call_later(FAR, Thing().method) for _ in range(20)]
+        handles = [weakref.ref(timer) for timer in timers]
+        for timer in timers[:10]:
+            timer.cancel()
+        del timer
+        timers.clear()
+        run_ready(loop)
+        assert [handle() is None for handle in handles] == [True] * 10 + [False] * 10
+        loop.close()
 
 
 class TestLoop:

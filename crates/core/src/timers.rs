@@ -222,6 +222,9 @@ impl<T> Timers<T> {
 
     /// Removes all stale entries and hands them over.
     pub fn sweep(&mut self, stale: impl Fn(&T) -> bool) -> Vec<T> {
+        if self.cancelled == 0 {
+            return Vec::new();
+        }
         let mut removed = Vec::with_capacity(self.cancelled);
         let mut keep = |entry: Entry<T>| {
             if stale(&entry.item) {

@@ -360,8 +360,10 @@ impl LoopCore {
         self.set_phase(Phase::Idle);
         self.set_sleeping(false);
         self.stopping.store(false, Ordering::Relaxed);
-        // From here on nothing on the stack keeps the loop alive: the collector must see its work.
-        self.queue.with(py, |queue| {
+        // From here on nothing on the stack keeps the loop alive: the collector must see its work. Timers
+        // that were cancelled are none: how many still lie about depends on the clock.
+        let stale = self.queue.with(py, |queue| {
+            let stale = queue.timers.sweep(Entry::is_stale);
             queue
                 .ready
                 .iter()
@@ -370,7 +372,11 @@ impl LoopCore {
                 .timers
                 .iter()
                 .for_each(|entry| handle::track(&entry.object()));
+            stale
         });
+        for timer in stale {
+            self.discard_timer(py, timer);
+        }
     }
 
     /// A timer that is in the timers was cancelled.

@@ -2,9 +2,10 @@
 
 Some things are ours. The bytes below TLS are moved by the native transport. Who wants to know that a
 connection was cut off, instead of ended by its peer, sets ``loop.tls_truncation_is_error``. A BufferedProtocol
-may bring any buffer; asyncio reads into copies of some. And two later repairs of asyncio hold in every version:
-what a stream reader has read ahead goes into the upgrade, and the shutdown timeout lasts until the connection
-is lost.
+may bring any buffer; asyncio reads into copies of some. A peer that does not read what the TLS library answers by
+itself (a refused renegotiation, a new key) is not read from, either: nobody else limits those answers. And two later
+repairs of asyncio hold in every version: what a stream reader has read ahead goes into the upgrade, and the shutdown
+timeout lasts until the connection is lost.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ if TYPE_CHECKING:
         _get_read_buffer_size: Callable[[], int]
         _incoming: ssl.MemoryBIO
         _loop: TlsLoop
+        _outgoing: ssl.MemoryBIO
         _shutdown_timeout_handle: asyncio.TimerHandle | None
         _ssl_shutdown_timeout: float
         _ssl_writing_paused: bool
+        _ssl_reading_paused: bool
         _sslobj: Any
         _start_shutdown: Callable[[], None]
         _state: object
         _transport: asyncio.Transport | None
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def _control_ssl_reading(self) -> None: ...
         def _on_shutdown_complete(self, shutdown_exc: BaseException | None) -> None: ...
 
 else:
@@ -57,9 +61,15 @@ __all__ = ["TlsLoop", "TlsProtocol"]
 _RECORD = 16 * 1024
 """Bytes of data in the largest record of TLS."""
 
+_ANSWERS = 64 * 1024
+"""Bytes of the TLS library's own answers that wait for a peer before it is no longer read from."""
+
 
 class TlsProtocol(SSLProtocol):
     """One TLS connection: between the application's protocol and a transport that carries bytes."""
+
+    _answers: int = 0
+    """Bytes that the TLS library has answered by itself since the transport below takes no more."""
 
     def eof_received(self) -> bool | None:
         """The stream below has ended before this side has closed: maybe cut off by whoever can."""
@@ -77,14 +87,26 @@ class TlsProtocol(SSLProtocol):
         """The transport below takes more. Before an upgrade it may have told the application to pause."""
         if self._ssl_writing_paused:
             super().resume_writing()
+            if self._answers:
+                self._answers = 0
+                self._control_ssl_reading()
         else:
             self._app_protocol.resume_writing()
+
+    def _control_ssl_reading(self) -> None:
+        """Whether to read from the peer depends on what waits to be decrypted, and on what it leaves unread."""
+        if self._answers < _ANSWERS:
+            super()._control_ssl_reading()
+        elif not self._ssl_reading_paused and self._transport is not None:
+            self._ssl_reading_paused = True
+            self._transport.pause_reading()
 
     def _do_read__copied(self) -> None:
         """Decrypt all that has come. What comes before an error is delivered before it is raised."""
         records: list[bytes] = []
         ended = False
         failed: ssl.SSLError | None = None
+        waiting = self._outgoing.pending
         try:
             while not ended:
                 record: bytes = self._sslobj.read(_RECORD)
@@ -94,6 +116,8 @@ class TlsProtocol(SSLProtocol):
             pass
         except ssl.SSLError as error:
             failed = error
+        if self._ssl_writing_paused:
+            self._answers += self._outgoing.pending - waiting
         if data := records[0] if len(records) == 1 else b"".join(records):
             self._app_protocol.data_received(data)
         self._finish_read(ended, failed)
@@ -104,6 +128,7 @@ class TlsProtocol(SSLProtocol):
         room = True
         ended = False
         failed: ssl.SSLError | None = None
+        waiting = self._outgoing.pending
         # Released before the protocol is told: it may resize its buffer then.
         with memoryview(self._app_protocol_get_buffer(self._get_read_buffer_size())) as given, given.cast("B") as view:
             if not view:
@@ -118,6 +143,8 @@ class TlsProtocol(SSLProtocol):
                 pass
             except ssl.SSLError as error:
                 failed = error
+        if self._ssl_writing_paused:
+            self._answers += self._outgoing.pending - waiting
         if not room:
             self._loop.call_soon(self._do_read)
         if filled:
