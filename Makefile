@@ -16,6 +16,8 @@ PY := $(VENV)/bin/python
 BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
 PYTEST_ARGS ?=
+# Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .PHONY: help demo test build bench lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize check-python check-cargo test-rust test-python test-real test-stubs
 
@@ -95,11 +97,11 @@ TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py 
   tests/leaks tests/fuzz tests/test_polling.py
 
 test-python: build $(VENV)/.lab
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 	@echo "make: once more on the portable selector"
-	@TIDELOOP_SELECTOR=polling $(PY) -m pytest --quiet --backend tideloop $(PYTEST_ARGS)
+	@TIDELOOP_SELECTOR=polling $(PY) -m pytest -n $(JOBS) --quiet --backend tideloop $(PYTEST_ARGS)
 	@echo "make: what concerns tasks once more with stock tasks"
-	@TIDELOOP_TASKS=stock $(PY) -m pytest --quiet -k tideloop $(TASK_TESTS)
+	@TIDELOOP_TASKS=stock $(PY) -m pytest -n $(JOBS) --quiet -k tideloop $(TASK_TESTS)
 
 test-real: build $(VENV)/.real ## real servers and clients on tideloop (TIDELOOP_REAL=required: skip none)
 	@$(PY) -m pytest tests/real $(PYTEST_ARGS)
