@@ -29,6 +29,9 @@ INSISTENCE = 4
 LIMIT = 160
 """The turn in which a run is given up: its tasks have resisted thirty cancellations."""
 
+ROUNDS = 5
+"""Collections at the end of a run, while the last one has found something to do."""
+
 FUTURES = 2
 """How many there are from the start."""
 
@@ -266,17 +269,24 @@ class World:
         loop.set_task_factory(factory)
         loop.set_debug(False)
 
+    def _ready(self) -> int:
+        """Callbacks that are ready."""
+        return self.loop._counts()[0] if isinstance(self.loop, tideloop.EventLoop) else len(self.loop._ready)
+
     def end(self) -> None:
         """Let go of everything; what is then told by dying objects becomes part of the reports."""
         kept: tuple[list[Any] | dict[Any, Any], ...] = (self.tasks, self.futures, self.handles, self.callbacks)
         for container in (*kept, self.groups, self.tokens, self.things):
             container.clear()
-        gc.collect()
-        # What dies may have woken tasks, which tideloop's own ring tells.
-        ready = self.loop._counts()[0] if isinstance(self.loop, tideloop.EventLoop) else 0
-        for _ in range(4 if self.late_work or ready else 0):
-            self.loop.call_soon(self.loop.stop)
-            self.loop.run_forever()
+        # What dies may wake tasks, and these die only after their turn: nothing may be left for the next program.
+        for _ in range(ROUNDS):
+            gc.collect()
+            if not self.late_work and not self._ready():
+                break
+            self.late_work = False
+            for _ in range(4):
+                self.loop.call_soon(self.loop.stop)
+                self.loop.run_forever()
         self.loop.set_exception_handler(None)
         self.reports.sort(key=repr)
 

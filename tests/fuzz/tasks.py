@@ -126,12 +126,13 @@ def told(seed: int, found: Program, smallest: Program, difference: Difference) -
 def check(made: Machine, seed: int) -> str | None:
     """Run the program of a seed on every variant; a description if one of them differs."""
     found = program(seed, KINDS)
-    if made.difference(found) is None:
+    first = made.difference(found)
+    if first is None:
         return None
     smallest = shrink(found, lambda candidate: made.difference(candidate) is not None)
     difference = made.difference(smallest)
     if difference is None:
-        return f"seed {seed}: differs, but not each time; the program is not deterministic\n{found}"
+        return f"seed {seed}: {first.variant} differed from asyncio once, and not again\n{found}\n{first}"
     return told(seed, found, smallest, difference)
 
 
