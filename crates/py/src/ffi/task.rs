@@ -148,6 +148,29 @@ fn expect_coroutine(native: &Native, coro: &Bound<'_, PyAny>) -> PyResult<()> {
     )))
 }
 
+/// The context that a task runs in: the given one, or a copy of the current one.
+///
+/// # Errors
+///
+/// TypeError for anything but a context, from 3.15 on; older Pythons find out in the first step.
+#[inline]
+fn context_of<'py>(
+    given: Option<Bound<'py, PyAny>>,
+    py: Python<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let Some(context) = given else {
+        return call::copy_context(py);
+    };
+    // SAFETY: a live object; only its type is looked at.
+    if cfg!(Py_3_15) && unsafe { ffi::PyContext_CheckExact(context.as_ptr()) } == 0 {
+        return Err(PyTypeError::new_err(format!(
+            "a contextvars.Context was expected, got {}",
+            context.get_type().name()?
+        )));
+    }
+    Ok(context)
+}
+
 /// Makes a task of a loop that is ours and not in debug mode, and schedules its first step.
 #[inline]
 pub fn spawn<'py>(
@@ -160,10 +183,7 @@ pub fn spawn<'py>(
     let py = core.py();
     expect_coroutine(native, coro)?;
     let name = name_of(name, py)?;
-    let context = match context {
-        Some(context) if !context.is_none() => context.clone(),
-        _ => call::copy_context(py)?,
-    };
+    let context = context_of(context.cloned().filter(|context| !context.is_none()), py)?;
     // SAFETY: the type has Task's size; every field behind the head is written before anything else
     // can see the object.
     unsafe {
@@ -396,9 +416,12 @@ unsafe fn construct(
             (*task).base.set_logs_destroyed(false);
             return Err(error);
         }
-        let context = match given.context {
-            Some(context) => context,
-            None => call::copy_context(py)?,
+        let context = match context_of(given.context, py) {
+            Ok(context) => context,
+            Err(error) => {
+                (*task).base.set_logs_destroyed(false);
+                return Err(error);
+            }
         };
         let name = name_of(given.name.as_ref(), py)?;
         let set = |field: *mut *mut PyObject, value: *mut PyObject| {
