@@ -24,6 +24,7 @@ __all__ = [
     "SemaphoreCore",
     "StreamTransport",
     "Task",
+    "TaskGroupCore",
     "TimeoutCore",
     "TimerHandle",
     "function",
@@ -210,6 +211,17 @@ class QueueCore:
     def _begin(self, maxsize: Any, order: str) -> None: ...
     def _contents(self) -> tuple[Any, int, int]: ...
     def _divert(self) -> None: ...
+
+@disjoint_base
+class TaskGroupCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> TaskGroupCore: ...
+    _entered: Any
+    _exiting: Any
+    _aborting: Any
+    _loop: Any
+    _parent_task: Any
+    _tasks: Any
+    _on_completed_fut: Any
 
 @disjoint_base
 class TimeoutCore:

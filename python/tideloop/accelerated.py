@@ -13,9 +13,10 @@ from tideloop._tideloop import function
 from tideloop.queues import LifoQueue, PriorityQueue, Queue
 from tideloop.sync import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
 from tideloop.timeouts import Timeout, timeout, timeout_at
+from tideloop.waits import TaskGroup, wait
 
 if TYPE_CHECKING:
-    from asyncio import TaskGroup, create_task, gather, shield, sleep, wait, wait_for
+    from asyncio import create_task, gather, shield, sleep, wait_for
 else:
     import types
 
@@ -25,9 +26,7 @@ else:
     create_task = function("create_task", stock.create_task)
     gather = function("gather", stock.gather)
     shield = stock.shield
-    wait = stock.wait
     wait_for = adopt(stock.wait_for, timeouts=types.SimpleNamespace(timeout=timeout))
-    TaskGroup = stock.TaskGroup
 
 __all__ = [
     "Barrier",

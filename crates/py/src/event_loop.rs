@@ -189,6 +189,15 @@ impl LoopCore {
         Ok(self.native_tasks && !self.debug() && classes(py)?.future(py)?.is_none())
     }
 
+    /// Whether create_task() of this loop would make a task of ours, and nothing more.
+    #[inline]
+    pub fn makes_tasks(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.native_tasks
+            && self.accepts_natively()
+            && self.task_factory(py, Option::is_none)
+            && classes(py)?.task(py)?.is_none())
+    }
+
     /// The list that a new task of this loop joins, if it is known.
     #[cfg(Py_3_14)]
     #[inline]

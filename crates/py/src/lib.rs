@@ -46,6 +46,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::semaphore::SemaphoreCore;
     #[pymodule_export]
+    use crate::primitives::task_group::TaskGroupCore;
+    #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
     use crate::transport::StreamTransport;

@@ -193,6 +193,30 @@ impl Definition {
             ml_doc: std::ptr::null(),
         })
     }
+
+    /// That of a callback of futures that [`super::told`] calls directly.
+    pub const fn told<C: Callback>(name: &'static std::ffi::CStr) -> Self {
+        let mut definition = Self::of::<C>(name);
+        definition.0.ml_doc = TOLD.as_ptr();
+        definition
+    }
+}
+
+/// The documentation of such callbacks, by whose address they are known.
+static TOLD: &std::ffi::CStr = c"Called with a future that is done.";
+
+/// Whether an object is a builtin function made of a [`Definition::told`].
+///
+/// # Safety
+///
+/// A live object.
+#[inline(always)]
+pub unsafe fn is_told(callback: *mut ffi::PyObject) -> bool {
+    // SAFETY: passed on to the caller; the class says that it is a builtin function, which has a definition.
+    unsafe {
+        ffi::Py_TYPE(callback) == &raw mut ffi::PyCFunction_Type
+            && (*(*callback.cast::<ffi::PyCFunctionObject>()).m_ml).ml_doc == TOLD.as_ptr()
+    }
 }
 
 unsafe extern "C" fn callback<C: Callback>(

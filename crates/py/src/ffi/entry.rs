@@ -1,7 +1,7 @@
-//! What waits in the ready ring or among the timers: a handle, a task that put itself there, or a future
-//! that a sleep waits for.
+//! What waits in the ready ring or among the timers: a handle, a task that put itself there, a future
+//! that a sleep waits for, or one whose listener is to be told that it is done.
 //!
-//! An entry is one pointer. Objects are aligned to 8 bytes at least, so the two lowest bits tell what
+//! An entry is one pointer. Objects are aligned to 8 bytes at least, so the three lowest bits tell what
 //! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference.
 
 use std::mem::ManuallyDrop;
@@ -13,11 +13,12 @@ use pyo3::prelude::*;
 use super::handle;
 use super::layout::{FutureObject, PENDING};
 
-const KIND: usize = 0b11;
+const KIND: usize = 0b111;
 const HANDLE: usize = 0;
 const STEP: usize = 1;
 const WAKE: usize = 2;
 const SLEEPER: usize = 3;
+const TOLD: usize = 4;
 
 /// One thing to run.
 pub struct Entry(NonZeroUsize);
@@ -32,6 +33,8 @@ pub enum Run<'py> {
     Wake(Bound<'py, PyAny>),
     /// A future of ours, to be given None unless it is done.
     Sleeper(Bound<'py, PyAny>),
+    /// A future of ours that is done and keeps who is to be told so.
+    Told(Bound<'py, PyAny>),
 }
 
 impl Entry {
@@ -64,6 +67,12 @@ impl Entry {
     #[inline(always)]
     pub fn sleeper(future: Py<PyAny>) -> Self {
         Self::new(future.into_ptr(), SLEEPER)
+    }
+
+    /// A future of ours that is done and keeps who is to be told so; see [`super::told`].
+    #[inline(always)]
+    pub fn told(future: Py<PyAny>) -> Self {
+        Self::new(future.into_ptr(), TOLD)
     }
 
     /// Whether running it would do nothing: a cancelled handle, a future that is done.
@@ -106,6 +115,7 @@ impl Entry {
             HANDLE => Run::Handle(object),
             STEP => Run::Step(object),
             WAKE => Run::Wake(object),
+            TOLD => Run::Told(object),
             _ => Run::Sleeper(object),
         }
     }

@@ -29,6 +29,7 @@ use super::native::{Native, native};
 use super::spare::Spare;
 #[cfg(Py_3_14)]
 use super::task;
+use super::told;
 use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
@@ -277,7 +278,8 @@ unsafe fn finish(py: Python<'_>, native: &Native, future: *mut FutureObject) -> 
         let callback = ptr::replace(&raw mut (*future).callback0, null_mut());
         if !callback.is_null() {
             let context = ptr::replace(&raw mut (*future).context0, null_mut());
-            let scheduled = schedule(py, native, future, callback, context);
+            let scheduled = told::later(py, native, future, callback, context)
+                || schedule(py, native, future, callback, context);
             ffi::Py_DECREF(callback);
             if !scheduled {
                 ffi::Py_XDECREF(ptr::replace(&raw mut (*future).callbacks, null_mut()));

@@ -31,6 +31,7 @@ pub mod owner;
 pub mod park;
 pub mod spare;
 pub mod task;
+pub mod told;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

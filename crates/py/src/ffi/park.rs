@@ -14,7 +14,7 @@ use pyo3::types::PyDict;
 
 use super::layout::{self, FutureObject};
 use super::native::{self, Native};
-use super::{call, future};
+use super::{call, future, task};
 use crate::event_loop::LoopCore;
 
 /// What we use of asyncio.
@@ -99,6 +99,44 @@ pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Py
         return future::new(py, native, core);
     }
     call::method0(event_loop, intern!(event_loop.py(), "create_future"))
+}
+
+/// Whether a loop is ours and nobody has replaced its create_task(), neither in its class nor on itself.
+pub fn creates_tasks_itself(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = event_loop.py();
+    let Ok(core) = event_loop.cast::<LoopCore>() else {
+        return Ok(false);
+    };
+    let name = intern!(py, "create_task");
+    let own = py
+        .get_type::<LoopCore>()
+        .getattr(name)?
+        .call_method1(intern!(py, "__get__"), (core,))?;
+    core.getattr(name)?.eq(own)
+}
+
+/// Whether create_task() of a loop makes a task of ours, and nothing more.
+#[inline]
+pub fn spawns(event_loop: &Bound<'_, PyAny>) -> bool {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    match unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        Some(core) => core.makes_tasks(py).unwrap_or(false),
+        None => false,
+    }
+}
+
+/// `event_loop.create_task(coro, name=name, context=context)` of a loop that [`spawns`].
+#[inline]
+pub fn spawn<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    coro: &Bound<'py, PyAny>,
+    name: Option<Bound<'py, PyAny>>,
+    context: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let native = native::native(event_loop.py())?;
+    let core = event_loop.cast::<LoopCore>()?;
+    task::spawn(core, native, coro, name.as_ref(), context.as_ref())
 }
 
 /// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
@@ -243,6 +281,167 @@ pub fn is_cancelled(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 pub fn cancel(future: &Bound<'_, PyAny>) -> PyResult<()> {
     call::method0(future, intern!(future.py(), "cancel")).map(drop)
+}
+
+/// Whether an object is a future or task of exactly our types.
+#[inline(always)]
+fn ours(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut FutureObject)> {
+    let native = native::ready(future.py())?;
+    let kind = future.get_type_ptr();
+    (kind == native.future.as_ptr().cast() || kind == native.task.as_ptr().cast())
+        .then(|| (native, future.as_ptr().cast()))
+}
+
+/// What a glance at a future tells: nothing, if it is not of our types or asyncio's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    Nothing,
+    Pending,
+    Ended,
+    Cancelled,
+    Failed,
+}
+
+/// Looks at a future without marking its exception as retrieved.
+#[inline]
+pub fn look(future: &Bound<'_, PyAny>) -> Seen {
+    match native::ready(future.py()) {
+        Some(native) if native.is_future(future.as_ptr()) => {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields.
+            unsafe {
+                match (*raw).state {
+                    layout::PENDING => Seen::Pending,
+                    layout::CANCELLED => Seen::Cancelled,
+                    _ if (*raw).exception.is_null() => Seen::Ended,
+                    _ => Seen::Failed,
+                }
+            }
+        }
+        _ => Seen::Nothing,
+    }
+}
+
+/// `future.add_done_callback(callback)`, with a context that was copied before, where nothing is lost by
+/// sharing it.
+#[inline]
+pub fn add_callback(
+    future: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    context: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    if let Some((_, ours)) = ours(future) {
+        // SAFETY: a live future of ours; the references are moved into empty fields.
+        unsafe {
+            if (*ours).state == layout::PENDING
+                && (*ours).callback0.is_null()
+                && (*ours).callbacks.is_null()
+            {
+                (*ours).callback0 = callback.clone().into_ptr();
+                (*ours).context0 = context.clone().into_ptr();
+                return Ok(());
+            }
+        }
+    }
+    let name = intern!(future.py(), "add_done_callback");
+    call::method1(future, name, callback).map(drop)
+}
+
+/// `future.remove_done_callback(callback)`.
+#[inline]
+pub fn remove_callback(future: &Bound<'_, PyAny>, callback: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Some((_, ours)) = ours(future) {
+        // SAFETY: a live future of ours. One that is done has no callbacks.
+        if unsafe { (*ours).state != layout::PENDING } {
+            return Ok(());
+        }
+    }
+    let name = intern!(future.py(), "remove_done_callback");
+    call::method1(future, name, callback).map(drop)
+}
+
+/// Notes that a task awaits a future, which asyncio's call graphs show (since 3.14).
+#[inline]
+pub fn note_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+    #[cfg(Py_3_14)]
+    {
+        if let Some(native) = native::ready(future.py())
+            && native.is_future(future.as_ptr())
+            && native.is_future(task.as_ptr())
+        {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields.
+            unsafe {
+                if (*raw).awaited_by.is_null() {
+                    (*raw).awaited_by = task.clone().into_ptr();
+                    return Ok(());
+                }
+            }
+        }
+        return tell_of_awaiting(
+            intern!(future.py(), "future_add_to_awaited_by"),
+            future,
+            task,
+        );
+    }
+    #[cfg(not(Py_3_14))]
+    {
+        let _ = (future, task);
+        Ok(())
+    }
+}
+
+/// Takes back what [`note_awaiting`] has noted.
+#[inline]
+pub fn forget_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+    #[cfg(Py_3_14)]
+    {
+        if let Some(native) = native::ready(future.py())
+            && native.is_future(future.as_ptr())
+        {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields; the reference is taken out
+            // before it is dropped.
+            unsafe {
+                if (*raw).awaited_by.is_null() {
+                    return Ok(());
+                }
+                if (*raw).awaited_by == task.as_ptr() && (*raw).awaited_by_is_set == 0 {
+                    ffi::Py_DECREF(std::ptr::replace(
+                        &raw mut (*raw).awaited_by,
+                        std::ptr::null_mut(),
+                    ));
+                    return Ok(());
+                }
+            }
+        }
+        let name = intern!(future.py(), "future_discard_from_awaited_by");
+        return tell_of_awaiting(name, future, task);
+    }
+    #[cfg(not(Py_3_14))]
+    {
+        let _ = (future, task);
+        Ok(())
+    }
+}
+
+/// Calls one of asyncio's functions that note who awaits whom, where it is now: it is replaced there together
+/// with Future.
+#[cfg(Py_3_14)]
+fn tell_of_awaiting<'py>(
+    name: &Bound<'py, pyo3::types::PyString>,
+    future: &Bound<'py, PyAny>,
+    task: &Bound<'py, PyAny>,
+) -> PyResult<()> {
+    let py = future.py();
+    static FUTURES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let futures = FUTURES.get_or_try_init(py, || -> PyResult<Py<PyDict>> {
+        Ok(py.import("asyncio.futures")?.dict().unbind())
+    })?;
+    match futures.bind(py).get_item(name)? {
+        Some(function) => function.call1((future, task)).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Whether an exception is asyncio's CancelledError.

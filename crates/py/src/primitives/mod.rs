@@ -16,7 +16,9 @@ pub mod queue;
 pub mod semaphore;
 pub mod sleep;
 pub mod spawn;
+pub mod task_group;
 pub mod timeout;
+pub mod wait;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
@@ -49,6 +51,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<event::IsSet>("Event.is_set"),
     Entry::coroutine::<sleep::Sleep>("sleep"),
     Entry::method::<spawn::CreateTask>("create_task"),
+    Entry::method::<task_group::CreateTask>("TaskGroup.create_task"),
+    Entry::told::<task_group::OnTaskDone>("TaskGroup._on_task_done"),
+    Entry::coroutine::<wait::Wait>("wait"),
     Entry::variadic::<gather::Gather>("gather"),
     Entry::coroutine::<timeout::Enter>("Timeout.__aenter__"),
     Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),

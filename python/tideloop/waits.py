@@ -1,0 +1,58 @@
+"""wait() and TaskGroup: asyncio's, with what runs once per task in native code.
+
+Each Python version has its own wording of them, and its patch releases differ too. A function of asyncio's
+that says anything we do not know stays as it is.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+from tideloop import stock
+from tideloop._tideloop import TaskGroupCore, function
+
+__all__ = ["TaskGroup", "wait"]
+
+_WAIT = """
+    ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION TypeError ValueError __name__ _release_waiter _wait add
+    add_done_callback any call_later cancel cancelled coroutines create_future current_task done events exception
+    future_add_to_awaited_by future_discard_from_awaited_by futures get_running_loop iscoroutine isfuture len
+    remove_done_callback set set_result type
+"""
+_CREATE_TASK = """
+    RuntimeError _aborting _entered _exiting _loop _on_task_done _parent_task _set_task_name _tasks add
+    add_done_callback cancel close create_task done future_add_to_awaited_by futures tasks
+"""
+_ON_TASK_DONE = """
+    _abort _aborting _base_error _errors _is_base_error _loop _on_completed_fut _parent_cancel_requested _parent_task
+    _tasks append call_exception_handler cancel cancelled discard done exception future_discard_from_awaited_by futures
+    set_result
+"""
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals and attributes that a function and those inside of it mention."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _native(name: str, original: Any, known: str, *helpers: Any) -> Any:
+    """The native function of this name, or asyncio's if it says anything beyond ``known``."""
+    said = set[str]().union(*(_names(part.__code__) for part in (original, *helpers)))
+    return function(name, original) if said <= set(known.split()) else original
+
+
+if TYPE_CHECKING:
+    from asyncio import TaskGroup, wait
+else:
+    from asyncio import tasks as _tasks
+
+    wait = _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
+
+    class TaskGroup(TaskGroupCore, stock.TaskGroup):
+        __doc__ = stock.TaskGroup.__doc__
+        __module__ = "tideloop"
+
+        create_task = _native("TaskGroup.create_task", stock.TaskGroup.create_task, _CREATE_TASK)
+        _on_task_done = _native("TaskGroup._on_task_done", stock.TaskGroup._on_task_done, _ON_TASK_DONE)
