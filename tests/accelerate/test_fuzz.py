@@ -140,7 +140,108 @@ BARRIER = [
     Waiting(lambda barrier, step: barrier.reset()),
     lambda barrier, step: (barrier.n_waiting, barrier.broken),
 ]
+class Crew:
+    """Task groups, one after another, and what their tasks do: end, fail, linger or swallow a cancellation."""
+
+    def __init__(self, kit):
+        self.kit = kit
+        self.group = None
+
+    def __repr__(self):
+        group = self.group
+        if group is None:
+            return "nobody"
+        flags = [group._entered, group._exiting, group._aborting, group._parent_cancel_requested]
+        return f"{group!r} {len(group._tasks)} {flags} {group._on_completed_fut is not None}"
+
+    async def lead(self, step):
+        parent = asyncio.current_task()
+        try:
+            async with self.kit.TaskGroup() as self.group:
+                for _ in range(step % 4):
+                    await asyncio.sleep(0)
+                if step % 13 == 0:
+                    raise KeyError(step)
+        except BaseExceptionGroup as errors:
+            return [repr(error) for error in errors.exceptions], parent.cancelling()
+        return parent.cancelling()
+
+    def spawn(self, step):
+        if self.group is None:
+            return None
+        member = self.member(step)
+        try:
+            keywords = {"name": f"member {step}"} if step % 3 == 0 else {}
+            task = self.group.create_task(member, **keywords)
+        except RuntimeError:
+            member.close()
+            raise
+        return task.get_name() if step % 3 == 0 else len(task._callbacks)
+
+    async def member(self, step):
+        try:
+            for _ in range(step % 6):
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if step % 4 == 0:
+                return
+            if step % 4 == 1:
+                raise ValueError("when cancelled") from None
+            raise
+        if step % 9 == 0:
+            raise ValueError(step)
+
+
+CREW = [
+    Waiting(lambda crew, step: crew.lead(step)),
+    *[lambda crew, step: crew.spawn(step)] * 5,
+]
+
+
+class Races:
+    """Futures that are waited for in every way, and settled."""
+
+    MODES = (asyncio.ALL_COMPLETED, asyncio.FIRST_COMPLETED, asyncio.FIRST_EXCEPTION)
+
+    def __init__(self, kit):
+        self.kit = kit
+        self.futures = [self.fresh() for _ in range(5)]
+
+    def fresh(self):
+        return asyncio.get_running_loop().create_future()
+
+    def __repr__(self):
+        return " ".join(f"{future._state} {len(future._callbacks or ())}" for future in self.futures)
+
+    async def wait(self, step):
+        futures = {self.futures[(step + n) % 5]: n for n in range(1 + step % 4)}
+        given = [list, tuple, set, dict.fromkeys, iter][step % 5](futures)
+        timeout = [None, None, None, 0, 1000][step // 5 % 5]
+        done, pending = await self.kit.wait(given, timeout=timeout, return_when=self.MODES[step % 3])
+        return sorted(futures[one] for one in done), sorted(futures[one] for one in pending)
+
+    def settle(self, step):
+        future = self.futures[step % 5]
+        if future.done():
+            if not future.cancelled():
+                future.exception()
+            self.futures[step % 5] = self.fresh()
+        elif step % 7 == 0:
+            future.set_exception(ValueError(step))
+            future.exception()
+        elif step % 7 == 1:
+            future.cancel()
+        else:
+            future.set_result(step)
+
+
+RACES = [
+    Waiting(lambda races, step: races.wait(step)),
+    *[lambda races, step: races.settle(step)] * 2,
+]
 CASES = {
+    "task group": (Crew, CREW),
+    "wait": (Races, RACES),
     "queue": (lambda kit: kit.Queue(), queue_actions()),
     "bounded queue": (lambda kit: kit.Queue(2), queue_actions()),
     "priority queue": (lambda kit: kit.PriorityQueue(2), queue_actions()),

@@ -23,6 +23,7 @@ COROUTINE_FUNCTIONS = [
     (tideloop.Semaphore.__aexit__, stock.Semaphore.__aexit__),
     (tideloop.Event.wait, stock.Event.wait),
     (tideloop.Timeout.__aenter__, stock.Timeout.__aenter__),
+    (tideloop.wait, stock.wait),
     (tideloop.wait_for, stock.wait_for),
 ]
 FUNCTIONS = [
@@ -30,6 +31,7 @@ FUNCTIONS = [
     (tideloop.Semaphore.release, stock.Semaphore.release),
     (tideloop.gather, stock.gather),
     (tideloop.create_task, stock.create_task),
+    (tideloop.TaskGroup.create_task, stock.TaskGroup.create_task),
     (tideloop.timeout, stock.timeout),
 ]
 
