@@ -1,4 +1,4 @@
-"""wait() and TaskGroup: asyncio's, with what runs once per task in native code.
+"""wait(), wait_for(), shield() and TaskGroup: asyncio's, in native code.
 
 Each Python version has its own wording of them, and its patch releases differ too. A function of asyncio's
 that says anything we do not know stays as it is.
@@ -6,19 +6,27 @@ that says anything we do not know stays as it is.
 
 from __future__ import annotations
 
+import dis
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from tideloop import stock
 from tideloop._tideloop import TaskGroupCore, function
 
-__all__ = ["TaskGroup", "wait"]
+__all__ = ["TaskGroup", "shield", "wait", "wait_for"]
 
 _WAIT = """
     ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION TypeError ValueError __name__ _release_waiter _wait add
     add_done_callback any call_later cancel cancelled coroutines create_future current_task done events exception
     future_add_to_awaited_by future_discard_from_awaited_by futures get_running_loop iscoroutine isfuture len
     remove_done_callback set set_result type
+"""
+_WAIT_FOR = """
+    CancelledError TimeoutError _cancel_and_wait done ensure_future exceptions result timeout timeouts
+"""
+_SHIELD = """
+    _ensure_future _get_loop add_done_callback cancel cancelled create_future current_task done ensure_future exception
+    future_add_to_awaited_by future_discard_from_awaited_by futures remove_done_callback result set_exception set_result
 """
 _CREATE_TASK = """
     RuntimeError _aborting _entered _exiting _loop _on_task_done _parent_task _set_task_name _tasks add
@@ -43,10 +51,24 @@ def _native(name: str, original: Any, known: str, *helpers: Any) -> Any:
     return function(name, original) if said <= set(known.split()) else original
 
 
+def _mentions(code: CodeType, name: str) -> int:
+    """How often a function, or one inside of it, mentions a global or an attribute."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    here = sum(step.argval == name for step in dis.get_instructions(code))
+    return here + sum(_mentions(constant, name) for constant in inner)
+
+
 if TYPE_CHECKING:
-    from asyncio import TaskGroup, wait
+    from asyncio import TaskGroup, shield, wait, wait_for
 else:
     from asyncio import tasks as _tasks
+
+    # In some versions an exception that comes after the outer future was cancelled counts as retrieved.
+    _retrieves = _mentions(stock.shield.__code__, "exception") > 1
+    shield = _native("shield, retrieving" if _retrieves else "shield", stock.shield, _SHIELD)
+
+    # Before 3.12 it has no timeout() inside, and waits for what it has cancelled in its own way.
+    wait_for = _native("wait_for", stock.wait_for, _WAIT_FOR)
 
     wait = _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
 

@@ -30,6 +30,7 @@ FUNCTIONS = [
     (tideloop.Queue.put_nowait, stock.Queue.put_nowait),
     (tideloop.Semaphore.release, stock.Semaphore.release),
     (tideloop.gather, stock.gather),
+    (tideloop.shield, stock.shield),
     (tideloop.create_task, stock.create_task),
     (tideloop.TaskGroup.create_task, stock.TaskGroup.create_task),
     (tideloop.timeout, stock.timeout),

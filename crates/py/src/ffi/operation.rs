@@ -8,6 +8,7 @@
 //!
 //! **Waiting.** A step that returns [`Step::Wait`] hands the future to whoever drives the operation,
 //! as `await future` does; the next step gets the outcome. [`Step::Yield`] is a bare `yield`.
+//! [`Step::Delegate`] is `await` of anything else: until that has ended, what is sent and thrown goes there.
 //!
 //! **How it ends.** `throw()`, `close()` and the death of a suspended operation all arrive as
 //! [`Input::Thrown`], once, so that a waiter always gets to leave its queue.
@@ -34,7 +35,7 @@ use tideloop_core::waiters::Ticket;
 use super::cell::LoopCell;
 use super::function::{FunctionObject, KEPT};
 use super::park::{self, Outcome};
-use super::{call, guard};
+use super::{call, guard, task};
 
 /// What happened since the last step.
 pub enum Input {
@@ -66,6 +67,8 @@ pub enum Step<'py> {
     Wait(Bound<'py, PyAny>),
     /// Yields None: to be resumed in the next turn.
     Yield,
+    /// Awaits what [`iterator_of`] has given; the next step finds its value in [`Frame::awaited`].
+    Delegate(Bound<'py, PyAny>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,8 @@ struct OperationObject {
     ticket: u64,
     state: State,
     finalized: bool,
+    /// Whether `awaited` is an iterator that is driven, not a future that is waited for.
+    delegates: bool,
 }
 
 /// One operation as its state machine sees it.
@@ -127,7 +132,7 @@ impl<'py> Frame<'_, 'py> {
         }
     }
 
-    /// The future of the last [`Step::Wait`].
+    /// The future of the last [`Step::Wait`], or the value of the last [`Step::Delegate`].
     #[inline]
     pub fn awaited(&self) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: as above.
@@ -221,6 +226,7 @@ pub unsafe fn new(
         (*object).ticket = u64::MAX;
         (*object).state = State::Created;
         (*object).finalized = false;
+        (*object).delegates = false;
         ffi::PyObject_GC_Track(object.cast());
         object.cast()
     }
@@ -426,6 +432,12 @@ unsafe fn drive<'py>(
                 release(operation);
                 return Err(error);
             }
+            (State::Suspended, drive) if (*operation).delegates => {
+                match pass_on(py, operation, drive) {
+                    Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
+                    Passed::Ended(input) => input,
+                }
+            }
             (State::Suspended, Drive::Throw(error)) => Input::Thrown(error),
             (State::Suspended, Drive::Send(_)) => {
                 match Bound::from_borrowed_ptr_or_opt(py, (*operation).awaited) {
@@ -459,8 +471,21 @@ unsafe fn drive<'py>(
             object: operation,
             step: PhantomData,
         };
-        let step = (*(*operation).function).advance(&receiver, &frame, input);
+        let mut step = (*(*operation).function).advance(&receiver, &frame, input);
+        while let Ok(Step::Delegate(iterator)) = step {
+            let old = ptr::replace(&raw mut (*operation).awaited, iterator.into_ptr());
+            (*operation).delegates = true;
+            ffi::Py_XDECREF(old);
+            step = match pass_on(py, operation, Drive::Send(None)) {
+                Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
+                Passed::Ended(input) => {
+                    let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+                    (*(*operation).function).advance(&receiver, &frame, input)
+                }
+            };
+        }
         match step {
+            Ok(Step::Delegate(_)) => Ok(Moved::Returned(None)),
             Ok(Step::Return(value)) => {
                 end(operation);
                 Ok(Moved::Returned(Some(value)))
@@ -487,6 +512,113 @@ unsafe fn drive<'py>(
                 end(operation);
                 Err(error)
             }
+        }
+    }
+}
+
+/// What came of driving what an operation delegates to.
+enum Passed<'py> {
+    Yielded(Bound<'py, PyAny>),
+    /// It has ended, and the operation goes on with this.
+    Ended(Input),
+}
+
+/// Drives what an operation delegates to. The operation is running meanwhile, and afterwards unless a value was
+/// yielded.
+///
+/// # Safety
+///
+/// A live operation that delegates.
+unsafe fn pass_on<'py>(
+    py: Python<'py>,
+    operation: *mut OperationObject,
+    drive: Drive<'py>,
+) -> Passed<'py> {
+    // SAFETY: as above; the iterator is held while it runs. A reference is taken out before it is dropped.
+    unsafe {
+        (*operation).state = State::Running;
+        let iterator = Bound::<PyAny>::from_borrowed_ptr(py, (*operation).awaited);
+        let mut result = null_mut();
+        let status = match drive {
+            Drive::Send(value) => {
+                let value = value.unwrap_or_else(|| py.None().into_bound(py));
+                Ok(ffi::PyIter_Send(
+                    iterator.as_ptr(),
+                    value.as_ptr(),
+                    &mut result,
+                ))
+            }
+            Drive::Throw(error) => throw_into(&iterator, error, &mut result),
+        };
+        let ended = match status {
+            Ok(ffi::PySendResult::PYGEN_NEXT) => {
+                (*operation).state = State::Suspended;
+                return Passed::Yielded(Bound::from_owned_ptr(py, result));
+            }
+            Ok(ffi::PySendResult::PYGEN_RETURN) => Input::Resumed,
+            Ok(ffi::PySendResult::PYGEN_ERROR) => Input::Thrown(PyErr::fetch(py)),
+            Err(error) => Input::Thrown(error),
+        };
+        (*operation).delegates = false;
+        let old = ptr::replace(&raw mut (*operation).awaited, result);
+        ffi::Py_XDECREF(old);
+        Passed::Ended(ended)
+    }
+}
+
+/// Throws an exception into what an operation delegates to, as `await` does: GeneratorExit closes it. Errors are
+/// those that are to be raised where it is awaited.
+///
+/// # Safety
+///
+/// `result` is null; it gets a new reference if a value was yielded or returned.
+unsafe fn throw_into<'py>(
+    iterator: &Bound<'py, PyAny>,
+    error: PyErr,
+    result: &mut *mut PyObject,
+) -> PyResult<ffi::PySendResult> {
+    let py = iterator.py();
+    if error.is_instance_of::<pyo3::exceptions::PyGeneratorExit>(py) {
+        if iterator.hasattr(intern!(py, "close"))? {
+            call::method0(iterator, intern!(py, "close"))?;
+        }
+        return Err(error);
+    }
+    if !iterator.hasattr(intern!(py, "throw"))? {
+        return Err(error);
+    }
+    let error = error.into_value(py).into_bound(py).into_any();
+    // SAFETY: passed on to the caller; the iterator is alive.
+    Ok(unsafe { task::throw(py, iterator.as_ptr(), error, result) })
+}
+
+/// Whether [`iterator_of`] knows the type of an object: a coroutine, a task or a future, as they mostly are.
+pub fn has_iterator(object: &Bound<'_, PyAny>) -> bool {
+    call::is_exact_coroutine(object)
+        || is_operation(object)
+        || park::look(object) != park::Seen::Nothing
+}
+
+/// What `await object` steps through, of an object that [`has_iterator`].
+///
+/// # Errors
+///
+/// RuntimeError for a coroutine that is being awaited, TypeError for an object that has none.
+pub fn iterator_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    if call::is_exact_coroutine(object) {
+        if object.getattr(intern!(py, "cr_await"))?.is_none() {
+            return Ok(object.clone());
+        }
+        let message = "coroutine is being awaited already";
+        return Err(PyRuntimeError::new_err(message));
+    }
+    // SAFETY: a live object; the slot is its type's and returns a new reference, or null with an exception.
+    unsafe {
+        let slots = (*ffi::Py_TYPE(object.as_ptr())).tp_as_async;
+        match slots.as_ref().and_then(|slots| slots.am_await) {
+            Some(am_await) => Bound::from_owned_ptr_or_err(py, am_await(object.as_ptr())),
+            None => Err(PyTypeError::new_err("an awaitable is required")),
         }
     }
 }

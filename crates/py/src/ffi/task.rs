@@ -770,8 +770,8 @@ unsafe fn already_done(
 ///
 /// # Safety
 ///
-/// `coro` is kept alive by its task.
-unsafe fn throw(
+/// `coro` is kept alive by its caller; `result` is null.
+pub unsafe fn throw(
     py: Python<'_>,
     coro: *mut PyObject,
     error: Bound<'_, PyAny>,

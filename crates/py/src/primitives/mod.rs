@@ -14,11 +14,13 @@ pub mod gather;
 pub mod lock;
 pub mod queue;
 pub mod semaphore;
+pub mod shield;
 pub mod sleep;
 pub mod spawn;
 pub mod task_group;
 pub mod timeout;
 pub mod wait;
+pub mod wait_for;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
@@ -54,6 +56,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<task_group::CreateTask>("TaskGroup.create_task"),
     Entry::told::<task_group::OnTaskDone>("TaskGroup._on_task_done"),
     Entry::coroutine::<wait::Wait>("wait"),
+    Entry::coroutine::<wait_for::WaitFor>("wait_for"),
+    Entry::method::<shield::Shield<false>>("shield"),
+    Entry::method::<shield::Shield<true>>("shield, retrieving"),
     Entry::variadic::<gather::Gather>("gather"),
     Entry::coroutine::<timeout::Enter>("Timeout.__aenter__"),
     Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),

@@ -357,14 +357,19 @@ impl Method for After {
     type Receiver = PyAny;
 
     fn call<'py>(delay: &Bound<'py, PyAny>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        let py = delay.py();
-        let event_loop = park::running_loop(py)?;
-        if delay.is_none() {
-            return new_timeout(delay.clone());
-        }
-        let now = call::method0(&event_loop, intern!(py, "time"))?;
-        new_timeout(now.add(delay)?)
+        after(delay)
     }
+}
+
+/// A timeout of so many seconds, or None, from now on.
+pub fn after<'py>(delay: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = delay.py();
+    let event_loop = park::running_loop(py)?;
+    if delay.is_none() {
+        return new_timeout(delay.clone());
+    }
+    let now = call::method0(&event_loop, intern!(py, "time"))?;
+    new_timeout(now.add(delay)?)
 }
 
 /// `timeout_at(when)`.
