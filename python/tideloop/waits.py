@@ -54,7 +54,7 @@ def _native(name: str, original: Any, known: str, *helpers: Any) -> Any:
 def _mentions(code: CodeType, name: str) -> int:
     """How often a function, or one inside of it, mentions a global or an attribute."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    here = sum(step.argval == name for step in dis.get_instructions(code))
+    here = [step.argval for step in dis.get_instructions(code)].count(name)
     return here + sum(_mentions(constant, name) for constant in inner)
 
 

@@ -140,6 +140,8 @@ BARRIER = [
     Waiting(lambda barrier, step: barrier.reset()),
     lambda barrier, step: (barrier.n_waiting, barrier.broken),
 ]
+
+
 class Crew:
     """Task groups, one after another, and what their tasks do: end, fail, linger or swallow a cancellation."""
 
