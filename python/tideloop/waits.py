@@ -7,6 +7,7 @@ that says anything we do not know stays as it is.
 from __future__ import annotations
 
 import dis
+import sys
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,14 @@ _ON_TASK_DONE = """
     _abort _aborting _base_error _errors _is_base_error _loop _on_completed_fut _parent_cancel_requested _parent_task
     _tasks append call_exception_handler cancel cancelled discard done exception future_discard_from_awaited_by futures
     set_result
+"""
+_ENTER = """
+    RuntimeError _entered _loop _parent_task current_task events get_running_loop tasks
+"""
+_EXIT = """
+    AssertionError BaseExceptionGroup CancelledError _abort _aborting _aexit _base_error _errors _exiting _is_base_error
+    _loop _on_completed_fut _parent_cancel_requested _parent_task _tasks append cancel cancelling create_future
+    exceptions issubclass uncancel
 """
 
 
@@ -76,5 +85,12 @@ else:
         __doc__ = stock.TaskGroup.__doc__
         __module__ = "tideloop"
 
+        __aenter__ = _native("TaskGroup.__aenter__", stock.TaskGroup.__aenter__, _ENTER)
+        # Before 3.13 cancellations are looked at before the wait for the tasks, and compared by identity.
+        __aexit__ = stock.TaskGroup.__aexit__
+        if sys.version_info >= (3, 13):
+            _parts = [getattr(stock.TaskGroup, "_aexit", __aexit__)]
+            __aexit__ = _native("TaskGroup.__aexit__", __aexit__, _EXIT, *_parts)
+            del _parts
         create_task = _native("TaskGroup.create_task", stock.TaskGroup.create_task, _CREATE_TASK)
         _on_task_done = _native("TaskGroup._on_task_done", stock.TaskGroup._on_task_done, _ON_TASK_DONE)

@@ -213,7 +213,12 @@ class Races:
         return asyncio.get_running_loop().create_future()
 
     def __repr__(self):
-        return " ".join(f"{future._state} {len(future._callbacks or ())}" for future in self.futures)
+        return " ".join(f"{future._state} {self.listeners(future)}" for future in self.futures)
+
+    def listeners(self, future):
+        """How many wait for it; asyncio's shield() of Python 3.14 adds two callbacks."""
+        callbacks = [repr(callback) for callback, _ in future._callbacks or ()]
+        return sum("_clear_awaited_by_callback" not in callback for callback in callbacks)
 
     async def wait(self, step):
         futures = {self.futures[(step + n) % 5]: n for n in range(1 + step % 4)}
@@ -221,6 +226,21 @@ class Races:
         timeout = [None, None, None, 0, 1000][step // 5 % 5]
         done, pending = await self.kit.wait(given, timeout=timeout, return_when=self.MODES[step % 3])
         return sorted(futures[one] for one in done), sorted(futures[one] for one in pending)
+
+    async def shield(self, step):
+        return await self.kit.shield(self.futures[step % 5])
+
+    async def wait_for(self, step):
+        async def inner():
+            try:
+                return await self.futures[step % 5]
+            except asyncio.CancelledError:
+                if step % 4 == 0:
+                    return "stayed"
+                raise
+
+        awaitable = self.futures[step % 5] if step % 3 else inner()
+        return await self.kit.wait_for(awaitable, [None, 1000, 0, 1000][step // 2 % 4])
 
     def settle(self, step):
         future = self.futures[step % 5]
@@ -239,11 +259,13 @@ class Races:
 
 RACES = [
     Waiting(lambda races, step: races.wait(step)),
+    Waiting(lambda races, step: races.shield(step)),
+    Waiting(lambda races, step: races.wait_for(step)),
     *[lambda races, step: races.settle(step)] * 2,
 ]
 CASES = {
     "task group": (Crew, CREW),
-    "wait": (Races, RACES),
+    "futures": (Races, RACES),
     "queue": (lambda kit: kit.Queue(), queue_actions()),
     "bounded queue": (lambda kit: kit.Queue(2), queue_actions()),
     "priority queue": (lambda kit: kit.PriorityQueue(2), queue_actions()),

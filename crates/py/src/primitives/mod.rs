@@ -53,6 +53,8 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<event::IsSet>("Event.is_set"),
     Entry::coroutine::<sleep::Sleep>("sleep"),
     Entry::method::<spawn::CreateTask>("create_task"),
+    Entry::coroutine::<task_group::Enter>("TaskGroup.__aenter__"),
+    Entry::coroutine::<task_group::Exit>("TaskGroup.__aexit__"),
     Entry::method::<task_group::CreateTask>("TaskGroup.create_task"),
     Entry::told::<task_group::OnTaskDone>("TaskGroup._on_task_done"),
     Entry::coroutine::<wait::Wait>("wait"),

@@ -1,12 +1,19 @@
 //! TaskGroup: the tasks of a block.
 //!
-//! What runs once per task is native: `create_task()`, and the callback that takes a task which has not
-//! failed out of the group. Everything else is asyncio's own method of this Python version, which finds
-//! its attributes here: entering and leaving the block, a task that has failed, a loop of somebody else,
-//! a task factory, a subclass with its own `_on_task_done`.
+//! What every block does is native: entering, `create_task()`, the callback that takes a task which has
+//! not failed out of the group, and leaving while all is well. Everything else is asyncio's own method of
+//! this Python version, which finds its attributes here: a task or a block that has failed, a loop of
+//! somebody else, a task factory, a subclass with its own `_on_task_done`.
+//!
+//! **Leaving.** If something goes wrong while a block waits for its tasks, asyncio's `__aexit__` is started
+//! then, with what the block would have been left with had it happened before: the wait was interrupted
+//! by a cancellation, or, if the group is being aborted already, by nothing that matters. That it comes
+//! late makes no difference in the versions of `__aexit__` that are replaced, since they look at
+//! cancellations after the wait.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -15,18 +22,31 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::function::{self, Method, Rest};
+use crate::ffi::function::{self, Coroutine, Method, Rest};
+use crate::ffi::operation::{self, Frame, Input, Step};
 use crate::ffi::park::{self, Seen};
 use crate::primitives::event::yes;
 
-/// asyncio's own method for a task that is done.
-fn stock_on_task_done(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static STOCK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let method = STOCK.get_or_try_init(py, || -> PyResult<Py<PyAny>> {
+/// asyncio's own.
+struct Stock {
+    on_task_done: Py<PyAny>,
+    exit: Py<PyAny>,
+    /// Whether leaving a group lets go of its parent and of errors, as patch releases of 3.13 began to do.
+    lets_go: bool,
+    tasks: Py<PyDict>,
+}
+
+fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
+    static STOCK: PyOnceLock<Stock> = PyOnceLock::new();
+    STOCK.get_or_try_init(py, || {
         let class = py.import("tideloop.stock")?.getattr("TaskGroup")?;
-        Ok(class.getattr("_on_task_done")?.unbind())
-    })?;
-    Ok(method.bind(py))
+        Ok(Stock {
+            on_task_done: class.getattr("_on_task_done")?.unbind(),
+            exit: class.getattr("__aexit__")?.unbind(),
+            lets_go: class.hasattr("_aexit")?,
+            tasks: py.import("asyncio.tasks")?.dict().unbind(),
+        })
+    })
 }
 
 /// The native half of `tideloop.TaskGroup`.
@@ -249,7 +269,7 @@ impl Method for CreateTask {
             )
         });
         let (Some(event_loop), Some(coro)) = (event_loop, rest.get(0)) else {
-            return Err(pyo3::exceptions::PyRuntimeError::new_err(
+            return Err(PyRuntimeError::new_err(
                 "a bug in tideloop: a task group without a loop",
             ));
         };
@@ -332,10 +352,169 @@ impl Method for OnTaskDone {
             }
             return Ok(none());
         }
-        let result = stock_on_task_done(py)?.call1((group, &task));
+        let result = stock(py)?.on_task_done.bind(py).call1((group, &task));
         if !tasks.is_truthy()? {
             core.forget_callback(py);
         }
         result
     }
+}
+
+/// `async with TaskGroup():`, its beginning.
+pub struct Enter;
+
+impl Coroutine for Enter {
+    type Receiver = TaskGroupCore;
+
+    fn advance<'py>(
+        group: &Bound<'py, TaskGroupCore>,
+        frame: &Frame<'_, 'py>,
+        _: Input,
+    ) -> PyResult<Step<'py>> {
+        let py = frame.py();
+        let core = group.get();
+        if core.is_entered() {
+            let message = format!("TaskGroup {} has already been entered", group.repr()?);
+            return Err(PyRuntimeError::new_err(message));
+        }
+        let parent = match core.get(py, |state| &state.event_loop) {
+            None => {
+                TaskGroupCore::set_event_loop(group, park::running_loop(py)?)?;
+                park::current_task(py)?
+            }
+            Some(event_loop) => stock(py)?
+                .tasks
+                .bind(py)
+                .as_any()
+                .get_item(intern!(py, "current_task"))?
+                .call1((event_loop,))?,
+        };
+        core.set_parent_task(parent.clone());
+        if parent.is_none() {
+            let message = format!(
+                "TaskGroup {} cannot determine the parent task",
+                group.repr()?
+            );
+            return Err(PyRuntimeError::new_err(message));
+        }
+        core.entered.store(true, Ordering::Relaxed);
+        Ok(Step::Return(group.as_any().clone()))
+    }
+}
+
+/// `async with TaskGroup():`, its end.
+///
+/// Its arguments are the group, the type of an exception, and the exception. The last one is replaced by the
+/// group once asyncio's own code has taken over.
+pub struct Exit;
+
+const KIND: usize = 1;
+const ERROR: usize = 2;
+
+impl Coroutine for Exit {
+    type Receiver = TaskGroupCore;
+
+    fn advance<'py>(
+        group: &Bound<'py, TaskGroupCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input,
+    ) -> PyResult<Step<'py>> {
+        let py = frame.py();
+        let core = group.get();
+        let taken_over = frame.argument(ERROR).is_some_and(|last| last.is(group));
+        match input {
+            Input::Start => {
+                let error = frame.argument(ERROR).filter(|error| !error.is_none());
+                let kind = frame.argument(KIND).filter(|kind| !kind.is_none());
+                if error.is_some() || kind.is_some() || !is_well(group)? {
+                    return take_over(group, frame, kind, error);
+                }
+                core.exiting.store(true, Ordering::Relaxed);
+                wait_for_tasks(group, frame)
+            }
+            Input::Resumed if taken_over => Ok(Step::Return(frame.awaited()?)),
+            Input::Thrown(error) if taken_over => Err(error),
+            Input::Resumed => {
+                core.set_completed(py.None().into_bound(py));
+                if is_well(group)? {
+                    wait_for_tasks(group, frame)
+                } else {
+                    take_over(group, frame, None, None)
+                }
+            }
+            Input::Thrown(error) if park::is_cancellation(py, &error) => {
+                core.set_completed(py.None().into_bound(py));
+                if core.is_aborting() {
+                    call::discard(py, error);
+                    return take_over(group, frame, None, None);
+                }
+                let error = error.into_value(py).into_bound(py).into_any();
+                let kind = error.get_type().into_any();
+                take_over(group, frame, Some(kind), Some(error))
+            }
+            Input::Thrown(error) => {
+                let_go(group)?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether nothing has failed in a group and nobody has cancelled its parent on its behalf.
+fn is_well(group: &Bound<'_, TaskGroupCore>) -> PyResult<bool> {
+    let py = group.py();
+    Ok(!group
+        .getattr(intern!(py, "_parent_cancel_requested"))?
+        .is_truthy()?
+        && !group.getattr(intern!(py, "_errors"))?.is_truthy()?
+        && group.getattr(intern!(py, "_base_error"))?.is_none())
+}
+
+fn wait_for_tasks<'py>(
+    group: &Bound<'py, TaskGroupCore>,
+    frame: &Frame<'_, 'py>,
+) -> PyResult<Step<'py>> {
+    let py = frame.py();
+    let core = group.get();
+    let tasks = core.get(py, |state| &state.tasks);
+    if !tasks.is_some_and(|tasks| tasks.is_truthy().unwrap_or(false)) {
+        let_go(group)?;
+        return Ok(Step::Finish);
+    }
+    if core.get(py, |state| &state.completed).is_some() {
+        // Somebody else's; asyncio's code knows what becomes of it.
+        return take_over(group, frame, None, None);
+    }
+    let event_loop = core.event_loop(py).into_bound(py);
+    let completed = park::new_future(&event_loop)?;
+    core.set_completed(completed.clone());
+    Ok(Step::Wait(completed))
+}
+
+/// Hands a group that is being left over to asyncio's own code, with an exception or without.
+fn take_over<'py>(
+    group: &Bound<'py, TaskGroupCore>,
+    frame: &Frame<'_, 'py>,
+    kind: Option<Bound<'py, PyAny>>,
+    error: Option<Bound<'py, PyAny>>,
+) -> PyResult<Step<'py>> {
+    let py = frame.py();
+    let coroutine = stock(py)?
+        .exit
+        .bind(py)
+        .call1((group, kind, error, py.None()))?;
+    drop(frame.replace(KIND, None));
+    drop(frame.replace(ERROR, Some(group.as_any().clone())));
+    operation::iterator_of(&coroutine).map(Step::Delegate)
+}
+
+/// What a group lets go of when it is left, where asyncio's does.
+fn let_go(group: &Bound<'_, TaskGroupCore>) -> PyResult<()> {
+    let py = group.py();
+    if stock(py)?.lets_go {
+        group.get().set_parent_task(py.None().into_bound(py));
+        group.setattr(intern!(py, "_errors"), py.None())?;
+        group.setattr(intern!(py, "_base_error"), py.None())?;
+    }
+    Ok(())
 }
