@@ -214,7 +214,7 @@ class QueueCore:
 
 @disjoint_base
 class TaskGroupCore:
-    def __new__(cls, *_args: object, **_kwargs: object) -> TaskGroupCore: ...
+    def __new__(cls) -> TaskGroupCore: ...
     _entered: Any
     _exiting: Any
     _aborting: Any
