@@ -10,8 +10,8 @@ use std::num::NonZeroUsize;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
-use super::handle;
 use super::layout::{FutureObject, PENDING};
+use super::{handle, refcheck};
 
 const KIND: usize = 0b111;
 const HANDLE: usize = 0;
@@ -41,6 +41,7 @@ impl Entry {
     #[inline(always)]
     fn new(object: *mut PyObject, kind: usize) -> Self {
         debug_assert_eq!(object as usize & KIND, 0);
+        refcheck::entry(object, kind == HANDLE, kind == STEP || kind == WAKE);
         // SAFETY: an object's address is not null.
         Self(unsafe { NonZeroUsize::new_unchecked(object as usize | kind) })
     }
@@ -109,6 +110,7 @@ impl Entry {
     #[inline(always)]
     pub fn take(self, py: Python<'_>) -> Run<'_> {
         let entry = ManuallyDrop::new(self);
+        refcheck::alive(entry.pointer(), "an entry that leaves the ring");
         // SAFETY: the reference that the entry owned becomes the variant's.
         let object = unsafe { Bound::from_owned_ptr(py, entry.pointer()) };
         match entry.0.get() & KIND {
@@ -123,6 +125,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        refcheck::alive(self.pointer(), "an entry that is dropped");
         // SAFETY: the entry owns the reference; rings are emptied by code that holds the GIL.
         unsafe { ffi::Py_DECREF(self.pointer()) };
     }

@@ -121,7 +121,8 @@ type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
     &'b Frame<'c, 'py>,
     Input,
 ) -> PyResult<Step<'py>>;
-type Try = for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> AtOnce<'py>;
+type Try =
+    for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> *mut PyObject;
 type Call = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Rest<'c, 'py>,
@@ -226,9 +227,15 @@ unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool 
 unsafe fn at_once<'py, C: Coroutine>(
     receiver: &Bound<'py, PyAny>,
     frame: &Frame<'_, 'py>,
-) -> AtOnce<'py> {
-    // SAFETY: as above.
-    C::at_once(unsafe { receiver.cast_unchecked() }, frame)
+) -> *mut PyObject {
+    // SAFETY: as above. The value is handed over as a new reference.
+    unsafe {
+        match C::at_once(receiver.cast_unchecked(), frame) {
+            AtOnce::No => null_mut(),
+            AtOnce::Finish => ffi::Py_NewRef(ffi::Py_None()),
+            AtOnce::Return(value) => value.into_ptr(),
+        }
+    }
 }
 
 /// # Safety
@@ -277,6 +284,8 @@ pub struct FunctionObject {
     ask_always: bool,
     /// An operation that has ended, to be filled again.
     last: Cell<*mut PyObject>,
+    /// Whether it keeps operations: until the collector finds that it is garbage.
+    keeps: Cell<bool>,
     /// The native class of the receiver.
     receiver: *mut ffi::PyTypeObject,
     /// The Python class that the function was defined in: that of most receivers.
@@ -307,7 +316,8 @@ impl FunctionObject {
         }
     }
 
-    /// Tries to do all the work of an operation that this function has made.
+    /// Tries to do all the work of an operation that this function has made: its value as a new reference.
+    /// Null: nothing was done.
     ///
     /// # Safety
     ///
@@ -317,11 +327,11 @@ impl FunctionObject {
         &self,
         receiver: &Bound<'py, PyAny>,
         frame: &Frame<'_, 'py>,
-    ) -> AtOnce<'py> {
+    ) -> *mut PyObject {
         match self.at_once {
             // SAFETY: the caller vouches for the receiver.
             Some(at_once) => unsafe { at_once(receiver, frame) },
-            None => AtOnce::No,
+            None => null_mut(),
         }
     }
 
@@ -351,17 +361,20 @@ impl FunctionObject {
         self.last.replace(null_mut())
     }
 
-    /// Keeps an operation that has ended, unless there is one already.
+    /// Whether there is room for an operation that has ended.
+    #[inline(always)]
+    pub fn wants_last(&self) -> bool {
+        self.last.get().is_null() && self.keeps.get()
+    }
+
+    /// Keeps an operation that has ended; the reference is handed over.
     ///
     /// # Safety
     ///
-    /// A live operation of this function.
+    /// A live operation of this function, which [wants](Self::wants_last) it.
     #[inline(always)]
     pub unsafe fn keep_last(&self, operation: *mut PyObject) {
-        if self.last.get().is_null() {
-            // SAFETY: as above.
-            self.last.set(unsafe { ffi::Py_NewRef(operation) });
-        }
+        self.last.set(operation);
     }
 
     pub fn name(&self) -> *mut PyObject {
@@ -430,6 +443,7 @@ pub fn new<'py>(
         (*function).diverted = entry.diverted;
         (*function).ask_always = entry.ask_always;
         (&raw mut (*function).last).write(Cell::new(null_mut()));
+        (&raw mut (*function).keeps).write(Cell::new(true));
         (*function).receiver = (entry.receiver)(py);
         (*function).owner = null_mut();
         // Keyword-only parameters have defaults, as far as there are any in asyncio.
@@ -481,24 +495,33 @@ unsafe extern "C" fn call_coroutine(
             && count == usize::from(function.positional)
             && function.serves(py, *array)
         {
-            let mut kept = [*array, null_mut(), null_mut()];
-            if count > 1 {
-                kept[1] = *array.add(1);
-            }
-            if count > 2 {
-                kept[2] = *array.add(2);
-            }
+            let kept = std::slice::from_raw_parts(array, count.min(KEPT));
             return operation::new(py, callable.cast(), kept);
         }
+        call_coroutine_otherwise(callable, array, flags, names)
+    }
+}
+
+/// Any other call of a coroutine function.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[inline(never)]
+unsafe fn call_coroutine_otherwise(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: passed on to the caller.
+    unsafe {
         guard(|py| {
             let function = callable.cast::<FunctionObject>();
             let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
                 return fall_back(py, callable, array, flags, names);
             };
-            let mut kept = [null_mut(); KEPT];
-            for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
-                *slot = value;
-            }
+            let kept = &values[..count.min(KEPT)];
             Bound::from_owned_ptr_or_err(py, operation::new(py, callable.cast(), kept))
         })
     }
@@ -696,6 +719,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     // SAFETY: a live function; each reference is taken out before it is dropped. The template stays
     // until the end: operations ask for it. It is a module-level function, so no cycle needs it cleared.
     unsafe {
+        (*function).keeps.set(false);
         ffi::Py_XDECREF((*function).take_last());
         if ffi::Py_REFCNT(object) == 0 {
             for field in [
