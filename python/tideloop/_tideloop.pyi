@@ -13,6 +13,8 @@ from typing import Any, TypeVar, final
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "BarrierCore",
+    "ConditionCore",
     "DatagramTransport",
     "EventCore",
     "Future",
@@ -186,6 +188,25 @@ class LockCore:
     _loop: Any
     def _divert(self) -> None: ...
     def _state(self) -> str: ...
+
+@disjoint_base
+class ConditionCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> ConditionCore: ...
+    _lock: Any
+    _waiters: Any
+    _loop: Any
+    def _divert(self) -> None: ...
+    def _state(self, locked: bool) -> str: ...
+
+@disjoint_base
+class BarrierCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> BarrierCore: ...
+    _cond: Any
+    _parties: Any
+    _count: Any
+    _state: Any
+    _loop: Any
+    def _divert(self) -> None: ...
 
 @disjoint_base
 class SemaphoreCore:

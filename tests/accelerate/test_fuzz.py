@@ -121,6 +121,17 @@ async def noted(condition):
         return await condition.wait()
 
 
+async def looked(condition, step):
+    answers = iter([0, None, step + 1])
+    async with condition:
+        return await condition.wait_for(lambda: next(answers))
+
+
+async def passed(barrier):
+    async with barrier as index:
+        return index
+
+
 async def note(condition, count):
     async with condition:
         condition.notify(count)
@@ -129,6 +140,8 @@ async def note(condition, count):
 CONDITION = [
     Waiting(lambda condition, step: noted(condition)),
     Waiting(lambda condition, step: noted(condition)),
+    Waiting(lambda condition, step: looked(condition, step)),
+    Waiting(lambda condition, step: guarded(condition)),
     Waiting(lambda condition, step: note(condition, 1)),
     Waiting(lambda condition, step: note(condition, 2)),
     lambda condition, step: condition.notify_all(),
@@ -137,6 +150,7 @@ BARRIER = [
     Waiting(lambda barrier, step: barrier.wait()),
     Waiting(lambda barrier, step: barrier.wait()),
     Waiting(lambda barrier, step: barrier.wait()),
+    Waiting(lambda barrier, step: passed(barrier)),
     Waiting(lambda barrier, step: barrier.reset()),
     lambda barrier, step: (barrier.n_waiting, barrier.broken),
 ]
@@ -276,6 +290,10 @@ CASES = {
     "event": (lambda kit: kit.Event(), EVENT),
     "condition": (lambda kit: kit.Condition(), CONDITION),
     "barrier": (lambda kit: kit.Barrier(3), BARRIER),
+    "barrier that breaks": (
+        lambda kit: kit.Barrier(2),
+        [*BARRIER * 3, Waiting(lambda barrier, step: barrier.abort())],
+    ),
 }
 if sys.version_info >= (3, 13):
     CASES["queue that shuts down"] = (lambda kit: kit.Queue(2), with_shutdown(queue_actions()))

@@ -9,6 +9,8 @@
 //! `Semaphore.locked`, …). Such an instance is *diverted* when it is made: from then on every method
 //! is the stock one, and this class only stores its attributes.
 
+pub mod barrier;
+pub mod condition;
 pub mod event;
 pub mod gather;
 pub mod lock;
@@ -47,6 +49,13 @@ pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<semaphore::Exit>("Semaphore.__aexit__"),
     Entry::method::<semaphore::Release>("Semaphore.release"),
     Entry::method::<semaphore::Locked>("Semaphore.locked"),
+    Entry::coroutine::<condition::Wait>("Condition.wait"),
+    Entry::coroutine::<condition::WaitFor>("Condition.wait_for"),
+    Entry::method::<condition::Notify>("Condition.notify"),
+    Entry::method::<condition::NotifyAll>("Condition.notify_all"),
+    Entry::coroutine::<condition::Enter>("Condition.__aenter__"),
+    Entry::coroutine::<condition::Exit>("Condition.__aexit__"),
+    Entry::coroutine::<barrier::Wait>("Barrier.wait"),
     Entry::coroutine::<event::Wait>("Event.wait"),
     Entry::method::<event::Set>("Event.set"),
     Entry::method::<event::Clear>("Event.clear"),
