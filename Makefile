@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test build bench lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build bench lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -139,6 +139,7 @@ RUST_TESTS := --target $(HOST) -p tideloop-core -p tideloop-sys --lib --tests
 
 # gcc's runtime of the address sanitizer, for an interpreter that was built without it.
 LIBASAN = $(shell cc -print-file-name=libasan.so)
+REFCHECK_PROGRAMS ?= 1000
 SANITIZED := $(abspath target/address/python)
 
 sanitize: build ## Rust tests under the address and thread sanitizers, Python tests on an extension with the former
@@ -163,6 +164,17 @@ sanitize: build ## Rust tests under the address and thread sanitizers, Python te
 	  $(PY) -m pytest --quiet -p no:cacheprovider -k tideloop tests/parity tests/leaks
 	@PYTHONPATH=$(SANITIZED) LD_PRELOAD=$(LIBASAN) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
 	  $(PY) -m pytest --quiet -p no:cacheprovider tests/fuzz/test_transports.py
+
+REFCHECKED := $(abspath target/refcheck/$(notdir $(VENV))/python)
+
+refcheck: build ## tests on an extension that checks its references at every step
+	@PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=target/refcheck/$(notdir $(VENV)) \
+	  cargo build --locked --quiet -p tideloop-py --features refcheck
+	@rm -rf $(REFCHECKED) && mkdir -p $(REFCHECKED) && cp -r python/tideloop $(REFCHECKED) && rm -f $(REFCHECKED)/tideloop/*.so
+	@cp target/refcheck/$(notdir $(VENV))/debug/lib_tideloop.so \
+	  $(REFCHECKED)/tideloop/_tideloop$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+	@PYTHONPATH=$(REFCHECKED) $(PY) -m pytest --quiet -p no:cacheprovider tests/leaks tests/parity/test_tasks.py tests/accelerate
+	@PYTHONPATH=$(REFCHECKED) $(PY) -m tests.fuzz.tasks --programs $(REFCHECK_PROGRAMS)
 
 soak: build ## a million tasks alive, a million cancelled, 10,000 children, and nothing left afterwards (1.5 GB)
 	@$(PY) -m tests.soak

@@ -89,11 +89,11 @@ ALLOWED = {
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
     "acceleration": {"accelerated", "stock"},
-    "accelerated": {"adopted", "queues", "stock", "sync", "timeouts", "_tideloop"},
+    "accelerated": {"queues", "stock", "sync", "timeouts", "waits", "_tideloop"},
     "queues": {"stock", "_tideloop"},
     "sync": {"stock", "_tideloop"},
     "timeouts": {"stock", "_tideloop"},
-    "adopted": set(),
+    "waits": {"stock", "_tideloop"},
     "stock": set(),
     "qt": {"loop", "_tideloop"},
 }

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, final
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "BarrierCore",
+    "ConditionCore",
     "DatagramTransport",
     "EventCore",
     "Future",
@@ -24,6 +26,7 @@ __all__ = [
     "SemaphoreCore",
     "StreamTransport",
     "Task",
+    "TaskGroupCore",
     "TimeoutCore",
     "TimerHandle",
     "function",
@@ -187,6 +190,25 @@ class LockCore:
     def _state(self) -> str: ...
 
 @disjoint_base
+class ConditionCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> ConditionCore: ...
+    _lock: Any
+    _waiters: Any
+    _loop: Any
+    def _divert(self) -> None: ...
+    def _state(self, locked: bool) -> str: ...
+
+@disjoint_base
+class BarrierCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> BarrierCore: ...
+    _cond: Any
+    _parties: Any
+    _count: Any
+    _state: Any
+    _loop: Any
+    def _divert(self) -> None: ...
+
+@disjoint_base
 class SemaphoreCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> SemaphoreCore: ...
     _value: Any
@@ -210,6 +232,17 @@ class QueueCore:
     def _begin(self, maxsize: Any, order: str) -> None: ...
     def _contents(self) -> tuple[Any, int, int]: ...
     def _divert(self) -> None: ...
+
+@disjoint_base
+class TaskGroupCore:
+    def __new__(cls) -> TaskGroupCore: ...
+    _entered: Any
+    _exiting: Any
+    _aborting: Any
+    _loop: Any
+    _parent_task: Any
+    _tasks: Any
+    _on_completed_fut: Any
 
 @disjoint_base
 class TimeoutCore:

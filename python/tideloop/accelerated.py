@@ -13,21 +13,14 @@ from tideloop._tideloop import function
 from tideloop.queues import LifoQueue, PriorityQueue, Queue
 from tideloop.sync import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
 from tideloop.timeouts import Timeout, timeout, timeout_at
+from tideloop.waits import TaskGroup, shield, wait, wait_for
 
 if TYPE_CHECKING:
-    from asyncio import TaskGroup, create_task, gather, shield, sleep, wait, wait_for
+    from asyncio import create_task, gather, sleep
 else:
-    import types
-
-    from tideloop.adopted import adopt
-
     sleep = function("sleep", stock.sleep)
     create_task = function("create_task", stock.create_task)
     gather = function("gather", stock.gather)
-    shield = stock.shield
-    wait = stock.wait
-    wait_for = adopt(stock.wait_for, timeouts=types.SimpleNamespace(timeout=timeout))
-    TaskGroup = stock.TaskGroup
 
 __all__ = [
     "Barrier",
@@ -52,5 +45,5 @@ __all__ = [
 ]
 
 # What accelerate() puts in asyncio's place. The rest is asyncio's code, which finds these there.
-REPLACED = [name for name in __all__ if globals()[name] is not getattr(stock, name) and name != "wait_for"]
+REPLACED = [name for name in __all__ if globals()[name] is not getattr(stock, name)]
 NAMES = __all__

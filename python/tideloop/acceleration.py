@@ -60,9 +60,10 @@ class Acceleration:
 def accelerate() -> Acceleration:
     """Put native primitives in the place of asyncio's, in this process; returns what undoes it.
 
-    Replaces sleep, gather, create_task, timeout and its class, Event, Lock, Condition, Semaphore,
-    BoundedSemaphore, Barrier, Queue, PriorityQueue, LifoQueue, and with them what asyncio builds on
-    them. They behave as those of this Python version do, on any loop, and are fastest on tideloop's.
+    Replaces sleep, gather, wait, wait_for (not on Python 3.11), shield, create_task, TaskGroup, timeout and
+    its class, Event, Lock, Condition, Semaphore, BoundedSemaphore, Barrier, Queue, PriorityQueue,
+    LifoQueue, and with them what asyncio builds on them. They behave as those of this Python version do, on
+    any loop, and are fastest on tideloop's.
 
     Calling it again is allowed; each call is undone by itself.
     """

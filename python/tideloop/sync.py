@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tideloop import stock
-from tideloop._tideloop import EventCore, LockCore, SemaphoreCore, function
+from tideloop._tideloop import BarrierCore, ConditionCore, EventCore, LockCore, SemaphoreCore, function
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
 
     def _overrides(cls, base, names):
-        return any(getattr(cls, name) is not getattr(base, name) for name in names)
+        return any(getattr(cls, name, None) is not getattr(base, name, None) for name in names)
 
     def _describe(self, state):
         return f"<{object.__repr__(self)[1:-1]} [{state}]>"
@@ -95,17 +95,41 @@ else:
 
         release = function("Semaphore.release", stock.BoundedSemaphore.release)
 
-    class Condition(stock.Condition):
+    class Condition(ConditionCore, stock.Condition):
         __doc__ = stock.Condition.__doc__
         __module__ = "tideloop"
 
         def __init__(self, lock=None):
-            super().__init__(Lock() if lock is None else lock)
+            if lock is None:
+                lock = Lock()
+            self._lock = lock
+            self.locked, self.acquire, self.release = lock.locked, lock.acquire, lock.release
+            cls = type(self)
+            if cls is not Condition and _overrides(
+                cls, Condition, ("wait", "notify", "_notify", "_get_loop", "acquire", "release", "locked")
+            ):
+                self._divert()
 
-    class Barrier(stock.Barrier):
+        wait = function("Condition.wait", stock.Condition.wait)
+        wait_for = function("Condition.wait_for", stock.Condition.wait_for)
+        notify = function("Condition.notify", stock.Condition.notify)
+        notify_all = function("Condition.notify_all", stock.Condition.notify_all)
+        __aenter__ = function("Condition.__aenter__", stock.Condition.__aenter__)
+        __aexit__ = function("Condition.__aexit__", stock.Condition.__aexit__)
+
+        def __repr__(self):
+            return _describe(self, self._state(self.locked()))
+
+    class Barrier(BarrierCore, stock.Barrier):
         __doc__ = stock.Barrier.__doc__
         __module__ = "tideloop"
 
         def __init__(self, parties):
             super().__init__(parties)
             self._cond = Condition()
+            cls = type(self)
+            if cls is not Barrier and _overrides(cls, Barrier, ("wait", "_block", "_release", "_wait", "_exit")):
+                self._divert()
+
+        wait = function("Barrier.wait", stock.Barrier.wait)
+        __aenter__ = function("Barrier.wait", stock.Barrier.__aenter__)

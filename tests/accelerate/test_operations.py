@@ -23,13 +23,16 @@ COROUTINE_FUNCTIONS = [
     (tideloop.Semaphore.__aexit__, stock.Semaphore.__aexit__),
     (tideloop.Event.wait, stock.Event.wait),
     (tideloop.Timeout.__aenter__, stock.Timeout.__aenter__),
+    (tideloop.wait, stock.wait),
     (tideloop.wait_for, stock.wait_for),
 ]
 FUNCTIONS = [
     (tideloop.Queue.put_nowait, stock.Queue.put_nowait),
     (tideloop.Semaphore.release, stock.Semaphore.release),
     (tideloop.gather, stock.gather),
+    (tideloop.shield, stock.shield),
     (tideloop.create_task, stock.create_task),
+    (tideloop.TaskGroup.create_task, stock.TaskGroup.create_task),
     (tideloop.timeout, stock.timeout),
 ]
 

@@ -33,7 +33,7 @@ def kit(request):
     return stock if request.param == "stock" else tideloop
 
 
-@pytest.mark.parametrize("name", [*NAMES, "Timeout"])
+@pytest.mark.parametrize("name", [*NAMES, "TaskGroup", "Timeout"])
 def test_is_asyncios_and_looks_like_it(name):
     native, original = getattr(tideloop, name), getattr(stock, name)
     assert issubclass(native, original)
@@ -49,7 +49,7 @@ def test_is_asyncios_and_looks_like_it(name):
             assert inspect.iscoroutinefunction(mine) == inspect.iscoroutinefunction(theirs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "TaskGroup"])
 def test_is_weakly_referable_has_a_dict_and_dies_in_a_cycle(name):
     primitive = make(tideloop, name)
     primitive.self = primitive

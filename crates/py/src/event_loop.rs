@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use pyo3::{PyTraverseError, PyVisit, intern};
+use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::ready::Ready;
 use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
@@ -99,6 +99,12 @@ impl When {
         Self::new(clock::monotonic_ns(), seconds)
     }
 
+    /// As [`When::at`]; None if that time has come.
+    pub fn ahead(seconds: f64) -> Option<Self> {
+        let now = clock::monotonic_ns();
+        (!(seconds <= seconds_of(now))).then(|| Self::new(now, seconds))
+    }
+
     /// So many seconds from now.
     pub fn after(delay: f64) -> Self {
         let now = clock::monotonic_ns();
@@ -134,6 +140,8 @@ pub struct LoopCore {
     native_tasks: bool,
     /// Whether call_soon is ours, or was overridden: see [`LoopCore::schedules_natively`].
     own_call_soon: AtomicU8,
+    /// The same of what has to do with time: see [`LoopCore::has_own_timers`].
+    own_timers: AtomicU8,
     /// Where all_tasks() finds the tasks of the thread that runs this loop (3.14); null: not known.
     #[cfg(Py_3_14)]
     thread_tasks: AtomicPtr<Node>,
@@ -151,22 +159,35 @@ impl LoopCore {
         match self.own_call_soon.load(Ordering::Relaxed) {
             1 => true,
             2 => false,
-            _ => self.ask_for_call_soon(py, owner),
+            _ => Self::ask_for(&["call_soon"], &self.own_call_soon, py, owner),
         }
     }
 
+    /// Whether timers may be made and asked for without the methods that do so, and the clock read: not if
+    /// a subclass overrides one of them.
+    #[inline]
+    pub fn has_own_timers(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
+        const NAMES: [&str; 4] = ["time", "call_at", "call_later", "call_soon"];
+        match self.own_timers.load(Ordering::Relaxed) {
+            1 => true,
+            2 => false,
+            _ => Self::ask_for(&NAMES, &self.own_timers, py, owner),
+        }
+    }
+
+    /// Whether the methods of these names are ours, which the cell remembers.
     #[cold]
-    fn ask_for_call_soon(&self, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
-        let name = intern!(py, "call_soon");
-        let own = match (
-            owner.get_type().getattr(name),
-            py.get_type::<Self>().getattr(name),
-        ) {
-            (Ok(theirs), Ok(ours)) => theirs.is(&ours),
-            _ => false,
-        };
-        self.own_call_soon
-            .store(if own { 1 } else { 2 }, Ordering::Relaxed);
+    fn ask_for(names: &[&str], cell: &AtomicU8, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
+        let own = names.iter().all(|&name| {
+            match (
+                owner.get_type().getattr(name),
+                py.get_type::<Self>().getattr(name),
+            ) {
+                (Ok(theirs), Ok(ours)) => theirs.is(&ours),
+                _ => false,
+            }
+        });
+        cell.store(if own { 1 } else { 2 }, Ordering::Relaxed);
         own
     }
 
@@ -187,6 +208,15 @@ impl LoopCore {
     #[inline]
     pub fn makes_futures(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.native_tasks && !self.debug() && classes(py)?.future(py)?.is_none())
+    }
+
+    /// Whether create_task() of this loop would make a task of ours, and nothing more.
+    #[inline]
+    pub fn makes_tasks(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.native_tasks
+            && self.accepts_natively()
+            && self.task_factory(py, Option::is_none)
+            && classes(py)?.task(py)?.is_none())
     }
 
     /// The list that a new task of this loop joins, if it is known.
@@ -610,6 +640,7 @@ impl LoopCore {
             sleeping: AtomicBool::new(false),
             native_tasks,
             own_call_soon: AtomicU8::new(0),
+            own_timers: AtomicU8::new(0),
             #[cfg(Py_3_14)]
             thread_tasks: AtomicPtr::new(std::ptr::null_mut()),
             #[cfg(not(Py_3_14))]

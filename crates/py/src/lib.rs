@@ -38,6 +38,10 @@ mod _tideloop {
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]
+    use crate::primitives::barrier::BarrierCore;
+    #[pymodule_export]
+    use crate::primitives::condition::ConditionCore;
+    #[pymodule_export]
     use crate::primitives::event::EventCore;
     #[pymodule_export]
     use crate::primitives::lock::LockCore;
@@ -45,6 +49,8 @@ mod _tideloop {
     use crate::primitives::queue::QueueCore;
     #[pymodule_export]
     use crate::primitives::semaphore::SemaphoreCore;
+    #[pymodule_export]
+    use crate::primitives::task_group::TaskGroupCore;
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
@@ -54,6 +60,20 @@ mod _tideloop {
     #[pyfunction]
     fn function<'py>(name: &str, template: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         ffi::function::new(template.py(), primitives::ENTRIES, name, template)
+    }
+
+    /// How many operations and handles there are.
+    #[cfg(feature = "refcheck")]
+    #[pyfunction]
+    fn live_natives() -> (i64, i64) {
+        ffi::refcheck::live()
+    }
+
+    /// Ends the process: a reference check that fails.
+    #[cfg(feature = "refcheck")]
+    #[pyfunction]
+    fn fail_a_reference_check(py: Python<'_>) -> PyResult<()> {
+        ffi::refcheck::fail(py)
     }
 
     #[pymodule_init]

@@ -23,7 +23,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, future, handle, native, task};
+use crate::ffi::{call, future, handle, native, task, told};
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery};
 use crate::transport::StreamTransport;
@@ -129,6 +129,11 @@ fn turn<'py>(
             }
             Run::Sleeper(sleeper) => {
                 future::wake(core, &sleeper)?;
+                continue;
+            }
+            Run::Told(future) => {
+                current.leave();
+                told::tell(core, &future)?;
                 continue;
             }
             Run::Handle(handle) => handle,

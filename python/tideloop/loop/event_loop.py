@@ -15,6 +15,7 @@ import selectors
 import sys
 import threading
 from asyncio import base_events, events, format_helpers
+from collections.abc import Callable
 from typing import Any, cast
 
 from tideloop.loop.absent import AbsentLoop
@@ -198,6 +199,15 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         """A step of a task has failed outside of its coroutine: to the exception handler with it."""
         self.call_exception_handler(
             {"message": f"Exception in a step of {task!r}", "exception": exception, "task": task}
+        )
+
+    def _told_failed(
+        self, callback: Callable[..., object], future: asyncio.Future[Any], exception: BaseException
+    ) -> None:
+        """A callback of a future that needs no handle has raised: to the exception handler with it."""
+        called = describe_source(callback, (future,), self.get_debug())
+        self.call_exception_handler(
+            {"message": f"Exception in callback {called}", "exception": exception, "future": future}
         )
 
     def _callback_failed(self, handle: asyncio.Handle, exception: BaseException) -> None:

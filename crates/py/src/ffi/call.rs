@@ -6,7 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::{PyString, PyTuple, PyType};
 
 use crate::event_loop::LoopCore;
 
@@ -113,10 +113,6 @@ pub fn schedule<'py, const N: usize>(
     arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyAny>> {
     const { assert!(N <= 5, "five arguments and the context fit") };
-    thread_local! {
-        // Of this thread, since a context can only be entered once at a time.
-        static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };
-    }
     static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     let py = event_loop.py();
     if event_loop.cast::<LoopCore>().is_err() {
@@ -126,14 +122,7 @@ pub fn schedule<'py, const N: usize>(
     let keywords = KEYWORDS.get_or_try_init(py, || -> PyResult<Py<PyTuple>> {
         Ok(PyTuple::new(py, ["context"])?.unbind())
     })?;
-    let context = CONTEXT.with(|context| -> PyResult<Bound<'py, PyAny>> {
-        if let Some(context) = context.get() {
-            return Ok(context.bind(py).clone());
-        }
-        // SAFETY: returns a new reference, or null with an exception set.
-        let new = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New())? };
-        Ok(context.get_or_init(|| new.unbind()).bind(py).clone())
-    })?;
+    let context = own_context(py)?;
     let mut array = [std::ptr::null_mut(); 7];
     array[0] = event_loop.as_ptr();
     for (slot, argument) in array[1..].iter_mut().zip(arguments) {
@@ -146,6 +135,44 @@ pub fn schedule<'py, const N: usize>(
             py,
             ffi::PyObject_VectorcallMethod(name.as_ptr(), array.as_ptr(), N + 1, keywords.as_ptr()),
         )
+    }
+}
+
+/// The context of this thread for callbacks that only touch futures and tasks.
+pub fn own_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    thread_local! {
+        // Of this thread, since a context can only be entered once at a time.
+        static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };
+    }
+    CONTEXT.with(|context| {
+        if let Some(context) = context.get() {
+            return Ok(context.bind(py).clone());
+        }
+        // SAFETY: returns a new reference, or null with an exception set.
+        let new = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New())? };
+        Ok(context.get_or_init(|| new.unbind()).bind(py).clone())
+    })
+}
+
+/// A new instance of a class that derives from `native`, a class of ours whose `__new__` takes any arguments,
+/// without its `__init__`. None: the class is constructed in another way than `native`.
+pub fn bare_instance<'py>(
+    class: &Bound<'py, PyType>,
+    native: &Bound<'py, PyType>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: live types, whose slots only the interpreter writes, with the GIL held.
+    unsafe {
+        let (kind, known) = (class.as_type_ptr(), native.as_type_ptr());
+        let address = |slot: Option<ffi::newfunc>| slot.map(|slot| slot as *const ());
+        let starts = |slot: Option<ffi::initproc>| slot.map(|slot| slot as *const ());
+        let alike = address((*kind).tp_new) == address((*known).tp_new)
+            && starts((*kind).tp_init) == starts((*known).tp_init);
+        let (true, Some(new)) = (alike, (*kind).tp_new) else {
+            return Ok(None);
+        };
+        let nothing = PyTuple::empty(class.py());
+        let object = new(kind, nothing.as_ptr(), std::ptr::null_mut());
+        Bound::from_owned_ptr_or_err(class.py(), object).map(Some)
     }
 }
 
@@ -192,6 +219,30 @@ impl Definition {
             ml_flags: ffi::METH_O,
             ml_doc: std::ptr::null(),
         })
+    }
+
+    /// That of a callback of futures that [`super::told`] calls directly.
+    pub const fn told<C: Callback>(name: &'static std::ffi::CStr) -> Self {
+        let mut definition = Self::of::<C>(name);
+        definition.0.ml_doc = TOLD.as_ptr();
+        definition
+    }
+}
+
+/// The documentation of such callbacks, by whose address they are known.
+static TOLD: &std::ffi::CStr = c"Called with a future that is done.";
+
+/// Whether an object is a builtin function made of a [`Definition::told`].
+///
+/// # Safety
+///
+/// A live object.
+#[inline(always)]
+pub unsafe fn is_told(callback: *mut ffi::PyObject) -> bool {
+    // SAFETY: passed on to the caller; the class says that it is a builtin function, which has a definition.
+    unsafe {
+        ffi::Py_TYPE(callback) == &raw mut ffi::PyCFunction_Type
+            && (*(*callback.cast::<ffi::PyCFunctionObject>()).m_ml).ml_doc == TOLD.as_ptr()
     }
 }
 

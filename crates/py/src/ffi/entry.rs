@@ -1,7 +1,7 @@
-//! What waits in the ready ring or among the timers: a handle, a task that put itself there, or a future
-//! that a sleep waits for.
+//! What waits in the ready ring or among the timers: a handle, a task that put itself there, a future
+//! that a sleep waits for, or one whose listener is to be told that it is done.
 //!
-//! An entry is one pointer. Objects are aligned to 8 bytes at least, so the two lowest bits tell what
+//! An entry is one pointer. Objects are aligned to 8 bytes at least, so the three lowest bits tell what
 //! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference.
 
 use std::mem::ManuallyDrop;
@@ -10,14 +10,15 @@ use std::num::NonZeroUsize;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
-use super::handle;
 use super::layout::{FutureObject, PENDING};
+use super::{handle, refcheck};
 
-const KIND: usize = 0b11;
+const KIND: usize = 0b111;
 const HANDLE: usize = 0;
 const STEP: usize = 1;
 const WAKE: usize = 2;
 const SLEEPER: usize = 3;
+const TOLD: usize = 4;
 
 /// One thing to run.
 pub struct Entry(NonZeroUsize);
@@ -32,12 +33,15 @@ pub enum Run<'py> {
     Wake(Bound<'py, PyAny>),
     /// A future of ours, to be given None unless it is done.
     Sleeper(Bound<'py, PyAny>),
+    /// A future of ours that is done and keeps who is to be told so.
+    Told(Bound<'py, PyAny>),
 }
 
 impl Entry {
     #[inline(always)]
     fn new(object: *mut PyObject, kind: usize) -> Self {
         debug_assert_eq!(object as usize & KIND, 0);
+        refcheck::entry(object, kind == HANDLE, kind == STEP || kind == WAKE);
         // SAFETY: an object's address is not null.
         Self(unsafe { NonZeroUsize::new_unchecked(object as usize | kind) })
     }
@@ -64,6 +68,12 @@ impl Entry {
     #[inline(always)]
     pub fn sleeper(future: Py<PyAny>) -> Self {
         Self::new(future.into_ptr(), SLEEPER)
+    }
+
+    /// A future of ours that is done and keeps who is to be told so; see [`super::told`].
+    #[inline(always)]
+    pub fn told(future: Py<PyAny>) -> Self {
+        Self::new(future.into_ptr(), TOLD)
     }
 
     /// Whether running it would do nothing: a cancelled handle, a future that is done.
@@ -100,12 +110,14 @@ impl Entry {
     #[inline(always)]
     pub fn take(self, py: Python<'_>) -> Run<'_> {
         let entry = ManuallyDrop::new(self);
+        refcheck::alive(entry.pointer(), "an entry that leaves the ring");
         // SAFETY: the reference that the entry owned becomes the variant's.
         let object = unsafe { Bound::from_owned_ptr(py, entry.pointer()) };
         match entry.0.get() & KIND {
             HANDLE => Run::Handle(object),
             STEP => Run::Step(object),
             WAKE => Run::Wake(object),
+            TOLD => Run::Told(object),
             _ => Run::Sleeper(object),
         }
     }
@@ -113,6 +125,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        refcheck::alive(self.pointer(), "an entry that is dropped");
         // SAFETY: the entry owns the reference; rings are emptied by code that holds the GIL.
         unsafe { ffi::Py_DECREF(self.pointer()) };
     }

@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr::{self, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::exceptions::{PyLookupError, PyTypeError};
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
@@ -37,6 +38,9 @@ pub trait Coroutine {
 
     /// Whether even instances of the very class, not of a subclass, can be diverted.
     const ASK_ALWAYS: bool = false;
+
+    /// Whether keyword-only parameters are served as well, behind the positional ones.
+    const KEYWORDS: bool = false;
 
     /// Whether the template serves this receiver.
     fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
@@ -64,6 +68,12 @@ pub trait Coroutine {
 pub trait Method {
     /// The class of the first argument; `PyAny` for a function that is no method.
     type Receiver: PyTypeInfo;
+
+    /// Whether even instances of the very class, not of a subclass, can be diverted.
+    const ASK_ALWAYS: bool = false;
+
+    /// Whether keyword-only parameters are served as well, behind the positional ones.
+    const KEYWORDS: bool = false;
 
     /// Whether the template serves this receiver.
     fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
@@ -111,7 +121,8 @@ type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
     &'b Frame<'c, 'py>,
     Input,
 ) -> PyResult<Step<'py>>;
-type Try = for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> AtOnce<'py>;
+type Try =
+    for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> *mut PyObject;
 type Call = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Rest<'c, 'py>,
@@ -136,6 +147,9 @@ pub struct Entry {
     receiver: fn(Python<'_>) -> *mut ffi::PyTypeObject,
     diverted: Diverted,
     ask_always: bool,
+    keywords: bool,
+    /// Whether it is a callback of futures that [`super::told`] calls directly.
+    told: bool,
     body: Body,
 }
 
@@ -147,6 +161,8 @@ impl Entry {
             receiver: C::Receiver::type_object_raw,
             diverted: coroutine_diverted::<C>,
             ask_always: C::ASK_ALWAYS,
+            keywords: C::KEYWORDS,
+            told: false,
             body: Body::Coroutine(advance::<C>, at_once::<C>),
         }
     }
@@ -158,6 +174,8 @@ impl Entry {
             receiver: PyAny::type_object_raw,
             diverted: never,
             ask_always: false,
+            keywords: false,
+            told: false,
             body: Body::Variadic(V::KEYWORD, |py, values, keyword| {
                 V::call(py, values, keyword)
             }),
@@ -170,8 +188,19 @@ impl Entry {
             name,
             receiver: M::Receiver::type_object_raw,
             diverted: method_diverted::<M>,
-            ask_always: false,
+            ask_always: M::ASK_ALWAYS,
+            keywords: M::KEYWORDS,
+            told: false,
             body: Body::Method(call::<M>),
+        }
+    }
+
+    /// A plain method that futures call when they are done, to whom neither the context nor the task that
+    /// it is called in matters unless the future has failed.
+    pub const fn told<M: Method>(name: &'static str) -> Self {
+        Self {
+            told: true,
+            ..Self::method::<M>(name)
         }
     }
 }
@@ -198,9 +227,15 @@ unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool 
 unsafe fn at_once<'py, C: Coroutine>(
     receiver: &Bound<'py, PyAny>,
     frame: &Frame<'_, 'py>,
-) -> AtOnce<'py> {
-    // SAFETY: as above.
-    C::at_once(unsafe { receiver.cast_unchecked() }, frame)
+) -> *mut PyObject {
+    // SAFETY: as above. The value is handed over as a new reference.
+    unsafe {
+        match C::at_once(receiver.cast_unchecked(), frame) {
+            AtOnce::No => null_mut(),
+            AtOnce::Finish => ffi::Py_NewRef(ffi::Py_None()),
+            AtOnce::Return(value) => value.into_ptr(),
+        }
+    }
 }
 
 /// # Safety
@@ -249,12 +284,15 @@ pub struct FunctionObject {
     ask_always: bool,
     /// An operation that has ended, to be filled again.
     last: Cell<*mut PyObject>,
+    /// Whether it keeps operations: until the collector finds that it is garbage.
+    keeps: Cell<bool>,
     /// The native class of the receiver.
     receiver: *mut ffi::PyTypeObject,
     /// The Python class that the function was defined in: that of most receivers.
     owner: *mut ffi::PyTypeObject,
-    /// Positional parameters: how many must be given and how many can be.
+    /// Parameters: how many must be given, how many can be given by position, and how many there are.
     least: u8,
+    positional: u8,
     most: u8,
 }
 
@@ -278,7 +316,8 @@ impl FunctionObject {
         }
     }
 
-    /// Tries to do all the work of an operation that this function has made.
+    /// Tries to do all the work of an operation that this function has made: its value as a new reference.
+    /// Null: nothing was done.
     ///
     /// # Safety
     ///
@@ -288,11 +327,11 @@ impl FunctionObject {
         &self,
         receiver: &Bound<'py, PyAny>,
         frame: &Frame<'_, 'py>,
-    ) -> AtOnce<'py> {
+    ) -> *mut PyObject {
         match self.at_once {
             // SAFETY: the caller vouches for the receiver.
             Some(at_once) => unsafe { at_once(receiver, frame) },
-            None => AtOnce::No,
+            None => null_mut(),
         }
     }
 
@@ -322,17 +361,20 @@ impl FunctionObject {
         self.last.replace(null_mut())
     }
 
-    /// Keeps an operation that has ended, unless there is one already.
+    /// Whether there is room for an operation that has ended.
+    #[inline(always)]
+    pub fn wants_last(&self) -> bool {
+        self.last.get().is_null() && self.keeps.get()
+    }
+
+    /// Keeps an operation that has ended; the reference is handed over.
     ///
     /// # Safety
     ///
-    /// A live operation of this function.
+    /// A live operation of this function, which [wants](Self::wants_last) it.
     #[inline(always)]
     pub unsafe fn keep_last(&self, operation: *mut PyObject) {
-        if self.last.get().is_null() {
-            // SAFETY: as above.
-            self.last.set(unsafe { ffi::Py_NewRef(operation) });
-        }
+        self.last.set(operation);
     }
 
     pub fn name(&self) -> *mut PyObject {
@@ -350,8 +392,8 @@ impl FunctionObject {
 
 /// Makes the native function of this name, with the looks of a Python function.
 ///
-/// Raises LookupError for an unknown name, TypeError for a template that has other parameters than
-/// positional ones.
+/// Raises LookupError for an unknown name, TypeError for a template with more parameters than there is
+/// room for. Keywords beyond them are left to the template.
 pub fn new<'py>(
     py: Python<'py>,
     entries: &'static [Entry],
@@ -363,7 +405,8 @@ pub fn new<'py>(
         .find(|entry| entry.name == name)
         .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
     let code = template.getattr(intern!(py, "__code__"))?;
-    let most: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+    let positional: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
+    let keywords: usize = code.getattr(intern!(py, "co_kwonlyargcount"))?.extract()?;
     let defaults = template.getattr(intern!(py, "__defaults__"))?;
     let defaults = if defaults.is_none() {
         0
@@ -371,9 +414,10 @@ pub fn new<'py>(
         defaults.len()?
     };
     let variadic = matches!(entry.body, Body::Variadic(..));
-    if most > MOST || (most == 0) != variadic {
+    let most = positional + if entry.keywords { keywords } else { 0 };
+    if most > MOST || (positional == 0) != variadic {
         return Err(PyTypeError::new_err(format!(
-            "{name}() has {most} positional parameters; 1 to {MOST} can be native"
+            "{name}() has {positional} positional parameters of {most}; 1 to {MOST} can be native"
         )));
     }
     // SAFETY: the type is ours with FunctionObject's size; every field is written before anybody sees it.
@@ -399,12 +443,19 @@ pub fn new<'py>(
         (*function).diverted = entry.diverted;
         (*function).ask_always = entry.ask_always;
         (&raw mut (*function).last).write(Cell::new(null_mut()));
+        (&raw mut (*function).keeps).write(Cell::new(true));
         (*function).receiver = (entry.receiver)(py);
         (*function).owner = null_mut();
-        (*function).least = most.saturating_sub(defaults) as u8;
+        // Keyword-only parameters have defaults, as far as there are any in asyncio.
+        (*function).least = positional.saturating_sub(defaults) as u8;
+        (*function).positional = positional as u8;
         (*function).most = most as u8;
         ffi::PyObject_GC_Track(function.cast());
-        Ok(Bound::from_owned_ptr(py, function.cast()))
+        let function = Bound::from_owned_ptr(py, function.cast());
+        if entry.told {
+            know_method_class(py, &function)?;
+        }
+        Ok(function)
     }
 }
 
@@ -419,9 +470,10 @@ impl AttributeOrNull for Bound<'_, PyAny> {
     }
 }
 
+static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
 /// The class of native functions.
 pub fn kind(py: Python<'_>) -> PyResult<&'static Py<PyType>> {
-    static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     KIND.get_or_try_init(py, || make_type(py))
 }
 
@@ -439,25 +491,37 @@ unsafe extern "C" fn call_coroutine(
         let function = &*callable.cast::<FunctionObject>();
         let count = ffi::PyVectorcall_NARGS(flags) as usize;
         // The usual call: positional, on an instance of the very class.
-        if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
-            let mut kept = [*array, null_mut(), null_mut()];
-            if count > 1 {
-                kept[1] = *array.add(1);
-            }
-            if count > 2 {
-                kept[2] = *array.add(2);
-            }
+        if names.is_null()
+            && count == usize::from(function.positional)
+            && function.serves(py, *array)
+        {
+            let kept = std::slice::from_raw_parts(array, count.min(KEPT));
             return operation::new(py, callable.cast(), kept);
         }
+        call_coroutine_otherwise(callable, array, flags, names)
+    }
+}
+
+/// Any other call of a coroutine function.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[inline(never)]
+unsafe fn call_coroutine_otherwise(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: passed on to the caller.
+    unsafe {
         guard(|py| {
             let function = callable.cast::<FunctionObject>();
             let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
                 return fall_back(py, callable, array, flags, names);
             };
-            let mut kept = [null_mut(); KEPT];
-            for (slot, &value) in kept.iter_mut().zip(&values[..count]) {
-                *slot = value;
-            }
+            let kept = &values[..count.min(KEPT)];
             Bound::from_owned_ptr_or_err(py, operation::new(py, callable.cast(), kept))
         })
     }
@@ -477,7 +541,9 @@ unsafe extern "C" fn call_method(
                 return fall_back(py, callable, array, flags, names);
             };
             let count = ffi::PyVectorcall_NARGS(flags) as usize;
-            if names.is_null() && count == usize::from(function.most) && function.serves(py, *array)
+            if names.is_null()
+                && count == usize::from(function.positional)
+                && function.serves(py, *array)
             {
                 let values = std::slice::from_raw_parts(array.add(1), count - 1);
                 return call(&Bound::from_borrowed_ptr(py, *array), &Rest { py, values });
@@ -549,7 +615,7 @@ unsafe fn fitting(
         let count = ffi::PyVectorcall_NARGS(flags) as usize;
         let (least, most) = (usize::from(function.least), usize::from(function.most));
         let mut values = [null_mut(); MOST];
-        if count > most {
+        if count > usize::from(function.positional) {
             return Ok(None);
         }
         ptr::copy_nonoverlapping(array, values.as_mut_ptr(), count);
@@ -653,6 +719,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     // SAFETY: a live function; each reference is taken out before it is dropped. The template stays
     // until the end: operations ask for it. It is a module-level function, so no cycle needs it cleared.
     unsafe {
+        (*function).keeps.set(false);
         ffi::Py_XDECREF((*function).take_last());
         if ffi::Py_REFCNT(object) == 0 {
             for field in [
@@ -698,6 +765,48 @@ unsafe extern "C" fn traverse(
 libpython! {
     /// Part of CPython's interface, but missing in PyO3's declarations.
     fn PyMethod_New(function: *mut PyObject, instance: *mut PyObject) -> *mut PyObject;
+    /// As above. Borrowed.
+    fn PyMethod_Function(method: *mut PyObject) -> *mut PyObject;
+}
+
+/// The class of bound methods, which is static; null until the first function of [`Entry::told`] is made.
+static METHOD_CLASS: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(null_mut());
+
+/// Learns the class of bound methods from one that is bound to `function`.
+fn know_method_class(py: Python<'_>, function: &Bound<'_, PyAny>) -> PyResult<()> {
+    // SAFETY: a live function; the method takes its own references.
+    let method = unsafe {
+        let method = PyMethod_New(function.as_ptr(), function.as_ptr());
+        Bound::<PyAny>::from_owned_ptr_or_err(py, method)?
+    };
+    METHOD_CLASS.store(method.get_type_ptr(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether an object is a native function.
+pub fn is_native(object: &Bound<'_, PyAny>) -> bool {
+    KIND.get(object.py())
+        .is_some_and(|kind| ptr::eq(object.get_type_ptr(), kind.as_ptr().cast()))
+}
+
+/// Whether an object is a bound method of a function made by [`Entry::told`].
+///
+/// # Safety
+///
+/// A live object, and the GIL is held.
+#[inline(always)]
+pub unsafe fn is_told(py: Python<'_>, callback: *mut PyObject) -> bool {
+    // SAFETY: as above. What a method is bound to and its function live as long as it does; the class of
+    // the function is compared before it is taken for one of ours.
+    unsafe {
+        if ffi::Py_TYPE(callback) != METHOD_CLASS.load(Ordering::Relaxed) {
+            return false;
+        }
+        let function = PyMethod_Function(callback);
+        KIND.get(py)
+            .is_some_and(|kind| ptr::eq(ffi::Py_TYPE(function), kind.as_ptr().cast()))
+            && (*function.cast::<FunctionObject>()).entry.told
+    }
 }
 
 /// As a Python function does: bound to an instance, itself on a class.

@@ -26,9 +26,11 @@ use pyo3::types::PyType;
 use super::entry::Entry;
 use super::layout::{CANCELLED, FINISHED, FutureObject, PENDING};
 use super::native::{Native, native};
+use super::refcheck;
 use super::spare::Spare;
 #[cfg(Py_3_14)]
 use super::task;
+use super::told;
 use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
@@ -268,6 +270,7 @@ pub unsafe fn cancel(
 /// `future` is alive during the call.
 #[inline]
 unsafe fn finish(py: Python<'_>, native: &Native, future: *mut FutureObject) -> bool {
+    refcheck::alive(future.cast(), "a future that ends");
     // SAFETY: passed on to the caller. Fields are taken out before other code can run.
     unsafe {
         #[cfg(Py_3_14)]
@@ -277,7 +280,8 @@ unsafe fn finish(py: Python<'_>, native: &Native, future: *mut FutureObject) -> 
         let callback = ptr::replace(&raw mut (*future).callback0, null_mut());
         if !callback.is_null() {
             let context = ptr::replace(&raw mut (*future).context0, null_mut());
-            let scheduled = schedule(py, native, future, callback, context);
+            let scheduled = told::later(py, native, future, callback, context)
+                || schedule(py, native, future, callback, context);
             ffi::Py_DECREF(callback);
             if !scheduled {
                 ffi::Py_XDECREF(ptr::replace(&raw mut (*future).callbacks, null_mut()));
@@ -592,6 +596,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     let future = object.cast::<FutureObject>();
     // SAFETY: the interpreter calls this once, when the last reference is gone.
     unsafe {
+        refcheck::dying(object);
         if !finalise(object, (*future).logs_traceback() || !is_exact(object)) {
             return;
         }
@@ -634,6 +639,7 @@ pub unsafe fn free(object: *mut PyObject, spare: impl FnOnce(&mut Queue) -> &mut
                     .unwrap_or(false)
             });
         if !kept {
+            refcheck::bury(object, refcheck::Kind::Future);
             ffi::PyObject_GC_Del(object.cast());
         }
         ffi::Py_DECREF(kind.cast());

@@ -31,7 +31,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
 use super::spare::{self, Spare};
-use super::{future, guard};
+use super::{call, future, guard, refcheck};
 use crate::event_loop::LoopCore;
 
 /// Arguments stored in the handle itself; more are stored as one tuple.
@@ -299,6 +299,7 @@ unsafe fn blank(py: Python<'_>, object: *mut HandleObject) -> Bound<'_, PyAny> {
         (*object).count = 0;
         (*object).flags = 0;
         (*object).when = 0.0;
+        refcheck::born(refcheck::Kind::Handle);
         Bound::from_owned_ptr(py, object.cast())
     }
 }
@@ -390,6 +391,7 @@ pub fn track(handle: &Py<PyAny>) {
 pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = handle.py();
     let object = handle.as_ptr().cast::<HandleObject>();
+    refcheck::alive(handle.as_ptr(), "a handle to be run");
     // SAFETY: `handle` was made by `new` and is alive during the call. Fields are read and replaced
     // without running other code in between; what is taken out is owned by this frame and dropped
     // at its end.
@@ -529,7 +531,7 @@ unsafe fn await_end_of_run(py: Python<'_>, object: *mut HandleObject) {
 
 /// Cancels a handle: it will not run, and lets go of what it held.
 fn cancel(py: Python<'_>, object: *mut HandleObject) {
-    // SAFETY: py_cancel, the only caller, keeps the handle alive.
+    // SAFETY: the callers keep the handle alive.
     unsafe { await_end_of_run(py, object) };
     // SAFETY: a live handle; fields are taken out before anything else can run.
     let (scheduled, owned) = unsafe {
@@ -561,6 +563,16 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
     for reference in owned.into_iter().flatten() {
         drop(reference.into_bound(py));
     }
+}
+
+/// `handle.cancel()`, of any class of handles.
+pub fn cancel_any(handle: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = handle.py();
+    if is_handle(handle) {
+        cancel(py, handle.as_ptr().cast());
+        return Ok(());
+    }
+    call::method0(handle, intern!(py, "cancel")).map(drop)
 }
 
 /// Takes everything out of a handle: callback, owner, context, arguments.
@@ -609,6 +621,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     // SAFETY: the interpreter calls this once, when the last reference is gone. Untracking comes
     // first, so that the collector does not see a half-dead object.
     unsafe {
+        refcheck::dying(object);
         ffi::PyObject_GC_UnTrack(object.cast());
         if !(*handle).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
@@ -628,6 +641,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
             }
         });
         if !kept {
+            refcheck::bury(object, refcheck::Kind::Handle);
             ffi::PyObject_GC_Del(object.cast());
         }
         ffi::Py_DECREF(kind.cast());

@@ -270,18 +270,20 @@ unsafe fn call_soon_fast<'py>(
     }
 }
 
-/// `call_later(seconds, callback, *args)` on a running loop, as sleep() calls it. None: anything else.
+/// `call_later(seconds, callback, *args)` and `call_at(seconds, ...)` on a running loop, as sleep() and timeout()
+/// call them. None: anything else.
 ///
 /// # Safety
 ///
 /// As [`call_soon_fast`].
 #[inline(always)]
-unsafe fn call_later_fast<'py>(
+unsafe fn timer_fast<'py>(
     py: Python<'py>,
     object: *mut PyObject,
     array: *const *mut PyObject,
     count: Py_ssize_t,
     names: *mut PyObject,
+    when: impl FnOnce(f64) -> When,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -301,26 +303,53 @@ unsafe fn call_later_fast<'py>(
         } else {
             return Ok(None);
         };
-        let when = When::after(delay);
-        let types = handle::types(py)?;
-        let context = call::copy_context(py)?;
-        let used = state.queue(py, |queue| queue.spare_timer(types));
         let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
-        let callback = *array.add(1);
-        let timer = handle::reuse_or_new(
-            py,
-            used,
-            Call {
-                callback,
-                args,
-                owner: object,
-                context,
-                when: Some(when.seconds),
-            },
-        )?;
-        state.push_timer(py, when, timer.clone().unbind());
-        Ok(Some(timer))
+        let context = call::copy_context(py)?;
+        push_timer(&core, when(delay), *array.add(1), args, context).map(Some)
     }
+}
+
+/// Makes the timer of a call on a running loop that is not in debug mode, and hands it to the loop.
+///
+/// # Safety
+///
+/// The callback and its arguments are live objects.
+#[inline(always)]
+unsafe fn push_timer<'py>(
+    core: &Bound<'py, LoopCore>,
+    when: When,
+    callback: *mut PyObject,
+    args: &[*mut PyObject],
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = core.py();
+    let state = core.get();
+    let types = handle::types(py)?;
+    let used = state.queue(py, |queue| queue.spare_timer(types));
+    let call = Call {
+        callback,
+        args,
+        owner: core.as_ptr(),
+        context,
+        when: Some(when.seconds),
+    };
+    // SAFETY: passed on to the caller; what the queue keeps of timers is a timer.
+    let timer = unsafe { handle::reuse_or_new(py, used, call)? };
+    state.push_timer(py, when, timer.clone().unbind());
+    Ok(timer)
+}
+
+/// `loop.call_at(when, callback, argument)` in the context of [`call::own_context`], on a running loop that is
+/// not in debug mode.
+pub fn call_at_natively<'py>(
+    core: &Bound<'py, LoopCore>,
+    when: When,
+    callback: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let context = call::own_context(core.py())?;
+    // SAFETY: live objects.
+    unsafe { push_timer(core, when, callback.as_ptr(), &[argument.as_ptr()], context) }
 }
 
 /// Whether a keyword is `context`: the interned string, or another one like that of asyncio's tasks.
@@ -446,7 +475,7 @@ unsafe extern "C" fn call_later(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
-            if let Some(timer) = call_later_fast(py, object, array, count, names)? {
+            if let Some(timer) = timer_fast(py, object, array, count, names, When::after)? {
                 return Ok(timer);
             }
             let arguments = parse(py, "call_later", Some("delay"), array, count, names)?;
@@ -467,6 +496,9 @@ unsafe extern "C" fn call_at(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
+            if let Some(timer) = timer_fast(py, object, array, count, names, When::at)? {
+                return Ok(timer);
+            }
             let arguments = parse(py, "call_at", Some("when"), array, count, names)?;
             let when = When::at(seconds(&arguments, "when cannot be None")?);
             schedule(

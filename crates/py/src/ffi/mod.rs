@@ -29,8 +29,10 @@ pub mod native;
 pub mod operation;
 pub mod owner;
 pub mod park;
+pub mod refcheck;
 pub mod spare;
 pub mod task;
+pub mod told;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,6 +8,7 @@
 //!
 //! **Waiting.** A step that returns [`Step::Wait`] hands the future to whoever drives the operation,
 //! as `await future` does; the next step gets the outcome. [`Step::Yield`] is a bare `yield`.
+//! [`Step::Delegate`] is `await` of anything else: until that has ended, what is sent and thrown goes there.
 //!
 //! **How it ends.** `throw()`, `close()` and the death of a suspended operation all arrive as
 //! [`Input::Thrown`], once, so that a waiter always gets to leave its queue.
@@ -23,6 +24,7 @@ use std::os::raw::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, null_mut};
 
+use pyo3::Borrowed;
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
 use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
@@ -34,7 +36,7 @@ use tideloop_core::waiters::Ticket;
 use super::cell::LoopCell;
 use super::function::{FunctionObject, KEPT};
 use super::park::{self, Outcome};
-use super::{call, guard};
+use super::{call, guard, refcheck, task};
 
 /// What happened since the last step.
 pub enum Input {
@@ -66,16 +68,24 @@ pub enum Step<'py> {
     Wait(Bound<'py, PyAny>),
     /// Yields None: to be resumed in the next turn.
     Yield,
+    /// Awaits what [`iterator_of`] has given; the next step finds its value in [`Frame::awaited`].
+    Delegate(Bound<'py, PyAny>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(usize)]
 enum State {
     Created,
     Suspended,
     Running,
     Done,
 }
+
+/// The bits of [`OperationObject::rest`].
+const STATE: usize = 0b11;
+const FINALIZED: usize = 0b100;
+const DELEGATES: usize = 0b1000;
+const SHADOW: usize = !(STATE | FINALIZED | DELEGATES);
 
 #[repr(C)]
 struct OperationObject {
@@ -86,11 +96,51 @@ struct OperationObject {
     kept: [*mut PyObject; KEPT],
     /// The future that is waited for.
     awaited: *mut PyObject,
-    /// A coroutine of the template that stands at its beginning, for those who ask for a frame.
-    shadow: *mut PyObject,
     ticket: u64,
-    state: State,
-    finalized: bool,
+    /// The state, whether it was finalized, and in the other bits a coroutine of the template that stands at
+    /// its beginning, for those who ask for a frame: in one word, since there can be one of these objects for
+    /// each task that sleeps.
+    rest: usize,
+}
+
+impl OperationObject {
+    #[inline(always)]
+    fn state(&self) -> State {
+        match self.rest & STATE {
+            0 => State::Created,
+            1 => State::Suspended,
+            2 => State::Running,
+            _ => State::Done,
+        }
+    }
+
+    #[inline(always)]
+    fn set_state(&mut self, state: State) {
+        self.rest = self.rest & !STATE | state as usize;
+    }
+
+    #[inline(always)]
+    fn is_finalized(&self) -> bool {
+        self.rest & FINALIZED != 0
+    }
+
+    /// Whether `awaited` is an iterator that is driven, not a future that is waited for.
+    #[inline(always)]
+    fn delegates(&self) -> bool {
+        self.rest & DELEGATES != 0
+    }
+
+    #[inline(always)]
+    fn shadow(&self) -> *mut PyObject {
+        (self.rest & SHADOW) as *mut PyObject
+    }
+
+    /// Replaces the shadow; what was there is handed over.
+    fn replace_shadow(&mut self, shadow: *mut PyObject) -> *mut PyObject {
+        let old = self.shadow();
+        self.rest = self.rest & !SHADOW | shadow as usize;
+        old
+    }
 }
 
 /// One operation as its state machine sees it.
@@ -127,7 +177,7 @@ impl<'py> Frame<'_, 'py> {
         }
     }
 
-    /// The future of the last [`Step::Wait`].
+    /// The future of the last [`Step::Wait`], or the value of the last [`Step::Delegate`].
     #[inline]
     pub fn awaited(&self) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: as above.
@@ -151,7 +201,7 @@ impl<'py> Frame<'_, 'py> {
 
 // --- making and dropping -----------------------------------------------------------------------
 
-/// Dead operations kept to be filled again; each is 112 bytes.
+/// Dead operations kept to be filled again; each is 96 bytes.
 const MAX_SPARE: usize = 256;
 
 /// What operations leave for each other.
@@ -177,29 +227,64 @@ static POOL: LoopCell<Pool> = LoopCell::new(Pool {
 ///
 /// # Safety
 ///
-/// `function` is a live FunctionObject with a coroutine body; `kept` are live objects or null.
+/// `function` is a live FunctionObject with a coroutine body; `kept` are at most [`KEPT`] live objects, or
+/// null, and the first one is an object.
 #[inline(always)]
 pub unsafe fn new(
     py: Python<'_>,
     function: *mut FunctionObject,
-    kept: [*mut PyObject; KEPT],
+    kept: &[*mut PyObject],
 ) -> *mut PyObject {
-    // SAFETY: spare memory was an operation and is one again with a new count; new memory has the size
-    // of one. Every field is written before anything else can see the object.
+    // SAFETY: what is kept by the function has ended, so its fields are empty.
     unsafe {
         let last: *mut OperationObject = (*function).take_last().cast();
-        if !last.is_null() {
-            if ffi::Py_REFCNT(last.cast()) == 1 && (*last).weakrefs.is_null() {
-                ffi::Py_XINCREF(kept[0]);
-                ffi::Py_XINCREF(kept[1]);
-                ffi::Py_XINCREF(kept[2]);
-                (*last).kept = kept;
-                (*last).ticket = u64::MAX;
-                (*last).state = State::Created;
-                return last.cast();
+        let operation = if !last.is_null() && is_reusable(last) && ffi::Py_REFCNT(last.cast()) == 1
+        {
+            last
+        } else {
+            let operation = blank(py, function, last);
+            if operation.is_null() {
+                return null_mut();
             }
-            ffi::Py_DECREF(last.cast());
+            operation
+        };
+        for (index, &value) in kept.iter().enumerate() {
+            (&mut (*operation).kept)[index] = ffi::Py_XNewRef(value);
         }
+        (*operation).ticket = u64::MAX;
+        (*operation).rest = State::Created as usize;
+        operation.cast()
+    }
+}
+
+/// Whether an operation can be filled again, if nobody else has it: it has ended, and nobody can tell it
+/// from a new one.
+///
+/// # Safety
+///
+/// A live operation, or one at the beginning of its dealloc slot.
+#[inline(always)]
+unsafe fn is_reusable(operation: *mut OperationObject) -> bool {
+    // SAFETY: as above. An object is finalized once in its life, and a reused one would live on as such.
+    unsafe { (*operation).rest == State::Done as usize && (*operation).weakrefs.is_null() }
+}
+
+/// An operation with empty fields; null with an exception set if there is no memory.
+///
+/// # Safety
+///
+/// `function` is alive; `last` is an operation that cannot be filled again and is handed over, or null.
+#[inline(never)]
+unsafe fn blank(
+    py: Python<'_>,
+    function: *mut FunctionObject,
+    last: *mut OperationObject,
+) -> *mut OperationObject {
+    // SAFETY: spare memory was an operation and is one again with a new count; new memory has the size
+    // of one. Every field is written before anything else can see the object, but for the state and the
+    // ticket, which are the caller's.
+    unsafe {
+        ffi::Py_XDECREF(last.cast());
         let object = match POOL.with(py, |pool| pool.spare.pop()) {
             Some(object) => {
                 ffi::Py_INCREF(object.cast());
@@ -212,17 +297,13 @@ pub unsafe fn new(
         }
         (*object).weakrefs = null_mut();
         (*object).function = ffi::Py_NewRef(function.cast()).cast();
-        ffi::Py_XINCREF(kept[0]);
-        ffi::Py_XINCREF(kept[1]);
-        ffi::Py_XINCREF(kept[2]);
-        (*object).kept = kept;
+        (*object).kept = [null_mut(); KEPT];
         (*object).awaited = null_mut();
-        (*object).shadow = null_mut();
         (*object).ticket = u64::MAX;
-        (*object).state = State::Created;
-        (*object).finalized = false;
+        (*object).rest = State::Created as usize;
         ffi::PyObject_GC_Track(object.cast());
-        object.cast()
+        refcheck::born(refcheck::Kind::Operation);
+        object
     }
 }
 
@@ -240,10 +321,34 @@ fn allocate(py: Python<'_>) -> *mut OperationObject {
 
 unsafe extern "C" fn dealloc(object: *mut PyObject) {
     let operation = object.cast::<OperationObject>();
-    // SAFETY: called once the last reference is gone. An operation that has not ended gets to leave
-    // its queue, or to warn, while it is still whole; that may revive it.
+    // SAFETY: called once the last reference is gone. One that is whole, with empty fields, is kept by its
+    // function for the next call.
     unsafe {
-        let ended = (*operation).state == State::Done;
+        let py = Python::assume_attached();
+        refcheck::dying(object);
+        if refcheck::ON || !is_reusable(operation) || !(*(*operation).function).wants_last() {
+            return die(py, operation);
+        }
+        ffi::Py_INCREF(object);
+        (*(*operation).function).keep_last(object);
+        if POOL.with(py, |pool| pool.filled) {
+            empty_stop_iteration(py);
+        }
+    }
+}
+
+/// The end of an operation that its function does not keep.
+///
+/// # Safety
+///
+/// The dealloc slot of an operation.
+#[inline(never)]
+unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
+    let object = operation.cast::<PyObject>();
+    // SAFETY: as above. An operation that has not ended gets to leave its queue, or to warn, while it is
+    // still whole; that may revive it.
+    unsafe {
+        let ended = (*operation).state() == State::Done;
         if !ended && ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
             return;
         }
@@ -256,11 +361,10 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         }
         let function = ptr::replace(&raw mut (*operation).function, null_mut());
         ffi::Py_XDECREF(function.cast());
-        let py = Python::assume_attached();
         // An object is finalized once in its life, and a reused one would live on as such.
-        let reusable = ended && !(*operation).finalized;
+        let reusable = ended && !(*operation).is_finalized();
         let (kept, filled) = POOL.with(py, |pool| {
-            let room = reusable && pool.spare.len() < MAX_SPARE;
+            let room = reusable && !refcheck::ON && pool.spare.len() < MAX_SPARE;
             if room {
                 pool.spare.push(operation);
             }
@@ -268,6 +372,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         });
         if !kept {
             let kind = ffi::Py_TYPE(object);
+            refcheck::bury(object, refcheck::Kind::Operation);
             ffi::PyObject_GC_Del(object.cast());
             ffi::Py_DECREF(kind.cast());
         }
@@ -284,16 +389,31 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 /// A live operation with the GIL held; its state says that it needs none of these any more.
 #[inline(always)]
 unsafe fn release(operation: *mut OperationObject) {
-    // SAFETY: each reference is taken out before any of them is dropped.
+    // SAFETY: each reference is taken out before it is dropped.
     unsafe {
-        let [a, b, c] = ptr::replace(&raw mut (*operation).kept, [null_mut(); KEPT]);
         let awaited = ptr::replace(&raw mut (*operation).awaited, null_mut());
-        ffi::Py_XDECREF(a);
-        ffi::Py_XDECREF(b);
-        ffi::Py_XDECREF(c);
+        release_kept(operation);
         ffi::Py_XDECREF(awaited);
-        if !(*operation).shadow.is_null() {
-            drop_shadow(ptr::replace(&raw mut (*operation).shadow, null_mut()));
+    }
+}
+
+/// As [`release`], for one that awaits nothing.
+///
+/// # Safety
+///
+/// As [`release`].
+#[inline(always)]
+unsafe fn release_kept(operation: *mut OperationObject) {
+    // SAFETY: as above.
+    unsafe {
+        for field in &mut (*operation).kept {
+            let value = std::mem::replace(field, null_mut());
+            if !value.is_null() {
+                ffi::Py_DECREF(value);
+            }
+        }
+        if !(*operation).shadow().is_null() {
+            drop_shadow((*operation).replace_shadow(null_mut()));
         }
     }
 }
@@ -322,7 +442,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     let operation = object.cast::<OperationObject>();
     // SAFETY: called by the collector for garbage, after the finalizer has run.
     unsafe {
-        (*operation).state = State::Done;
+        (*operation).set_state(State::Done);
         release(operation);
     }
     0
@@ -344,7 +464,7 @@ unsafe extern "C" fn traverse(
             kept[1],
             kept[2],
             (*operation).awaited,
-            (*operation).shadow,
+            (*operation).shadow(),
         ];
         for field in fields {
             if !field.is_null() {
@@ -363,8 +483,8 @@ unsafe extern "C" fn finalize(object: *mut PyObject) {
     let operation = object.cast::<OperationObject>();
     // SAFETY: a live operation with the GIL held; an exception that is under way is put back.
     unsafe {
-        (*operation).finalized = true;
-        let state = (*operation).state;
+        (*operation).rest |= FINALIZED;
+        let state = (*operation).state();
         if !matches!(state, State::Created | State::Suspended) {
             return;
         }
@@ -414,7 +534,8 @@ unsafe fn drive<'py>(
     // SAFETY: a live operation, which its caller holds; references are taken out of it before they
     // are dropped, and its state is consistent whenever other code can run.
     unsafe {
-        let input = match ((*operation).state, drive) {
+        refcheck::alive(operation.cast(), "an operation at its step");
+        let input = match ((*operation).state(), drive) {
             (State::Created, Drive::Send(None)) => Input::Start,
             (State::Created, Drive::Send(Some(_))) => {
                 return Err(PyTypeError::new_err(
@@ -422,9 +543,15 @@ unsafe fn drive<'py>(
                 ));
             }
             (State::Created, Drive::Throw(error)) => {
-                (*operation).state = State::Done;
+                (*operation).set_state(State::Done);
                 release(operation);
                 return Err(error);
+            }
+            (State::Suspended, drive) if (*operation).delegates() => {
+                match pass_on(py, operation, drive) {
+                    Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
+                    Passed::Ended(input) => input,
+                }
             }
             (State::Suspended, Drive::Throw(error)) => Input::Thrown(error),
             (State::Suspended, Drive::Send(_)) => {
@@ -452,15 +579,29 @@ unsafe fn drive<'py>(
                 ));
             }
         };
-        (*operation).state = State::Running;
-        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        (*operation).set_state(State::Running);
+        // The operation keeps it, which runs and so is not released meanwhile.
+        let receiver = Borrowed::from_ptr(py, (*operation).kept[0]);
         let frame = Frame {
             py,
             object: operation,
             step: PhantomData,
         };
-        let step = (*(*operation).function).advance(&receiver, &frame, input);
+        let mut step = (*(*operation).function).advance(&receiver, &frame, input);
+        while let Ok(Step::Delegate(iterator)) = step {
+            let old = ptr::replace(&raw mut (*operation).awaited, iterator.into_ptr());
+            (*operation).rest |= DELEGATES;
+            ffi::Py_XDECREF(old);
+            step = match pass_on(py, operation, Drive::Send(None)) {
+                Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
+                Passed::Ended(input) => {
+                    let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+                    (*(*operation).function).advance(&receiver, &frame, input)
+                }
+            };
+        }
         match step {
+            Ok(Step::Delegate(_)) => Ok(Moved::Returned(None)),
             Ok(Step::Return(value)) => {
                 end(operation);
                 Ok(Moved::Returned(Some(value)))
@@ -470,13 +611,13 @@ unsafe fn drive<'py>(
                 Ok(Moved::Returned(None))
             }
             Ok(Step::Yield) => {
-                (*operation).state = State::Suspended;
+                (*operation).set_state(State::Suspended);
                 let old = ptr::replace(&raw mut (*operation).awaited, null_mut());
                 ffi::Py_XDECREF(old);
                 Ok(Moved::Yielded(py.None().into_bound(py)))
             }
             Ok(Step::Wait(future)) => {
-                (*operation).state = State::Suspended;
+                (*operation).set_state(State::Suspended);
                 let new = future.clone().into_ptr();
                 let old = ptr::replace(&raw mut (*operation).awaited, new);
                 ffi::Py_XDECREF(old);
@@ -491,6 +632,113 @@ unsafe fn drive<'py>(
     }
 }
 
+/// What came of driving what an operation delegates to.
+enum Passed<'py> {
+    Yielded(Bound<'py, PyAny>),
+    /// It has ended, and the operation goes on with this.
+    Ended(Input),
+}
+
+/// Drives what an operation delegates to. The operation is running meanwhile, and afterwards unless a value was
+/// yielded.
+///
+/// # Safety
+///
+/// A live operation that delegates.
+unsafe fn pass_on<'py>(
+    py: Python<'py>,
+    operation: *mut OperationObject,
+    drive: Drive<'py>,
+) -> Passed<'py> {
+    // SAFETY: as above; the iterator is held while it runs. A reference is taken out before it is dropped.
+    unsafe {
+        (*operation).set_state(State::Running);
+        let iterator = Bound::<PyAny>::from_borrowed_ptr(py, (*operation).awaited);
+        let mut result = null_mut();
+        let status = match drive {
+            Drive::Send(value) => {
+                let value = value.unwrap_or_else(|| py.None().into_bound(py));
+                Ok(ffi::PyIter_Send(
+                    iterator.as_ptr(),
+                    value.as_ptr(),
+                    &mut result,
+                ))
+            }
+            Drive::Throw(error) => throw_into(&iterator, error, &mut result),
+        };
+        let ended = match status {
+            Ok(ffi::PySendResult::PYGEN_NEXT) => {
+                (*operation).set_state(State::Suspended);
+                return Passed::Yielded(Bound::from_owned_ptr(py, result));
+            }
+            Ok(ffi::PySendResult::PYGEN_RETURN) => Input::Resumed,
+            Ok(ffi::PySendResult::PYGEN_ERROR) => Input::Thrown(PyErr::fetch(py)),
+            Err(error) => Input::Thrown(error),
+        };
+        (*operation).rest &= !DELEGATES;
+        let old = ptr::replace(&raw mut (*operation).awaited, result);
+        ffi::Py_XDECREF(old);
+        Passed::Ended(ended)
+    }
+}
+
+/// Throws an exception into what an operation delegates to, as `await` does: GeneratorExit closes it. Errors are
+/// those that are to be raised where it is awaited.
+///
+/// # Safety
+///
+/// `result` is null; it gets a new reference if a value was yielded or returned.
+unsafe fn throw_into<'py>(
+    iterator: &Bound<'py, PyAny>,
+    error: PyErr,
+    result: &mut *mut PyObject,
+) -> PyResult<ffi::PySendResult> {
+    let py = iterator.py();
+    if error.is_instance_of::<pyo3::exceptions::PyGeneratorExit>(py) {
+        if iterator.hasattr(intern!(py, "close"))? {
+            call::method0(iterator, intern!(py, "close"))?;
+        }
+        return Err(error);
+    }
+    if !iterator.hasattr(intern!(py, "throw"))? {
+        return Err(error);
+    }
+    let error = error.into_value(py).into_bound(py).into_any();
+    // SAFETY: passed on to the caller; the iterator is alive.
+    Ok(unsafe { task::throw(py, iterator.as_ptr(), error, result) })
+}
+
+/// Whether [`iterator_of`] knows the type of an object: a coroutine, a task or a future, as they mostly are.
+pub fn has_iterator(object: &Bound<'_, PyAny>) -> bool {
+    call::is_exact_coroutine(object)
+        || is_operation(object)
+        || park::look(object) != park::Seen::Nothing
+}
+
+/// What `await object` steps through, of an object that [`has_iterator`].
+///
+/// # Errors
+///
+/// RuntimeError for a coroutine that is being awaited, TypeError for an object that has none.
+pub fn iterator_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    if call::is_exact_coroutine(object) {
+        if object.getattr(intern!(py, "cr_await"))?.is_none() {
+            return Ok(object.clone());
+        }
+        let message = "coroutine is being awaited already";
+        return Err(PyRuntimeError::new_err(message));
+    }
+    // SAFETY: a live object; the slot is its type's and returns a new reference, or null with an exception.
+    unsafe {
+        let slots = (*ffi::Py_TYPE(object.as_ptr())).tp_as_async;
+        match slots.as_ref().and_then(|slots| slots.am_await) {
+            Some(am_await) => Bound::from_owned_ptr_or_err(py, am_await(object.as_ptr())),
+            None => Err(PyTypeError::new_err("an awaitable is required")),
+        }
+    }
+}
+
 /// # Safety
 ///
 /// A live operation that has taken its last step.
@@ -498,7 +746,7 @@ unsafe fn drive<'py>(
 unsafe fn end(operation: *mut OperationObject) {
     // SAFETY: as above.
     unsafe {
-        (*operation).state = State::Done;
+        (*operation).set_state(State::Done);
         release(operation);
     }
 }
@@ -509,7 +757,7 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let operation = this.as_ptr().cast::<OperationObject>();
     // SAFETY: `this` is an operation, alive during the call.
     unsafe {
-        match (*operation).state {
+        match (*operation).state() {
             State::Done => return Ok(py.None().into_bound(py)),
             State::Created => {
                 end(operation);
@@ -540,6 +788,7 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
 /// # Safety
 ///
 /// The GIL is held and no exception is set; `value` is a reference that is handed over.
+#[inline(never)]
 unsafe fn raise_stop_iteration(py: Python<'_>, value: *mut PyObject) {
     // SAFETY: the spare is a StopIteration of ours. If only we know it, it can be filled again.
     unsafe {
@@ -625,60 +874,61 @@ fn empty_stop_iteration(py: Python<'_>) {
     unsafe { ffi::Py_XDECREF(value) };
 }
 
-/// Ends an operation that has not begun, if that needs nothing but itself.
+/// Ends an operation that has not begun, if that needs nothing but itself: its value as a new reference.
+/// Null: nothing was done.
 ///
 /// # Safety
 ///
 /// A live operation that its caller holds.
 #[inline(always)]
-unsafe fn end_at_once<'py>(py: Python<'py>, operation: *mut OperationObject) -> AtOnce<'py> {
+unsafe fn end_at_once(py: Python<'_>, operation: *mut OperationObject) -> *mut PyObject {
     // SAFETY: as above. No Python code runs before the operation has ended, so its state need not
-    // say that it is running.
+    // say that it is running. One that has not begun awaits nothing.
     unsafe {
-        if (*operation).state != State::Created {
-            return AtOnce::No;
+        if (*operation).state() != State::Created {
+            return null_mut();
         }
-        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        let receiver = Borrowed::from_ptr(py, (*operation).kept[0]);
         let frame = Frame {
             py,
             object: operation,
             step: PhantomData,
         };
-        let done = catch_unwind(AssertUnwindSafe(|| {
+        let value = catch_unwind(AssertUnwindSafe(|| {
             (*(*operation).function).at_once(&receiver, &frame)
-        }));
-        drop(receiver);
-        match done {
-            Ok(AtOnce::No) | Err(_) => AtOnce::No,
-            Ok(done) => {
-                end(operation);
-                let keep = match &done {
-                    AtOnce::Return(value) => value.is_none() || value.as_ptr() == ffi::Py_True(),
-                    _ => true,
-                };
-                if keep && !(*operation).finalized {
-                    (*(*operation).function).keep_last(operation.cast());
-                }
-                done
-            }
+        }))
+        .unwrap_or(null_mut());
+        if value.is_null() {
+            return null_mut();
         }
+        (*operation).set_state(State::Done);
+        release_kept(operation);
+        value
     }
 }
 
 unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
-    // SAFETY: called by the interpreter with a live operation. Null without an exception is the end
-    // with None; `guard` cannot say that, so it is told by a flag.
+    // SAFETY: called by the interpreter with a live operation.
     unsafe {
         let py = Python::assume_attached();
-        match end_at_once(py, object.cast()) {
-            AtOnce::No => {}
-            AtOnce::Finish => return null_mut(),
-            AtOnce::Return(value) if value.is_none() => return null_mut(),
-            AtOnce::Return(value) => {
-                raise_stop_iteration(py, value.into_ptr());
-                return null_mut();
-            }
+        let value = end_at_once(py, object.cast());
+        if value.is_null() {
+            return iterate(py, object);
         }
+        finish_iteration(py, object, value)
+    }
+}
+
+/// As [`iternext`], if the operation cannot end at once. Apart from it, so that it needs few registers.
+///
+/// # Safety
+///
+/// As [`iternext`].
+#[inline(never)]
+unsafe fn iterate(py: Python<'_>, object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: passed on to the caller. Null without an exception is the end with None; `guard` cannot say
+    // that, so it is told by a flag.
+    unsafe {
         let mut ended = false;
         let result = guard(|py| match drive(py, object.cast(), Drive::Send(None))? {
             Moved::Yielded(value) => Ok(value),
@@ -690,10 +940,38 @@ unsafe extern "C" fn iternext(object: *mut PyObject) -> *mut PyObject {
         if !ended || result.is_null() {
             return result;
         }
-        if result != ffi::Py_None() {
-            raise_stop_iteration(py, result);
+        finish_iteration(py, object, result)
+    }
+}
+
+/// Ends an iteration with a value, whose reference is handed over.
+///
+/// # Safety
+///
+/// A live operation that has ended, and that its caller holds.
+#[inline(always)]
+unsafe fn finish_iteration(
+    py: Python<'_>,
+    operation: *mut PyObject,
+    value: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: as above.
+    unsafe {
+        if value == ffi::Py_None() {
+            // Immortal, or at least never the last one.
+            ffi::Py_DECREF(value);
         } else {
-            ffi::Py_DECREF(result);
+            raise_stop_iteration(py, value);
+            if value != ffi::Py_True() {
+                // The value is let go of when the operation dies.
+                return null_mut();
+            }
+        }
+        // Kept right away, which spares it its death.
+        let operation = operation.cast::<OperationObject>();
+        if !refcheck::ON && is_reusable(operation) && (*(*operation).function).wants_last() {
+            ffi::Py_INCREF(operation.cast());
+            (*(*operation).function).keep_last(operation.cast());
         }
         null_mut()
     }
@@ -707,17 +985,30 @@ unsafe extern "C" fn am_send(
     // SAFETY: called by the interpreter with a live operation and a value.
     unsafe {
         let py = Python::assume_attached();
-        match end_at_once(py, object.cast()) {
-            AtOnce::No => {}
-            AtOnce::Finish => {
-                *result = ffi::Py_NewRef(ffi::Py_None());
-                return ffi::PySendResult::PYGEN_RETURN;
-            }
-            AtOnce::Return(value) => {
-                *result = value.into_ptr();
+        if value == ffi::Py_None() {
+            *result = end_at_once(py, object.cast());
+            if !(*result).is_null() {
                 return ffi::PySendResult::PYGEN_RETURN;
             }
         }
+        send_on(py, object, value, result)
+    }
+}
+
+/// As [`am_send`], if the operation cannot end at once.
+///
+/// # Safety
+///
+/// As [`am_send`].
+#[inline(never)]
+unsafe fn send_on(
+    _: Python<'_>,
+    object: *mut PyObject,
+    value: *mut PyObject,
+    result: *mut *mut PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: passed on to the caller.
+    unsafe {
         let mut ended = false;
         *result = guard(|py| {
             let value = Some(Bound::from_borrowed_ptr(py, value)).filter(|value| !value.is_none());
@@ -737,11 +1028,42 @@ unsafe extern "C" fn am_send(
     }
 }
 
+/// `operation.throw(error)`, as a task does it.
+///
+/// # Safety
+///
+/// A live operation.
+pub unsafe fn throw(
+    object: *mut PyObject,
+    error: Bound<'_, PyAny>,
+    result: &mut *mut PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut ended = false;
+        *result = guard(|py| {
+            let error = PyErr::from_value(error.clone());
+            match drive(py, object.cast(), Drive::Throw(error))? {
+                Moved::Yielded(value) => Ok(value),
+                Moved::Returned(value) => {
+                    ended = true;
+                    Ok(value.unwrap_or_else(|| py.None().into_bound(py)))
+                }
+            }
+        });
+        match ((*result).is_null(), ended) {
+            (true, _) => ffi::PySendResult::PYGEN_ERROR,
+            (false, true) => ffi::PySendResult::PYGEN_RETURN,
+            (false, false) => ffi::PySendResult::PYGEN_NEXT,
+        }
+    }
+}
+
 unsafe extern "C" fn am_await(object: *mut PyObject) -> *mut PyObject {
     // SAFETY: called by the interpreter with a live operation.
     unsafe {
         let operation = object.cast::<OperationObject>();
-        if (*operation).state == State::Suspended && !(*operation).awaited.is_null() {
+        if (*operation).state() == State::Suspended && !(*operation).awaited.is_null() {
             return guard(|_| {
                 Err(PyRuntimeError::new_err(
                     "coroutine is being awaited already",
@@ -925,7 +1247,7 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
     let is = |field: Field| closure as usize == field as usize;
     // SAFETY: an attribute of this type: `object` is an operation, the GIL is held.
     unsafe {
-        let state = (*operation).state;
+        let state = (*operation).state();
         let function = (*operation).function;
         if is(Field::Running) {
             return ffi::PyBool_FromLong((state == State::Running).into());
@@ -954,7 +1276,7 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
                 }
                 // There is no frame; whoever asks wants to know where the coroutine is, so it gets
                 // that of a coroutine which stands at the beginning of the template.
-                if (*operation).shadow.is_null() {
+                if (*operation).shadow().is_null() {
                     let kept = (*operation).kept;
                     let parameters: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
                     let values = (0..parameters).map(|index| {
@@ -962,9 +1284,16 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
                         Bound::from_borrowed_ptr_or_opt(py, value)
                     });
                     let arguments = PyTuple::new(py, values.collect::<Vec<_>>())?;
-                    (*operation).shadow = template.call1(arguments)?.into_ptr();
+                    let shadow = template.call1(arguments)?.into_ptr();
+                    if shadow as usize & !SHADOW != 0 {
+                        // Where the allocator aligns objects to less, there is no room for it.
+                        drop_shadow(shadow);
+                        return Ok(py.None().into_bound(py));
+                    }
+                    let old = (*operation).replace_shadow(shadow);
+                    ffi::Py_XDECREF(old);
                 }
-                Bound::from_borrowed_ptr(py, (*operation).shadow).getattr(intern!(py, "cr_frame"))
+                Bound::from_borrowed_ptr(py, (*operation).shadow()).getattr(intern!(py, "cr_frame"))
             });
         }
         ffi::Py_NewRef(ffi::Py_None())

@@ -10,12 +10,13 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyFloat, PyInt};
+use tideloop_sys::clock;
 
-use super::layout::{self, FutureObject};
+use super::layout::{self, FutureObject, TaskObject};
 use super::native::{self, Native};
-use super::{call, future};
-use crate::event_loop::LoopCore;
+use super::{call, future, methods, operation, task};
+use crate::event_loop::{LoopCore, When, seconds_of};
 
 /// What we use of asyncio.
 struct Asyncio {
@@ -101,6 +102,115 @@ pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Py
     call::method0(event_loop, intern!(event_loop.py(), "create_future"))
 }
 
+/// Whether a loop is ours and nobody has replaced its create_task(), neither in its class nor on itself.
+pub fn creates_tasks_itself(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = event_loop.py();
+    let Ok(core) = event_loop.cast::<LoopCore>() else {
+        return Ok(false);
+    };
+    let name = intern!(py, "create_task");
+    let own = py
+        .get_type::<LoopCore>()
+        .getattr(name)?
+        .call_method1(intern!(py, "__get__"), (core,))?;
+    core.getattr(name)?.eq(own)
+}
+
+/// Whether create_task() of a loop makes a task of ours, and nothing more.
+#[inline]
+pub fn spawns(event_loop: &Bound<'_, PyAny>) -> bool {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    match unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        Some(core) => core.makes_tasks(py).unwrap_or(false),
+        None => false,
+    }
+}
+
+/// `event_loop.create_task(coro, name=name, context=context)` of a loop that [`spawns`].
+#[inline]
+pub fn spawn<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    coro: &Bound<'py, PyAny>,
+    name: Option<Bound<'py, PyAny>>,
+    context: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let native = native::native(event_loop.py())?;
+    let core = event_loop.cast::<LoopCore>()?;
+    task::spawn(core, native, coro, name.as_ref(), context.as_ref())
+}
+
+/// A loop of ours that runs with its own clock and timers, and does not have to show them.
+#[inline]
+fn with_own_timers<'a, 'py>(event_loop: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, LoopCore>> {
+    let core = event_loop.cast::<LoopCore>().ok()?;
+    let state = core.get();
+    (state.is_running() && !state.debug() && state.has_own_timers(event_loop.py(), event_loop))
+        .then_some(core)
+}
+
+/// A number of seconds that is a float or an int, and no instance of a class derived from these.
+#[inline]
+fn exact_seconds(seconds: &Bound<'_, PyAny>) -> Option<f64> {
+    if let Ok(seconds) = seconds.cast_exact::<PyFloat>() {
+        return Some(seconds.value());
+    }
+    // What does not fit in a float is for whoever words the error.
+    let seconds = seconds.cast_exact::<PyInt>().ok()?;
+    seconds.extract::<i32>().ok().map(f64::from)
+}
+
+/// `loop.time() + delay`.
+pub fn deadline<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    delay: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    if let (Some(_), Some(delay)) = (with_own_timers(event_loop), exact_seconds(delay)) {
+        return Ok(PyFloat::new(py, seconds_of(clock::monotonic_ns()) + delay).into_any());
+    }
+    call::method0(event_loop, intern!(py, "time"))?.add(delay)
+}
+
+/// Has `callback(argument)` called at a time on the loop's clock, in the next turn if that has come. The
+/// callback only touches futures and tasks; see [`call::schedule`].
+pub fn call_at<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    when: &Bound<'py, PyAny>,
+    callback: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    if let Some(core) = with_own_timers(event_loop)
+        && let Some(when) = exact_seconds(when).and_then(When::ahead)
+    {
+        return methods::call_at_natively(core, when, callback, argument);
+    }
+    let now = call::method0(event_loop, intern!(py, "time"))?;
+    if when.le(now)? {
+        call::schedule(event_loop, intern!(py, "call_soon"), [callback, argument])
+    } else {
+        call::schedule(
+            event_loop,
+            intern!(py, "call_at"),
+            [when, callback, argument],
+        )
+    }
+}
+
+/// How often a task was asked to cancel itself: `task.cancelling()`.
+pub fn cancelling<'py>(task: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = task.py();
+    if let Some(native) = native::ready(py)
+        && task.get_type_ptr() == native.task.as_ptr().cast()
+    {
+        // SAFETY: a live task of ours.
+        let count = unsafe { (*task.as_ptr().cast::<TaskObject>()).cancel_requests };
+        return Ok(count.into_pyobject(py)?.into_any());
+    }
+    call::method0(task, intern!(py, "cancelling"))
+}
+
 /// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
 /// the loop is not one of ours, or in debug mode, where timers are shown.
 #[inline]
@@ -108,7 +218,11 @@ pub fn wake_later(event_loop: &Bound<'_, PyAny>, delay: f64, future: &Bound<'_, 
     let py = event_loop.py();
     // SAFETY: a live object.
     match unsafe { future::core_of(py, event_loop.as_ptr()) } {
-        Some(core) if core.accepts_natively() && native_future(future).is_some() => {
+        Some(core)
+            if core.accepts_natively()
+                && core.has_own_timers(py, event_loop)
+                && native_future(future).is_some() =>
+        {
             core.push_sleeper(py, delay, future.clone().unbind());
             true
         }
@@ -243,6 +357,218 @@ pub fn is_cancelled(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 pub fn cancel(future: &Bound<'_, PyAny>) -> PyResult<()> {
     call::method0(future, intern!(future.py(), "cancel")).map(drop)
+}
+
+/// Whether an object is a future or task of exactly our types.
+#[inline(always)]
+fn ours(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut FutureObject)> {
+    let native = native::ready(future.py())?;
+    let kind = future.get_type_ptr();
+    (kind == native.future.as_ptr().cast() || kind == native.task.as_ptr().cast())
+        .then(|| (native, future.as_ptr().cast()))
+}
+
+/// What a glance at a future tells: nothing, if it is not of our types or asyncio's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    Nothing,
+    Pending,
+    Ended,
+    Cancelled,
+    Failed,
+}
+
+/// Looks at a future without marking its exception as retrieved.
+#[inline]
+pub fn look(future: &Bound<'_, PyAny>) -> Seen {
+    match native::ready(future.py()) {
+        Some(native) if native.is_future(future.as_ptr()) => {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields.
+            unsafe {
+                match (*raw).state {
+                    layout::PENDING => Seen::Pending,
+                    layout::CANCELLED => Seen::Cancelled,
+                    _ if (*raw).exception.is_null() => Seen::Ended,
+                    _ => Seen::Failed,
+                }
+            }
+        }
+        _ => Seen::Nothing,
+    }
+}
+
+/// The result of a future that [has ended](Seen::Ended), without a call. None: it has not, or it is not of our
+/// types or asyncio's.
+#[inline]
+pub fn result_of<'py>(future: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    if look(future) != Seen::Ended {
+        return None;
+    }
+    // SAFETY: an object of one of the four types that has ended has a result.
+    unsafe {
+        let raw = future.as_ptr().cast::<FutureObject>();
+        Bound::from_borrowed_ptr_or_opt(future.py(), (*raw).result)
+    }
+}
+
+/// Whether a future is done whose class derives from asyncio's and overrides neither `done()` nor its state.
+#[inline]
+pub fn is_done_as_made(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if let Some(native) = native::ready(future.py()) {
+        // SAFETY: a live object, whose class is asked before it is taken for a future.
+        unsafe {
+            let stock = native.stock_future.as_ptr().cast();
+            if ffi::PyObject_TypeCheck(future.as_ptr(), stock) != 0 {
+                let raw = future.as_ptr().cast::<FutureObject>();
+                return Ok((*raw).state != layout::PENDING);
+            }
+        }
+    }
+    is_done(future)
+}
+
+/// Nobody could have kept this task from being destroyed: `task._log_destroy_pending = False`.
+pub fn do_not_miss(task: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = task.py();
+    if let Some(native) = native::ready(py)
+        && task.get_type_ptr() == native.task.as_ptr().cast()
+    {
+        // SAFETY: a live task of ours.
+        unsafe { (*task.as_ptr().cast::<TaskObject>()).set_logs_destroyed(false) };
+        return Ok(());
+    }
+    task.setattr(intern!(py, "_log_destroy_pending"), false)
+}
+
+/// Whether an object is equal to nothing but itself, as coroutines, tasks and futures are.
+#[inline]
+pub fn is_unique(object: &Bound<'_, PyAny>) -> bool {
+    call::is_exact_coroutine(object)
+        || operation::is_operation(object)
+        || look(object) != Seen::Nothing
+}
+
+/// `future.add_done_callback(callback)`, with a context that was copied before, where nothing is lost by
+/// sharing it.
+#[inline]
+pub fn add_callback(
+    future: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    context: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    if let Some((_, ours)) = ours(future) {
+        // SAFETY: a live future of ours; the references are moved into empty fields.
+        unsafe {
+            if (*ours).state == layout::PENDING
+                && (*ours).callback0.is_null()
+                && (*ours).callbacks.is_null()
+            {
+                (*ours).callback0 = callback.clone().into_ptr();
+                (*ours).context0 = context.clone().into_ptr();
+                return Ok(());
+            }
+        }
+    }
+    let name = intern!(future.py(), "add_done_callback");
+    call::method1(future, name, callback).map(drop)
+}
+
+/// `future.remove_done_callback(callback)`.
+#[inline]
+pub fn remove_callback(future: &Bound<'_, PyAny>, callback: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Some((_, ours)) = ours(future) {
+        // SAFETY: a live future of ours. One that is done has no callbacks.
+        if unsafe { (*ours).state != layout::PENDING } {
+            return Ok(());
+        }
+    }
+    let name = intern!(future.py(), "remove_done_callback");
+    call::method1(future, name, callback).map(drop)
+}
+
+/// Notes that a task awaits a future, which asyncio's call graphs show (since 3.14).
+#[inline]
+pub fn note_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+    #[cfg(Py_3_14)]
+    {
+        if let Some(native) = native::ready(future.py())
+            && native.is_future(future.as_ptr())
+            && native.is_future(task.as_ptr())
+        {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields.
+            unsafe {
+                if (*raw).awaited_by.is_null() {
+                    (*raw).awaited_by = task.clone().into_ptr();
+                    return Ok(());
+                }
+            }
+        }
+        return tell_of_awaiting(
+            intern!(future.py(), "future_add_to_awaited_by"),
+            future,
+            task,
+        );
+    }
+    #[cfg(not(Py_3_14))]
+    {
+        let _ = (future, task);
+        Ok(())
+    }
+}
+
+/// Takes back what [`note_awaiting`] has noted.
+#[inline]
+pub fn forget_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+    #[cfg(Py_3_14)]
+    {
+        if let Some(native) = native::ready(future.py())
+            && native.is_future(future.as_ptr())
+        {
+            let raw = future.as_ptr().cast::<FutureObject>();
+            // SAFETY: an object of one of the four types has these fields; the reference is taken out
+            // before it is dropped.
+            unsafe {
+                if (*raw).awaited_by.is_null() {
+                    return Ok(());
+                }
+                if (*raw).awaited_by == task.as_ptr() && (*raw).awaited_by_is_set == 0 {
+                    ffi::Py_DECREF(std::ptr::replace(
+                        &raw mut (*raw).awaited_by,
+                        std::ptr::null_mut(),
+                    ));
+                    return Ok(());
+                }
+            }
+        }
+        let name = intern!(future.py(), "future_discard_from_awaited_by");
+        return tell_of_awaiting(name, future, task);
+    }
+    #[cfg(not(Py_3_14))]
+    {
+        let _ = (future, task);
+        Ok(())
+    }
+}
+
+/// Calls one of asyncio's functions that note who awaits whom, where it is now: it is replaced there together
+/// with Future.
+#[cfg(Py_3_14)]
+fn tell_of_awaiting<'py>(
+    name: &Bound<'py, pyo3::types::PyString>,
+    future: &Bound<'py, PyAny>,
+    task: &Bound<'py, PyAny>,
+) -> PyResult<()> {
+    let py = future.py();
+    static FUTURES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let futures = FUTURES.get_or_try_init(py, || -> PyResult<Py<PyDict>> {
+        Ok(py.import("asyncio.futures")?.dict().unbind())
+    })?;
+    match futures.bind(py).get_item(name)? {
+        Some(function) => function.call1((future, task)).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Whether an exception is asyncio's CancelledError.

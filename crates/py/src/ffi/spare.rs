@@ -10,6 +10,7 @@ use std::ptr;
 
 use pyo3::ffi::{self, PyObject, PyTypeObject};
 
+use super::refcheck;
 use crate::event_loop::{LoopCore, Queue};
 
 /// At most about 100 KiB of each kind per loop.
@@ -46,7 +47,7 @@ impl Spare {
     /// fields own nothing but its loop.
     #[inline(always)]
     pub unsafe fn keep(&mut self, memory: *mut PyObject) -> bool {
-        if self.0.len() >= MAX {
+        if refcheck::ON || self.0.len() >= MAX {
             return false;
         }
         self.0.push(memory);

@@ -32,6 +32,7 @@ use std::os::raw::{c_int, c_void};
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pyo3::Borrowed;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyTypeError};
 use pyo3::ffi::{self, PyObject};
 use pyo3::intern;
@@ -43,7 +44,7 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::{call, guard, operation};
+use super::{call, guard, operation, refcheck};
 use crate::event_loop::LoopCore;
 
 /// asyncio's fields, and before 3.14 the place in the loop's list.
@@ -556,6 +557,7 @@ pub fn run<'py>(
     let py = core.py();
     let native = native(py)?;
     let task = object.as_ptr().cast::<Task>();
+    refcheck::alive(object.as_ptr(), "a task to be run");
     // SAFETY: entries of the ring hold tasks of ours, and the caller's reference keeps this one alive.
     unsafe {
         let context = (*task).base.context;
@@ -793,16 +795,19 @@ unsafe fn already_done(
 ///
 /// # Safety
 ///
-/// `coro` is kept alive by its task.
-unsafe fn throw(
+/// `coro` is kept alive by its caller; `result` is null.
+pub unsafe fn throw(
     py: Python<'_>,
     coro: *mut PyObject,
     error: Bound<'_, PyAny>,
     result: &mut *mut PyObject,
 ) -> ffi::PySendResult {
     let arguments = [coro, error.as_ptr()];
-    // SAFETY: the arguments are alive during the call.
+    // SAFETY: the arguments are alive during the call; the task keeps its coroutine.
     unsafe {
+        if operation::is_operation(&Borrowed::from_ptr(py, coro)) {
+            return operation::throw(coro, error, result);
+        }
         *result = ffi::PyObject_VectorcallMethod(
             intern!(py, "throw").as_ptr(),
             arguments.as_ptr(),
@@ -1367,6 +1372,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     let task = object.cast::<Task>();
     // SAFETY: the interpreter calls this once, when the last reference is gone.
     unsafe {
+        refcheck::dying(object);
         let future = &(*task).base.future;
         let has_to_report = future.state == PENDING && (*task).base.logs_destroyed()
             || future.logs_traceback()

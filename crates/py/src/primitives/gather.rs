@@ -3,6 +3,7 @@
 //! The future that it returns is an instance of asyncio's own class; what is native is the loop over
 //! the children and the callback that each of them calls when it is done.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::Borrowed;
@@ -10,53 +11,26 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::types::{PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::call::{self, Callback, Definition};
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::Variadic;
-use crate::ffi::park;
+use crate::ffi::operation::is_operation;
+use crate::ffi::park::{self, Seen};
 
 /// What this Python's asyncio does about gathering.
 struct Stock {
     tasks: Py<PyAny>,
     outer_class: Py<PyAny>,
     cancelled_error: Py<PyAny>,
-    /// Where the functions that note who awaits whom are looked up, since they are replaced there
-    /// together with Future.
-    futures: Py<PyDict>,
     /// Since 3.14: whether that is noted.
     notes_awaiting: bool,
     /// Whether all children are let go when the first of them has failed.
     discards_all: bool,
     /// Since 3.12: children that are done already are counted at once, not by a callback.
     counts_done: bool,
-}
-
-impl Stock {
-    /// Notes that a task awaits a child.
-    fn note<'py>(&self, child: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
-        self.tell(intern!(task.py(), "future_add_to_awaited_by"), child, task)
-    }
-
-    /// Takes that back.
-    fn forget<'py>(&self, child: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) -> PyResult<()> {
-        let name = intern!(task.py(), "future_discard_from_awaited_by");
-        self.tell(name, child, task)
-    }
-
-    fn tell<'py>(
-        &self,
-        name: &Bound<'py, PyString>,
-        child: &Bound<'py, PyAny>,
-        task: &Bound<'py, PyAny>,
-    ) -> PyResult<()> {
-        match self.futures.bind(name.py()).get_item(name)? {
-            Some(function) => function.call1((child, task)).map(drop),
-            None => Ok(()),
-        }
-    }
 }
 
 fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
@@ -71,7 +45,6 @@ fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
                 .getattr("CancelledError")?
                 .unbind(),
             notes_awaiting: futures.hasattr("future_add_to_awaited_by")?,
-            futures: futures.dict().unbind(),
             discards_all: tasks.hasattr("_discard_awaited_by")?,
             counts_done: py.version_info() >= (3, 12),
             tasks: tasks.into_any().unbind(),
@@ -123,7 +96,7 @@ impl Callback for Done {
     }
 }
 
-static DONE: Definition = Definition::of::<Done>(c"_done_callback");
+static DONE: Definition = Definition::told::<Done>(c"_done_callback");
 
 impl Gathering {
     fn child_done<'py>(&self, child: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -139,12 +112,12 @@ impl Gathering {
             )
         });
         if let Some(task) = &task {
-            stock.forget(child, task)?;
+            park::forget_awaiting(child, task)?;
         }
         let (Some(outer), Some(children)) = (outer, children) else {
             return retrieve(child);
         };
-        if park::is_done(&outer)? {
+        if park::is_done_as_made(&outer)? {
             return retrieve(child);
         }
         if !self.return_exceptions.load(Ordering::Relaxed)
@@ -152,16 +125,20 @@ impl Gathering {
         {
             if let (true, Some(task)) = (stock.discards_all, &task) {
                 for child in children.iter() {
-                    stock.forget(&child, task)?;
+                    park::forget_awaiting(&child, task)?;
                 }
             }
             return call::method1(&outer, intern!(py, "set_exception"), &failure).map(drop);
         }
         if finished == self.total.load(Ordering::Relaxed) {
-            let results = PyList::empty(py);
+            let mut results = Vec::with_capacity(children.len());
             for child in children.iter() {
-                results.append(result_of(&child, stock)?)?;
+                results.push(match park::result_of(&child) {
+                    Some(result) => result,
+                    None => result_of(&child, stock)?,
+                });
             }
+            let results = PyList::new(py, results)?;
             if outer
                 .getattr(intern!(py, "_cancel_requested"))?
                 .is_truthy()?
@@ -180,6 +157,9 @@ impl Gathering {
 
 /// Marks a child's exception as seen.
 fn retrieve(child: &Bound<'_, PyAny>) -> PyResult<()> {
+    if matches!(park::look(child), Seen::Ended | Seen::Cancelled) {
+        return Ok(());
+    }
     if !park::is_cancelled(child)? {
         call::method0(child, intern!(child.py(), "exception"))?;
     }
@@ -189,6 +169,9 @@ fn retrieve(child: &Bound<'_, PyAny>) -> PyResult<()> {
 /// The exception with which a child has ended, if it has.
 fn failure_of<'py>(child: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = child.py();
+    if park::look(child) == Seen::Ended {
+        return Ok(None);
+    }
     if park::is_cancelled(child)? {
         return call::method0(child, intern!(py, "_make_cancelled_error")).map(Some);
     }
@@ -264,45 +247,47 @@ fn gather<'py>(
         state.task = task.as_ref().map(|task| task.clone().unbind());
     });
     let callback = call::bound_function(&DONE, gathering.as_any())?;
-    let known = PyDict::new(py);
-    let children = PyList::empty(py);
+    let mut known = Known::of(py, values);
+    let context = call::copy_context(py)?;
+    let mut children = Vec::with_capacity(values.len());
     let mut done = Vec::new();
     // The loop that the children share: the first one's.
     let mut shared: Option<Bound<'py, PyAny>> = None;
+    let mut total = 0;
+    let itself = park::creates_tasks_itself(event_loop)?;
     for value in values {
         let value: &Bound<'py, PyAny> = value;
-        if let Some(child) = known.get_item(value)? {
-            children.append(child)?;
+        if let Some(child) = known.get(value, &children)? {
+            children.push(child);
             continue;
         }
-        let child = if call::is_exact_coroutine(value)
-            && shared.as_ref().is_none_or(|shared| shared.is(event_loop))
-        {
-            shared.get_or_insert_with(|| event_loop.clone());
-            spawn(event_loop, value)?
-        } else {
-            ensure_future(value, shared.as_ref(), event_loop, stock)?
-        };
+        let child =
+            if is_coroutine(value) && shared.as_ref().is_none_or(|shared| shared.is(event_loop)) {
+                shared.get_or_insert_with(|| event_loop.clone());
+                spawn(event_loop, value, itself)?
+            } else {
+                ensure_future(value, shared.as_ref(), event_loop, stock)?
+            };
         if shared.is_none() {
             shared = Some(call::method0(&child, intern!(py, "get_loop"))?);
         }
         if !child.is(value) {
-            // Ours alone: nobody could have kept it from being destroyed.
-            child.setattr(intern!(py, "_log_destroy_pending"), false)?;
+            park::do_not_miss(&child)?;
         }
-        let total = &gathering.get().total;
-        total.store(total.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        known.set_item(value, &child)?;
-        if stock.counts_done && park::is_done(&child)? {
+        total += 1;
+        gathering.get().total.store(total, Ordering::Relaxed);
+        known.insert(value, &child, children.len())?;
+        if stock.counts_done && is_done(&child)? {
             done.push(child.clone());
         } else {
             if let Some(task) = &task {
-                stock.note(&child, task)?;
+                park::note_awaiting(&child, task)?;
             }
-            call::method1(&child, intern!(py, "add_done_callback"), &callback)?;
+            park::add_callback(&child, &callback, &context)?;
         }
-        children.append(child)?;
+        children.push(child);
     }
+    let children = PyList::new(py, children)?;
     let keywords = PyDict::new(py);
     keywords.set_item(intern!(py, "loop"), shared.as_ref().unwrap_or(event_loop))?;
     let outer = stock
@@ -319,12 +304,73 @@ fn gather<'py>(
     Ok(outer)
 }
 
-/// A task for a coroutine; one that the loop refuses is closed, so that nobody misses its end.
+/// The children by what they were made of, which is given more than once sometimes.
+enum Known<'py> {
+    /// Of objects that are equal to nothing but themselves: where each of them stands.
+    Unique(HashMap<usize, usize>),
+    Equal(Bound<'py, PyDict>),
+}
+
+impl<'py> Known<'py> {
+    fn of(py: Python<'py>, values: &[Borrowed<'_, 'py, PyAny>]) -> Self {
+        if values.iter().all(|value| park::is_unique(value)) {
+            Self::Unique(HashMap::with_capacity(values.len()))
+        } else {
+            Self::Equal(PyDict::new(py))
+        }
+    }
+
+    fn get(
+        &self,
+        value: &Bound<'py, PyAny>,
+        children: &[Bound<'py, PyAny>],
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match self {
+            Self::Unique(places) => {
+                let place = places.get(&value.as_ptr().addr());
+                Ok(place.and_then(|&place| children.get(place)).cloned())
+            }
+            Self::Equal(children) => children.get_item(value),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        value: &Bound<'py, PyAny>,
+        child: &Bound<'py, PyAny>,
+        place: usize,
+    ) -> PyResult<()> {
+        match self {
+            Self::Unique(places) => {
+                places.insert(value.as_ptr().addr(), place);
+                Ok(())
+            }
+            Self::Equal(children) => children.set_item(value, child),
+        }
+    }
+}
+
+fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
+    call::is_exact_coroutine(value) || is_operation(value)
+}
+
+fn is_done(child: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match park::look(child) {
+        Seen::Nothing => park::is_done(child),
+        seen => Ok(seen != Seen::Pending),
+    }
+}
+
+/// A task for a coroutine, without a call if the loop creates tasks itself; one that the loop refuses is closed, so that nobody misses its end.
 fn spawn<'py>(
     event_loop: &Bound<'py, PyAny>,
     coroutine: &Bound<'py, PyAny>,
+    itself: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
+    if itself && park::spawns(event_loop) {
+        return park::spawn(event_loop, coroutine, None, None);
+    }
     call::method1(event_loop, intern!(py, "create_task"), coroutine).map_err(|error| {
         if error.is_instance_of::<PyRuntimeError>(py)
             && let Err(other) = call::method0(coroutine, intern!(py, "close"))

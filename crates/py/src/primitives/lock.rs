@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::event::{truth, with_waiters, yes};
@@ -24,13 +25,13 @@ pub struct LockCore {
 }
 
 impl LockCore {
-    fn is_locked(&self) -> bool {
+    pub fn is_locked(&self) -> bool {
         self.locked.load(Ordering::Relaxed)
     }
 
     /// Takes the lock, if that needs no look at the waiters.
     #[inline(always)]
-    fn take_at_once(&self, py: Python<'_>) -> bool {
+    pub fn take_at_once(&self, py: Python<'_>) -> bool {
         let free = !self.is_locked() && self.waiters.is_vacant(py);
         if free {
             self.locked.store(true, Ordering::Relaxed);
@@ -42,7 +43,7 @@ impl LockCore {
         self.diverted.load(Ordering::Relaxed)
     }
 
-    fn release(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
         if !self.is_locked() {
             return Err(PyRuntimeError::new_err("Lock is not acquired."));
         }
@@ -128,7 +129,8 @@ impl LockCore {
     }
 }
 
-fn acquire<'py>(
+/// Takes the lock, on behalf of any operation. None: it has it.
+pub fn acquire<'py>(
     lock: &Bound<'py, LockCore>,
     frame: &Frame<'_, 'py>,
     input: Input,
@@ -160,6 +162,24 @@ fn acquire<'py>(
             Err(error)
         }
     }
+}
+
+/// Whether a lock is of the very class, and nothing overrides it.
+pub fn is_plain(lock: &Bound<'_, PyAny>) -> bool {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    is_of_class(&CLASS, lock, "Lock")
+        && lock
+            .cast::<LockCore>()
+            .is_ok_and(|lock| !lock.get().is_diverted())
+}
+
+/// Whether an object's class is the one of this name in `tideloop.sync`, which the cell remembers.
+pub fn is_of_class(cell: &PyOnceLock<Py<PyAny>>, object: &Bound<'_, PyAny>, name: &str) -> bool {
+    let py = object.py();
+    let find =
+        || -> PyResult<Py<PyAny>> { Ok(py.import("tideloop.sync")?.getattr(name)?.unbind()) };
+    cell.get_or_try_init(py, find)
+        .is_ok_and(|class| object.get_type().is(class))
 }
 
 /// `Lock.acquire()`.

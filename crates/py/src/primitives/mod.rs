@@ -9,14 +9,20 @@
 //! `Semaphore.locked`, …). Such an instance is *diverted* when it is made: from then on every method
 //! is the stock one, and this class only stores its attributes.
 
+pub mod barrier;
+pub mod condition;
 pub mod event;
 pub mod gather;
 pub mod lock;
 pub mod queue;
 pub mod semaphore;
+pub mod shield;
 pub mod sleep;
 pub mod spawn;
+pub mod task_group;
 pub mod timeout;
+pub mod wait;
+pub mod wait_for;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
@@ -43,12 +49,27 @@ pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<semaphore::Exit>("Semaphore.__aexit__"),
     Entry::method::<semaphore::Release>("Semaphore.release"),
     Entry::method::<semaphore::Locked>("Semaphore.locked"),
+    Entry::coroutine::<condition::Wait>("Condition.wait"),
+    Entry::coroutine::<condition::WaitFor>("Condition.wait_for"),
+    Entry::method::<condition::Notify>("Condition.notify"),
+    Entry::method::<condition::NotifyAll>("Condition.notify_all"),
+    Entry::coroutine::<condition::Enter>("Condition.__aenter__"),
+    Entry::coroutine::<condition::Exit>("Condition.__aexit__"),
+    Entry::coroutine::<barrier::Wait>("Barrier.wait"),
     Entry::coroutine::<event::Wait>("Event.wait"),
     Entry::method::<event::Set>("Event.set"),
     Entry::method::<event::Clear>("Event.clear"),
     Entry::method::<event::IsSet>("Event.is_set"),
     Entry::coroutine::<sleep::Sleep>("sleep"),
     Entry::method::<spawn::CreateTask>("create_task"),
+    Entry::coroutine::<task_group::Enter>("TaskGroup.__aenter__"),
+    Entry::coroutine::<task_group::Exit>("TaskGroup.__aexit__"),
+    Entry::method::<task_group::CreateTask>("TaskGroup.create_task"),
+    Entry::told::<task_group::OnTaskDone>("TaskGroup._on_task_done"),
+    Entry::coroutine::<wait::Wait>("wait"),
+    Entry::coroutine::<wait_for::WaitFor>("wait_for"),
+    Entry::method::<shield::Shield<false>>("shield"),
+    Entry::method::<shield::Shield<true>>("shield, retrieving"),
     Entry::variadic::<gather::Gather>("gather"),
     Entry::coroutine::<timeout::Enter>("Timeout.__aenter__"),
     Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),

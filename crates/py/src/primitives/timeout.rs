@@ -7,13 +7,14 @@ use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyStopIteration};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{Frame, Input, Step};
-use crate::ffi::park;
+use crate::ffi::{handle, park};
 
 /// asyncio's names for the phases of a timeout, and its class.
 struct Stock {
@@ -77,6 +78,15 @@ impl TimeoutCore {
         drop(old.into_bound(py));
     }
 
+    fn set_when(&self, when: Bound<'_, PyAny>) {
+        let py = when.py();
+        let when = when.unbind();
+        let old = self
+            .state
+            .with(py, |state| std::mem::replace(&mut state.when, when));
+        drop(old.into_bound(py));
+    }
+
     fn set_handler(&self, py: Python<'_>, handler: Option<Py<PyAny>>) {
         let old = self
             .state
@@ -136,11 +146,8 @@ impl TimeoutCore {
     }
 
     #[setter(_when)]
-    fn store_when(&self, py: Python<'_>, when: Py<PyAny>) {
-        let old = self
-            .state
-            .with(py, |state| std::mem::replace(&mut state.when, when));
-        drop(old.into_bound(py));
+    fn store_when(&self, when: Bound<'_, PyAny>) {
+        self.set_when(when);
     }
 
     #[getter(_timeout_handler)]
@@ -256,7 +263,7 @@ impl Coroutine for Enter {
             ));
         }
         core.set_phase(py, &stock.entered);
-        let cancelling = call::method0(&task, intern!(py, "cancelling"))?.unbind();
+        let cancelling = park::cancelling(&task)?.unbind();
         let (when, old) = core.state.with(py, |state| {
             let old = (
                 state.task.replace(task.unbind()),
@@ -267,31 +274,12 @@ impl Coroutine for Enter {
         drop(old.0.map(|old| old.into_bound(py)));
         drop(old.1.map(|old| old.into_bound(py)));
         if !when.is_none() {
-            let handler = schedule(timeout.as_any(), &when, &stock.on_timeout)?;
+            let event_loop = park::running_loop(py)?;
+            let on_timeout = stock.on_timeout.bind(py);
+            let handler = park::call_at(&event_loop, &when, on_timeout, timeout.as_any())?;
             core.set_handler(py, Some(handler.unbind()));
         }
         Ok(Step::Return(timeout.as_any().clone()))
-    }
-}
-
-/// Has a timeout told when its time has come.
-fn schedule<'py>(
-    timeout: &Bound<'py, PyAny>,
-    when: &Bound<'py, PyAny>,
-    on_timeout: &Py<PyAny>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let py = timeout.py();
-    let event_loop = park::running_loop(py)?;
-    let now = call::method0(&event_loop, intern!(py, "time"))?;
-    let callback = on_timeout.bind(py);
-    if when.le(now)? {
-        call::schedule(&event_loop, intern!(py, "call_soon"), [callback, timeout])
-    } else {
-        call::schedule(
-            &event_loop,
-            intern!(py, "call_at"),
-            [when, callback, timeout],
-        )
     }
 }
 
@@ -312,7 +300,7 @@ impl Coroutine for Exit {
         if core.phase(py).is(&stock.entered) {
             let handler = core.state.with(py, |state| state.handler.take());
             if let Some(handler) = handler.map(|handler| handler.into_bound(py)) {
-                call::method0(&handler, intern!(py, "cancel"))?;
+                handle::cancel_any(&handler)?;
             }
             core.set_phase(py, &stock.exited);
             return Ok(Step::Finish);
@@ -340,14 +328,21 @@ impl Coroutine for Exit {
 }
 
 fn new_timeout<'py>(when: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let py = when.py();
-    CLASS
-        .get_or_try_init(py, || -> PyResult<Py<PyAny>> {
-            Ok(py.import("tideloop.timeouts")?.getattr("Timeout")?.unbind())
+    let class = CLASS
+        .get_or_try_init(py, || -> PyResult<Py<PyType>> {
+            let class = py.import("tideloop.timeouts")?.getattr("Timeout")?;
+            Ok(class.cast_into::<PyType>()?.unbind())
         })?
-        .bind(py)
-        .call1((when,))
+        .bind(py);
+    match call::bare_instance(class, &py.get_type::<TimeoutCore>())? {
+        Some(timeout) => {
+            timeout.cast::<TimeoutCore>()?.get().set_when(when);
+            Ok(timeout)
+        }
+        None => class.call1((when,)),
+    }
 }
 
 /// `timeout(delay)`.
@@ -357,14 +352,18 @@ impl Method for After {
     type Receiver = PyAny;
 
     fn call<'py>(delay: &Bound<'py, PyAny>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        let py = delay.py();
-        let event_loop = park::running_loop(py)?;
-        if delay.is_none() {
-            return new_timeout(delay.clone());
-        }
-        let now = call::method0(&event_loop, intern!(py, "time"))?;
-        new_timeout(now.add(delay)?)
+        after(delay)
     }
+}
+
+/// A timeout of so many seconds, or None, from now on.
+pub fn after<'py>(delay: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = delay.py();
+    let event_loop = park::running_loop(py)?;
+    if delay.is_none() {
+        return new_timeout(delay.clone());
+    }
+    new_timeout(park::deadline(&event_loop, delay)?)
 }
 
 /// `timeout_at(when)`.
