@@ -25,8 +25,8 @@ use pyo3::{Borrowed, PyTypeInfo};
 use super::guard;
 use super::operation::{self, AtOnce, Frame, Input, Step};
 
-/// Arguments kept by an operation: the receiver and two more.
-pub const KEPT: usize = 3;
+/// Arguments kept by an operation: the receiver and three more.
+pub const KEPT: usize = 4;
 /// Parameters that any of the functions has at most.
 const MOST: usize = 4;
 
@@ -354,12 +354,14 @@ impl FunctionObject {
 /// positional ones.
 pub fn new<'py>(
     py: Python<'py>,
-    entries: &'static [Entry],
+    entries: &[&'static [Entry]],
     name: &str,
     template: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let entry = entries
         .iter()
+        .copied()
+        .flatten()
         .find(|entry| entry.name == name)
         .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
     let code = template.getattr(intern!(py, "__code__"))?;
@@ -440,13 +442,8 @@ unsafe extern "C" fn call_coroutine(
         let count = ffi::PyVectorcall_NARGS(flags) as usize;
         // The usual call: positional, on an instance of the very class.
         if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
-            let mut kept = [*array, null_mut(), null_mut()];
-            if count > 1 {
-                kept[1] = *array.add(1);
-            }
-            if count > 2 {
-                kept[2] = *array.add(2);
-            }
+            let mut kept = [null_mut(); KEPT];
+            ptr::copy_nonoverlapping(array, kept.as_mut_ptr(), count.min(KEPT));
             return operation::new(py, callable.cast(), kept);
         }
         guard(|py| {
