@@ -567,9 +567,11 @@ def share(kind: str, primitive: Permits, threads: int = 3, visits: int = 40, vis
         with lock:
             inside += 1
             crowded = primitive.limit is not None and inside > primitive.limit
-        await asyncio.sleep(0)
-        with lock:
-            inside -= 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            with lock:
+                inside -= 1
         demand(not crowded, f"more than {primitive.limit} inside")
 
     async def visitor(dice: random.Random) -> None:
