@@ -83,7 +83,7 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration"},
+    "__init__": {"loop", "qt", "accelerated", "acceleration", "limits"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
@@ -93,6 +93,7 @@ ALLOWED = {
     "queues": {"stock", "_tideloop"},
     "sync": {"stock", "_tideloop"},
     "timeouts": {"stock", "_tideloop"},
+    "limits": {"_tideloop"},
     "adopted": set(),
     "stock": set(),
     "qt": {"loop", "_tideloop"},

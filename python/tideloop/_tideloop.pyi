@@ -8,15 +8,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from socket import socket
-from typing import Any, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "ClaimCore",
     "DatagramTransport",
     "EventCore",
     "Future",
     "Handle",
+    "LimitsCore",
     "Listener",
     "LockCore",
     "LoopCore",

@@ -87,7 +87,7 @@ class ResourceStats(NamedTuple):
 
 def _native(name: str) -> Callable[[_F], _F]:
     """The native function of this name, with the signature and the documentation of what it decorates."""
-    return lambda template: function(name, template)  # type: ignore[no-any-return]
+    return lambda template: function(name, template)
 
 
 def _stats(core: LimitsCore, capacity: int, in_use: int) -> LimiterStats:
@@ -157,7 +157,12 @@ class Limiter(LimitsCore):
         return LimitsCore.__new__(cls, "Limiter", [capacity], [], name, queue_limit)
 
     @_native("Limiter.acquire")
-    async def acquire(self, weight: int = 1, priority: int = 0, timeout: float | None = None) -> None:
+    async def acquire(
+        self,
+        weight: int = 1,
+        priority: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the wait alone, and told in the limiter's own words
+    ) -> None:
         """Take ``weight`` permits, waiting for them if need be; to be given back by release().
 
         Of those who wait, higher priorities go first, and equal ones in order of arrival. Raises TimeoutError
@@ -269,9 +274,7 @@ class ResourceLimits(LimitsCore):
         resources = {**(capacities or {}), **more}
         if not resources:
             raise ValueError("ResourceLimits needs at least one resource, such as http=10")
-        self = LimitsCore.__new__(
-            cls, "ResourceLimits", list(resources.values()), list(resources), name, queue_limit
-        )
+        self = LimitsCore.__new__(cls, "ResourceLimits", list(resources.values()), list(resources), name, queue_limit)
         self._numbers = {resource: number for number, resource in enumerate(resources)}
         return self
 
@@ -286,8 +289,8 @@ class ResourceLimits(LimitsCore):
     ) -> Claim:
         """What to ``async with``: so many permits of each resource, as keywords or in a mapping.
 
-        ``priority`` and ``timeout`` are those of ``Limiter.acquire``, and so is what entering raises. Raises ValueError for
-        an unknown resource. (A resource that is called priority or timeout can be named in the mapping.)
+        ``priority`` and ``timeout`` are those of ``Limiter.acquire``, and so is what entering raises. Raises
+        ValueError for an unknown resource. (One that is called priority or timeout can be named in the mapping.)
         """
         wants = {**(wanted or {}), **more}
         return Claim(self, [(self._number(resource), weight) for resource, weight in wants.items()], priority, timeout)
@@ -346,11 +349,11 @@ class _Entry:
 class KeyedLimiter:
     """So many permits for each key: at most so many requests to a host, jobs of a customer, …
 
-    ``async with limiter(host):`` holds one permit of that host. A key costs memory only while somebody holds its permits
-    or waits for them, however many keys have been seen.
+    ``async with limiter(host):`` holds one permit of that host. A key costs memory only while somebody holds its
+    permits or waits for them, however many keys have been seen.
 
-    Usable from several loops and threads at once. ``capacity`` is what each key has, unless ``capacities`` has another
-    number for it; ``queue_limit`` is how many may wait for one key.
+    Usable from several loops and threads at once. ``capacity`` is what each key has, unless ``capacities`` has
+    another number for it; ``queue_limit`` is how many may wait for one key.
     """
 
     def __init__(
@@ -403,7 +406,13 @@ class KeyedLimiter:
         """What to ``async with`` for permits of a key; the other arguments are those of ``Limiter.acquire``."""
         return KeyedClaim(self, key, weight, priority, timeout)
 
-    async def acquire(self, key: Hashable, weight: int = 1, priority: int = 0, timeout: float | None = None) -> None:
+    async def acquire(
+        self,
+        key: Hashable,
+        weight: int = 1,
+        priority: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109 - as Limiter.acquire
+    ) -> None:
         """Take permits of a key, as ``Limiter.acquire`` does; to be given back by release()."""
         limiter = self._come(key)
         try:
@@ -483,9 +492,7 @@ class KeyedClaim:
 
     __slots__ = ("_key", "_limiter", "_priority", "_timeout", "_weight")
 
-    def __init__(
-        self, limiter: KeyedLimiter, key: Hashable, weight: int, priority: int, timeout: float | None
-    ) -> None:
+    def __init__(self, limiter: KeyedLimiter, key: Hashable, weight: int, priority: int, timeout: float | None) -> None:
         self._limiter = limiter
         self._key = key
         self._weight = weight

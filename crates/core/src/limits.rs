@@ -218,24 +218,30 @@ impl<W> Limits<W> {
     }
 
     /// Queues a request that was neither granted at once nor refused. `now` is the waiter's own clock, in
-    /// nanoseconds.
+    /// nanoseconds. With a priority above others' it may be the next to be granted.
     pub fn push(&mut self, needs: &[Need], priority: i64, now: u64, waiter: W) -> Ticket {
         let ticket = self.requests.push(Request {
             parts: Parts::Many(Box::default()),
             since: now,
             state: State::Waiting(waiter),
         });
-        let resources = &mut self.resources;
+        let (resources, marked) = (&mut self.resources, &mut self.marked);
         let mut part = |need: &Need| {
             let resource = &mut resources[need.resource];
             if resource.queue.is_empty() {
                 resource.heaviest = 0;
             }
             resource.heaviest = resource.heaviest.max(need.weight);
-            Part {
-                need: *need,
-                place: resource.queue.push(priority, ticket),
+            let place = resource.queue.push(priority, ticket);
+            if resource
+                .queue
+                .first()
+                .is_some_and(|(first, _)| first == place)
+            {
+                // By its priority it may go before others who wait for permits that it does not need.
+                mark(resources, marked, need.resource);
             }
+            Part { need: *need, place }
         };
         let parts = match needs {
             [need] => Parts::One([part(need)]),
@@ -494,5 +500,318 @@ fn mark(resources: &mut [Resource], marked: &mut Vec<usize>, number: usize) {
     if !resource.marked && !resource.queue.is_empty() {
         resource.marked = true;
         marked.push(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Limits, Need, Refusal, Surplus, Taken};
+    use crate::waiters::Ticket;
+
+    fn one(weight: u64) -> [Need; 1] {
+        [Need {
+            resource: 0,
+            weight,
+        }]
+    }
+
+    fn limiter(capacity: u64) -> Limits<u32> {
+        Limits::new([capacity], usize::MAX)
+    }
+
+    /// Whom a round of grants tells, in order.
+    fn told<W>(limits: &mut Limits<W>) -> Vec<W> {
+        std::iter::from_fn(|| limits.grant().map(|(_, waiter)| waiter)).collect()
+    }
+
+    #[test]
+    fn a_heavy_waiter_goes_before_later_light_ones() {
+        let mut limits = limiter(10);
+        assert!(limits.try_acquire(&one(1)));
+        let heavy = limits.push(&one(10), 0, 0, 1);
+        assert!(!limits.try_acquire(&one(1)));
+        limits.push(&one(1), 0, 0, 2);
+        assert_eq!(told(&mut limits), []);
+        limits.release(&one(1)).unwrap();
+        assert_eq!(told(&mut limits), [1]);
+        assert_eq!(limits.take(heavy, 5), Taken::Granted);
+        limits.release(&one(10)).unwrap();
+        assert_eq!(told(&mut limits), [2]);
+        assert_eq!(limits.tally().waits.as_deref().unwrap().max(), Some(5));
+    }
+
+    #[test]
+    fn only_what_was_taken_can_be_released() {
+        let mut limits = limiter(3);
+        assert!(limits.try_acquire(&one(2)));
+        let surplus = |weight, held| {
+            Err(Surplus {
+                need: one(weight)[0],
+                held,
+            })
+        };
+        assert_eq!(limits.release(&one(3)), surplus(3, 2));
+        let ticket = limits.push(&one(3), 0, 0, 1);
+        limits.release(&one(2)).unwrap();
+        assert_eq!(told(&mut limits), [1]);
+        // In use, but by somebody who does not know it yet.
+        assert_eq!(limits.release(&one(1)), surplus(1, 0));
+        assert_eq!(limits.take(ticket, 0), Taken::Granted);
+        assert_eq!(limits.take(ticket, 0), Taken::Nothing);
+        limits.release(&one(3)).unwrap();
+        assert_eq!(limits.usage(0), (3, 0));
+    }
+
+    #[test]
+    fn shrinking_refuses_who_could_never_be_served() {
+        let mut limits = limiter(5);
+        assert!(limits.try_acquire(&one(5)));
+        let heavy = limits.push(&one(4), 0, 0, 4);
+        let light = limits.push(&one(2), 0, 0, 2);
+        limits.resize(0, 3);
+        assert_eq!(told(&mut limits), [4]);
+        assert_eq!(limits.take(heavy, 0), Taken::TooHeavy(one(4)[0]));
+        assert_eq!(limits.refusal(&one(4)), Some(Refusal::TooHeavy(one(4)[0])));
+        limits.release(&one(2)).unwrap();
+        assert_eq!(told(&mut limits), []);
+        limits.release(&one(2)).unwrap();
+        assert_eq!(told(&mut limits), [2]);
+        assert_eq!(limits.take(light, 0), Taken::Granted);
+        assert_eq!(limits.usage(0), (3, 3));
+    }
+
+    #[test]
+    fn the_queue_has_a_limit() {
+        let mut limits: Limits<u32> = Limits::new([1], 1);
+        assert_eq!(limits.refusal(&one(1)), None);
+        assert!(limits.try_acquire(&one(1)));
+        assert_eq!(limits.refusal(&one(1)), None);
+        limits.push(&one(1), 0, 0, 1);
+        assert_eq!(limits.refusal(&one(1)), Some(Refusal::Full));
+        limits.close();
+        assert_eq!(limits.refusal(&one(1)), Some(Refusal::Closed));
+        assert_eq!(told(&mut limits), [1]);
+        assert!(!limits.try_acquire(&one(1)));
+    }
+
+    #[test]
+    fn resources_wait_for_each_other_only_where_they_must() {
+        let needs = |wants: &[(usize, u64)]| -> Vec<Need> {
+            let need = |&(resource, weight)| Need { resource, weight };
+            wants.iter().map(need).collect()
+        };
+        let mut limits: Limits<&str> = Limits::new([1, 1, 1], usize::MAX);
+        assert!(limits.try_acquire(&needs(&[(0, 1)])));
+        limits.push(&needs(&[(0, 1), (1, 1)]), 0, 0, "both");
+        // 1 is free, but somebody who came earlier wants it; nobody else wants 2.
+        assert!(!limits.try_acquire(&needs(&[(1, 1)])));
+        assert!(limits.try_acquire(&needs(&[(2, 1)])));
+        limits.push(&needs(&[(1, 1), (2, 1)]), 0, 0, "later");
+        limits.push(&needs(&[(0, 1)]), 1, 0, "urgent");
+        assert_eq!(told(&mut limits), [""; 0]);
+        limits.release(&needs(&[(0, 1)])).unwrap();
+        assert_eq!(told(&mut limits), ["urgent"]);
+    }
+
+    // --- against a plain model ------------------------------------------------------------------
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Come([u64; 3], i64),
+        Cancel(prop::sample::Index),
+        Expire(prop::sample::Index),
+        Take(prop::sample::Index),
+        Release(prop::sample::Index),
+        Resize(usize, u64),
+        Serve,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let weight = || prop_oneof![2 => Just(0u64), 2 => Just(1), 1 => 2u64..6];
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            6 => ([weight(), weight(), weight()], prop_oneof![4 => Just(0i64), 1 => -1i64..3])
+                .prop_map(|(weights, priority)| Step::Come(weights, priority)),
+            2 => index().prop_map(Step::Cancel),
+            1 => index().prop_map(Step::Expire),
+            3 => index().prop_map(Step::Take),
+            4 => index().prop_map(Step::Release),
+            1 => (0usize..3, 1u64..7).prop_map(|(number, capacity)| Step::Resize(number, capacity)),
+            4 => Just(Step::Serve),
+        ]
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Fate {
+        Waiting,
+        /// Granted or refused; whether its permits are in use.
+        Told(bool),
+    }
+
+    /// The same written down as plainly as can be: lists that are searched.
+    struct Model {
+        capacity: [u64; 3],
+        in_use: [u64; 3],
+        came: Vec<(Ticket, [u64; 3], i64, Fate)>,
+        held: Vec<[u64; 3]>,
+    }
+
+    impl Model {
+        fn wants_more_than_free(&self, weights: &[u64; 3]) -> bool {
+            (0..3).any(|r| {
+                weights[r] > self.capacity[r].saturating_sub(self.in_use[r]) && weights[r] > 0
+            })
+        }
+
+        /// Whoever waits and is not behind anybody who wants one of the same resources.
+        fn serve(&mut self) -> Vec<Ticket> {
+            let mut order: Vec<usize> = (0..self.came.len()).collect();
+            order.sort_by_key(|&at| -self.came[at].2);
+            let mut wanted = [false; 3];
+            let mut told = Vec::new();
+            for at in order {
+                let (ticket, weights, _, fate) = self.came[at];
+                if fate != Fate::Waiting {
+                    continue;
+                }
+                let behind = (0..3).any(|r| weights[r] > 0 && wanted[r]);
+                if behind || self.wants_more_than_free(&weights) {
+                    for r in 0..3 {
+                        wanted[r] |= weights[r] > 0;
+                    }
+                    continue;
+                }
+                for r in 0..3 {
+                    self.in_use[r] += weights[r];
+                }
+                self.came[at].3 = Fate::Told(true);
+                told.push(ticket);
+            }
+            told
+        }
+    }
+
+    fn needs_of(weights: &[u64; 3]) -> Vec<Need> {
+        let need = |resource| Need {
+            resource,
+            weight: weights[resource],
+        };
+        (0..3).map(need).filter(|need| need.weight > 0).collect()
+    }
+
+    fn add(to: &mut [u64; 3], weights: &[u64; 3], sign: i64) {
+        for r in 0..3 {
+            to[r] = to[r].wrapping_add_signed(sign * weights[r] as i64);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_the_plain_model(steps in prop::collection::vec(step(), 0..150)) {
+            let mut limits: Limits<usize> = Limits::new([3, 4, 5], usize::MAX);
+            let mut model = Model { capacity: [3, 4, 5], in_use: [0; 3], came: Vec::new(), held: Vec::new() };
+            for (number, step) in steps.into_iter().enumerate() {
+                let pick = |index: prop::sample::Index, length: usize| (length > 0).then(|| index.index(length));
+                match step {
+                    Step::Come(weights, priority) => {
+                        let needs = needs_of(&weights);
+                        if needs.is_empty() {
+                            continue;
+                        }
+                        let behind = model.came.iter().any(|(_, other, _, fate)| {
+                            *fate == Fate::Waiting && (0..3).any(|r| other[r] > 0 && weights[r] > 0)
+                        });
+                        let free = !behind && !model.wants_more_than_free(&weights);
+                        prop_assert_eq!(limits.try_acquire(&needs), free);
+                        if free {
+                            add(&mut model.in_use, &weights, 1);
+                            model.held.push(weights);
+                            continue;
+                        }
+                        let heavy = (0..3).any(|r| weights[r] > model.capacity[r]);
+                        prop_assert_eq!(limits.refusal(&needs).is_some(), heavy);
+                        if !heavy {
+                            let ticket = limits.push(&needs, priority, 0, number);
+                            model.came.push((ticket, weights, priority, Fate::Waiting));
+                        }
+                    }
+                    Step::Cancel(index) => {
+                        if let Some(at) = pick(index, model.came.len()) {
+                            let (ticket, weights, _, fate) = model.came.remove(at);
+                            prop_assert_eq!(limits.leave(ticket).is_some(), fate == Fate::Waiting);
+                            prop_assert_eq!(limits.leave(ticket), None);
+                            if fate == Fate::Told(true) {
+                                add(&mut model.in_use, &weights, -1);
+                            }
+                        }
+                    }
+                    Step::Expire(index) => {
+                        if let Some(at) = pick(index, model.came.len()) {
+                            let (ticket, _, _, fate) = &mut model.came[at];
+                            prop_assert_eq!(limits.expire(*ticket).is_some(), *fate == Fate::Waiting);
+                            if *fate == Fate::Waiting {
+                                *fate = Fate::Told(false);
+                            }
+                        }
+                    }
+                    Step::Take(index) => {
+                        if let Some(at) = pick(index, model.came.len()) {
+                            let (ticket, weights, _, fate) = model.came[at];
+                            let taken = limits.take(ticket, 0);
+                            match fate {
+                                Fate::Waiting => prop_assert_eq!(taken, Taken::Nothing),
+                                Fate::Told(granted) => {
+                                    prop_assert_eq!(taken == Taken::Granted, granted);
+                                    prop_assert!(taken != Taken::Nothing);
+                                    model.came.remove(at);
+                                    if granted {
+                                        model.held.push(weights);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    Step::Release(index) => {
+                        if let Some(at) = pick(index, model.held.len()) {
+                            let weights = model.held.swap_remove(at);
+                            prop_assert_eq!(limits.release(&needs_of(&weights)), Ok(()));
+                            add(&mut model.in_use, &weights, -1);
+                        }
+                    }
+                    Step::Resize(resource, capacity) => {
+                        limits.resize(resource, capacity);
+                        model.capacity[resource] = capacity;
+                        for (_, weights, _, fate) in &mut model.came {
+                            if *fate == Fate::Waiting && weights[resource] > capacity {
+                                *fate = Fate::Told(false);
+                            }
+                        }
+                    }
+                    Step::Serve => {}
+                }
+                // Between any two steps everybody is served who can be.
+                let granted = model.serve();
+                let mut told = Vec::new();
+                while let Some((ticket, _)) = limits.grant() {
+                    told.push(ticket);
+                }
+                told.retain(|ticket| granted.contains(ticket) || !model.came.iter().any(|(other, _, _, fate)| {
+                    other == ticket && *fate == Fate::Told(false)
+                }));
+                told.sort_by_key(|ticket| ticket.to_u64());
+                let mut expected = granted.clone();
+                expected.sort_by_key(|ticket| ticket.to_u64());
+                prop_assert_eq!(told, expected);
+                for resource in 0..3 {
+                    prop_assert_eq!(limits.usage(resource), (model.capacity[resource], model.in_use[resource]));
+                }
+                prop_assert_eq!(
+                    limits.waiting(),
+                    model.came.iter().filter(|(_, _, _, fate)| *fate == Fate::Waiting).count()
+                );
+            }
+        }
     }
 }

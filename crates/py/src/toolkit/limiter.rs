@@ -261,6 +261,10 @@ fn start<'py>(
         }
     };
     frame.set_ticket(ticket);
+    if priority != 0 {
+        // It may go before those who wait already.
+        serve(owner);
+    }
     if let Some(limit) = limit {
         let timer = (limit.max(0.0))
             .into_pyobject(py)
@@ -621,6 +625,7 @@ fn block(
         }
     };
     let ticket = queued.map_err(|refusal| core.refused(py, refusal))?;
+    serve(owner);
     let longest =
         limit.map(|limit| Duration::try_from_secs_f64(limit.max(0.0)).unwrap_or(Duration::MAX));
     let told = match parking.wait(py, longest) {
