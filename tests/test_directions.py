@@ -83,7 +83,7 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration", "limits"},
+    "__init__": {"loop", "qt", "accelerated", "acceleration", "limits", "sync"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},

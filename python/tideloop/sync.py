@@ -2,33 +2,128 @@
 
 Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
 implementation.
+
+Beyond asyncio's they take a ``name=`` and tell by ``stats()`` how they are used. Neither changes what they do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tideloop import stock
 from tideloop._tideloop import EventCore, LockCore, SemaphoreCore, function
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
+__all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "ConditionStats",
+    "Event",
+    "EventStats",
+    "Lock",
+    "LockStats",
+    "Semaphore",
+    "SemaphoreStats",
+]
+
+
+class SemaphoreStats(NamedTuple):
+    """What ``Semaphore.stats()`` tells. A subclass that overrides asyncio's methods has no counts."""
+
+    name: str | None
+    value: int
+    """Permits that are free."""
+    waiting: int
+    acquired: int
+    """How often a permit was got, at once or after waiting."""
+    waited: int
+    """How often somebody got one who had to wait."""
+    cancelled: int
+    """How often somebody was cancelled who waited."""
+
+
+class LockStats(NamedTuple):
+    """What ``Lock.stats()`` tells; see SemaphoreStats."""
+
+    name: str | None
+    locked: bool
+    waiting: int
+    acquired: int
+    waited: int
+    cancelled: int
+
+
+class EventStats(NamedTuple):
+    """What ``Event.stats()`` tells."""
+
+    name: str | None
+    is_set: bool
+    waiting: int
+
+
+class ConditionStats(NamedTuple):
+    """What ``Condition.stats()`` tells."""
+
+    name: str | None
+    locked: bool
+    waiting: int
+    """How many wait to be notified, the lock not among what they wait for."""
+
 
 if TYPE_CHECKING:
-    from asyncio import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
+    import asyncio
+    from asyncio import Barrier
+
+    class Event(asyncio.Event):
+        def __init__(self, *, name: str | None = None) -> None: ...
+
+        name: str | None
+
+        def stats(self) -> EventStats: ...
+
+    class Lock(asyncio.Lock):
+        def __init__(self, *, name: str | None = None) -> None: ...
+
+        name: str | None
+
+        def stats(self) -> LockStats: ...
+
+    class Semaphore(asyncio.Semaphore):
+        def __init__(self, value: int = 1, *, name: str | None = None) -> None: ...
+
+        name: str | None
+
+        def stats(self) -> SemaphoreStats: ...
+
+    class BoundedSemaphore(Semaphore, asyncio.BoundedSemaphore): ...
+
+    class Condition(asyncio.Condition):
+        def __init__(self, lock: asyncio.Lock | None = None, *, name: str | None = None) -> None: ...
+
+        name: str | None
+
+        def stats(self) -> ConditionStats: ...
+
 else:
 
     def _overrides(cls, base, names):
         return any(getattr(cls, name) is not getattr(base, name) for name in names)
 
     def _describe(self, state):
-        return f"<{object.__repr__(self)[1:-1]} [{state}]>"
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"<{object.__repr__(self)[1:-1]}{name} [{state}]>"
 
     class Event(EventCore, stock.Event):
         __doc__ = stock.Event.__doc__
         __module__ = "tideloop"
+        name = None
 
-        def __init__(self):
-            pass
+        def __init__(self, *, name=None):
+            if name is not None:
+                self.name = name
+
+        def stats(self):
+            return EventStats(self.name, self.is_set(), self._waiting())
 
         wait = function("Event.wait", stock.Event.wait)
         set = function("Event.set", stock.Event.set)
@@ -41,8 +136,11 @@ else:
     class Lock(LockCore, stock.Lock):
         __doc__ = stock.Lock.__doc__
         __module__ = "tideloop"
+        name = None
 
-        def __init__(self):
+        def __init__(self, *, name=None):
+            if name is not None:
+                self.name = name
             cls = type(self)
             if cls is not Lock and _overrides(cls, Lock, ("acquire", "release", "_wake_up_first", "_get_loop")):
                 self._divert()
@@ -53,16 +151,22 @@ else:
         __aenter__ = function("Lock.__aenter__", stock.Lock.__aenter__)
         __aexit__ = function("Lock.__aexit__", stock.Lock.__aexit__)
 
+        def stats(self):
+            return LockStats(self.name, self.locked(), *self._tally())
+
         def __repr__(self):
             return _describe(self, self._state())
 
     class Semaphore(SemaphoreCore, stock.Semaphore):
         __doc__ = stock.Semaphore.__doc__
         __module__ = "tideloop"
+        name = None
 
-        def __init__(self, value=1):
+        def __init__(self, value=1, *, name=None):
             if value < 0:
                 raise ValueError("Semaphore initial value must be >= 0")
+            if name is not None:
+                self.name = name
             self._value = value
             self._adapt(Semaphore)
 
@@ -79,6 +183,9 @@ else:
         __aenter__ = function("Semaphore.__aenter__", stock.Semaphore.__aenter__)
         __aexit__ = function("Semaphore.__aexit__", stock.Semaphore.__aexit__)
 
+        def stats(self):
+            return SemaphoreStats(self.name, self._value, *self._tally())
+
         def __repr__(self):
             return _describe(self, self._state(self.locked()))
 
@@ -86,9 +193,9 @@ else:
         __doc__ = stock.BoundedSemaphore.__doc__
         __module__ = "tideloop"
 
-        def __init__(self, value=1):
+        def __init__(self, value=1, *, name=None):
             self._bound_value = value
-            Semaphore.__init__(self, value)
+            Semaphore.__init__(self, value, name=name)
 
         def _adapt(self, base):
             super()._adapt(BoundedSemaphore)
@@ -99,8 +206,15 @@ else:
         __doc__ = stock.Condition.__doc__
         __module__ = "tideloop"
 
-        def __init__(self, lock=None):
+        name = None
+
+        def __init__(self, lock=None, *, name=None):
             super().__init__(Lock() if lock is None else lock)
+            if name is not None:
+                self.name = name
+
+        def stats(self):
+            return ConditionStats(self.name, self.locked(), len(self._waiters))
 
     class Barrier(stock.Barrier):
         __doc__ = stock.Barrier.__doc__

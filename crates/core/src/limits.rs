@@ -150,6 +150,7 @@ pub struct Limits<W> {
     queue_limit: usize,
     closed: bool,
     tally: Tally,
+    looks: u64,
 }
 
 impl<W> Limits<W> {
@@ -171,6 +172,7 @@ impl<W> Limits<W> {
             queue_limit,
             closed: false,
             tally: Tally::default(),
+            looks: 0,
         }
     }
 
@@ -190,6 +192,34 @@ impl<W> Limits<W> {
         }
         self.tally.granted += 1;
         true
+    }
+
+    /// The same for the first resource alone.
+    #[inline]
+    pub fn try_acquire_one(&mut self, weight: u64) -> bool {
+        match self.resources.first_mut() {
+            Some(resource) if !self.closed && resource.queue.is_empty() && resource.has(weight) => {
+                resource.in_use += weight;
+                self.tally.granted += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives permits of the first resource back if nobody waits and as many are held; whether it did.
+    #[inline]
+    pub fn release_one_at_rest(&mut self, weight: u64) -> bool {
+        if self.has_work() {
+            return false;
+        }
+        match self.resources.first_mut() {
+            Some(resource) if weight <= resource.in_use - resource.promised => {
+                resource.in_use -= weight;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Why a request cannot be made, if so. The needs name each resource once.
@@ -259,6 +289,7 @@ impl<W> Limits<W> {
             return Some(refused);
         }
         while let Some(&number) = self.marked.last() {
+            self.looks += 1;
             match self.first_to_go(number) {
                 Some(ticket) => return self.promise(ticket),
                 None => {
@@ -470,6 +501,11 @@ impl<W> Limits<W> {
         self.queue_limit
     }
 
+    /// How many waiters [`Limits::grant`] has looked at so far: what waiting costs beside each operation itself.
+    pub fn looks(&self) -> u64 {
+        self.looks
+    }
+
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -615,6 +651,46 @@ mod tests {
         assert_eq!(told(&mut limits), ["urgent"]);
     }
 
+    #[test]
+    fn leaving_costs_the_same_however_many_wait() {
+        const MANY: u32 = 1_000_000;
+        let mut limits = limiter(10);
+        assert!(limits.try_acquire(&one(10)));
+        let heavy = limits.push(&one(10), 0, 0, MANY);
+        let tickets: Vec<_> = (0..MANY)
+            .map(|number| limits.push(&one(1), 0, 0, number))
+            .collect();
+        let before = limits.looks();
+        // From both ends and the middle, each with the round of grants that follows it.
+        for at in 0..MANY as usize {
+            let at = (at * 7919) % MANY as usize;
+            assert!(limits.leave(tickets[at]).is_some());
+            assert!(limits.grant().is_none());
+        }
+        assert!(limits.looks() - before <= u64::from(MANY));
+        assert_eq!(limits.waiting(), 1);
+        limits.release(&one(10)).unwrap();
+        assert_eq!(told(&mut limits), [MANY]);
+        assert_eq!(limits.take(heavy, 0), Taken::Granted);
+    }
+
+    #[test]
+    fn a_grant_looks_at_one_waiter() {
+        let mut limits = limiter(1);
+        assert!(limits.try_acquire(&one(1)));
+        let tickets: Vec<_> = (0..1000)
+            .map(|number| limits.push(&one(1), 0, 0, number))
+            .collect();
+        let before = limits.looks();
+        for ticket in tickets {
+            limits.release(&one(1)).unwrap();
+            assert_eq!(told(&mut limits).len(), 1);
+            assert_eq!(limits.take(ticket, 0), Taken::Granted);
+        }
+        // The one that is granted, and the one behind it that is not.
+        assert!(limits.looks() - before <= 2000);
+    }
+
     // --- against a plain model ------------------------------------------------------------------
 
     #[derive(Debug, Clone)]
@@ -683,9 +759,7 @@ mod tests {
                     }
                     continue;
                 }
-                for r in 0..3 {
-                    self.in_use[r] += weights[r];
-                }
+                add(&mut self.in_use, &weights, 1);
                 self.came[at].3 = Fate::Told(true);
                 told.push(ticket);
             }

@@ -443,7 +443,17 @@ unsafe extern "C" fn call_coroutine(
         // The usual call: positional, on an instance of the very class.
         if names.is_null() && count == usize::from(function.most) && function.serves(py, *array) {
             let mut kept = [null_mut(); KEPT];
-            ptr::copy_nonoverlapping(array, kept.as_mut_ptr(), count.min(KEPT));
+            kept[0] = *array;
+            if count > 1 {
+                // Unlike a copy of so many, this is no call.
+                kept[1] = *array.add(1);
+                if count > 2 {
+                    kept[2] = *array.add(2);
+                    if count > 3 {
+                        kept[3] = *array.add(3);
+                    }
+                }
+            }
             return operation::new(py, callable.cast(), kept);
         }
         guard(|py| {

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::event::{truth, with_waiters, yes};
+use super::tally::Tally;
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
@@ -21,6 +22,7 @@ pub struct LockCore {
     diverted: AtomicBool,
     waiters: WaitList,
     bound: BoundLoop,
+    tally: Tally,
 }
 
 impl LockCore {
@@ -34,6 +36,7 @@ impl LockCore {
         let free = !self.is_locked() && self.waiters.is_vacant(py);
         if free {
             self.locked.store(true, Ordering::Relaxed);
+            self.tally.acquired();
         }
         free
     }
@@ -65,6 +68,7 @@ impl LockCore {
             diverted: AtomicBool::new(false),
             waiters: WaitList::default(),
             bound: BoundLoop::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -81,6 +85,12 @@ impl LockCore {
             "unlocked"
         };
         with_waiters(py, word.to_owned(), &self.waiters)
+    }
+
+    /// Waiting, acquired, waited, gave up.
+    fn _tally(&self, py: Python<'_>) -> PyResult<(usize, u64, u64, u64)> {
+        let (acquired, waited, gave_up) = self.tally.counts();
+        Ok((self.waiters.len(py)?, acquired, waited, gave_up))
     }
 
     #[getter(_locked)]
@@ -139,6 +149,7 @@ fn acquire<'py>(
         Input::Start => {
             if !state.is_locked() && !state.waiters.has_live(py)? {
                 state.locked.store(true, Ordering::Relaxed);
+                state.tally.acquired();
                 return Ok(None);
             }
             state.waited.store(true, Ordering::Relaxed);
@@ -149,9 +160,11 @@ fn acquire<'py>(
         Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             state.locked.store(true, Ordering::Relaxed);
+            state.tally.waited();
             Ok(None)
         }
         Input::Thrown(error) => {
+            state.tally.gave_up();
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             // Woken and cancelled at once: the turn goes to the next one.
             if park::is_cancellation(py, &error) && !state.is_locked() {

@@ -16,6 +16,7 @@ pub mod queue;
 pub mod semaphore;
 pub mod sleep;
 pub mod spawn;
+pub mod tally;
 pub mod timeout;
 pub mod wait_list;
 

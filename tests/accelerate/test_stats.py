@@ -1,0 +1,96 @@
+"""What the drop-ins have beyond asyncio's: a name, and stats() that change nothing."""
+
+import asyncio
+import inspect
+
+import pytest
+import tideloop
+from tideloop import stock
+
+
+async def turns():
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", ["Semaphore", "BoundedSemaphore", "Lock", "Event", "Condition"])
+def test_named(name):
+    ours, original = getattr(tideloop, name), getattr(stock, name)
+    thing = ours(name="db")
+    assert thing.name == "db"
+    assert ours().name is None
+    assert ours().stats().name is None
+    assert thing.stats().name == "db"
+    # The rest of the signature is asyncio's.
+    theirs = inspect.signature(original).parameters
+    mine = {key: value for key, value in inspect.signature(ours).parameters.items() if key != "name"}
+    assert list(mine) == [key for key, value in theirs.items() if value.kind is not value.VAR_KEYWORD]
+
+
+async def test_semaphore(loop):
+    semaphore = tideloop.Semaphore(2, name="few")
+    async with semaphore:
+        async with semaphore:
+            tasks = [asyncio.ensure_future(semaphore.acquire()) for _ in range(2)]
+            await turns()
+            assert semaphore.stats() == ("few", 0, 2, 2, 0, 0)
+            tasks[0].cancel()
+            await turns()
+            assert semaphore.stats() == ("few", 0, 1, 2, 0, 1)
+        await tasks[1]
+    assert semaphore.stats() == ("few", 1, 0, 3, 1, 1)
+    assert "'few' [unlocked, value:1]" in repr(semaphore)
+    with pytest.raises(ValueError, match="must be >= 0"):
+        tideloop.Semaphore(-1, name="few")
+
+
+async def test_lock(loop):
+    lock = tideloop.Lock(name="one")
+    async with lock:
+        waiter = asyncio.ensure_future(lock.acquire())
+        await turns()
+        assert lock.stats() == ("one", True, 1, 1, 0, 0)
+    await waiter
+    assert lock.stats() == ("one", True, 0, 2, 1, 0)
+    lock.release()
+    assert lock.stats().locked is False
+
+
+async def test_event(loop):
+    event = tideloop.Event(name="go")
+    waiter = asyncio.ensure_future(event.wait())
+    await turns()
+    assert event.stats() == ("go", False, 1)
+    event.set()
+    await waiter
+    assert event.stats() == ("go", True, 0)
+
+
+async def test_condition(loop):
+    condition = tideloop.Condition(name="changed")
+
+    async def wait():
+        async with condition:
+            await condition.wait()
+
+    waiter = asyncio.ensure_future(wait())
+    await turns()
+    assert condition.stats() == ("changed", False, 1)
+    async with condition:
+        assert condition.stats().locked
+        condition.notify()
+    await waiter
+    assert condition.stats() == ("changed", False, 0)
+
+
+async def test_a_subclass_of_its_own_has_no_counts(loop):
+    class Mine(tideloop.Semaphore):
+        async def acquire(self):
+            return await super().acquire()
+
+    semaphore = Mine(1)
+    async with semaphore:
+        waiter = asyncio.ensure_future(semaphore.acquire())
+        await turns()
+        assert semaphore.stats()[:3] == (None, 0, 1)
+    await waiter
