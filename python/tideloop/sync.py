@@ -3,7 +3,8 @@
 Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
 implementation.
 
-Beyond asyncio's they take a ``name=`` and tell by ``stats()`` how they are used. Neither changes what they do.
+Beyond asyncio's they have a ``name``, None until it is set, and tell by ``stats()`` how they are used. Neither changes
+what they do; the constructors are asyncio's.
 """
 
 from __future__ import annotations
@@ -75,22 +76,16 @@ if TYPE_CHECKING:
     from asyncio import Barrier
 
     class Event(asyncio.Event):
-        def __init__(self, *, name: str | None = None) -> None: ...
-
         name: str | None
 
         def stats(self) -> EventStats: ...
 
     class Lock(asyncio.Lock):
-        def __init__(self, *, name: str | None = None) -> None: ...
-
         name: str | None
 
         def stats(self) -> LockStats: ...
 
     class Semaphore(asyncio.Semaphore):
-        def __init__(self, value: int = 1, *, name: str | None = None) -> None: ...
-
         name: str | None
 
         def stats(self) -> SemaphoreStats: ...
@@ -98,8 +93,6 @@ if TYPE_CHECKING:
     class BoundedSemaphore(Semaphore, asyncio.BoundedSemaphore): ...
 
     class Condition(asyncio.Condition):
-        def __init__(self, lock: asyncio.Lock | None = None, *, name: str | None = None) -> None: ...
-
         name: str | None
 
         def stats(self) -> ConditionStats: ...
@@ -118,9 +111,8 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self, *, name=None):
-            if name is not None:
-                self.name = name
+        def __init__(self):
+            pass
 
         def stats(self):
             return EventStats(self.name, self.is_set(), self._waiting())
@@ -138,9 +130,7 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self, *, name=None):
-            if name is not None:
-                self.name = name
+        def __init__(self):
             cls = type(self)
             if cls is not Lock and _overrides(cls, Lock, ("acquire", "release", "_wake_up_first", "_get_loop")):
                 self._divert()
@@ -162,11 +152,9 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self, value=1, *, name=None):
+        def __init__(self, value=1):
             if value < 0:
                 raise ValueError("Semaphore initial value must be >= 0")
-            if name is not None:
-                self.name = name
             self._value = value
             self._adapt(Semaphore)
 
@@ -193,9 +181,9 @@ else:
         __doc__ = stock.BoundedSemaphore.__doc__
         __module__ = "tideloop"
 
-        def __init__(self, value=1, *, name=None):
+        def __init__(self, value=1):
             self._bound_value = value
-            Semaphore.__init__(self, value, name=name)
+            Semaphore.__init__(self, value)
 
         def _adapt(self, base):
             super()._adapt(BoundedSemaphore)
@@ -208,10 +196,8 @@ else:
 
         name = None
 
-        def __init__(self, lock=None, *, name=None):
+        def __init__(self, lock=None):
             super().__init__(Lock() if lock is None else lock)
-            if name is not None:
-                self.name = name
 
         def stats(self):
             return ConditionStats(self.name, self.locked(), len(self._waiters))
