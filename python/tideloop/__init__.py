@@ -6,6 +6,7 @@
 names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import instead of patching.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from tideloop import qt
@@ -34,24 +35,53 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.limits import (
+        Claim,
+        KeyedLimiter,
+        KeyedLimiterStats,
+        Limiter,
+        LimiterClosed,
+        LimiterFull,
+        LimiterStats,
+        ResourceLimits,
+        ResourceStats,
+        WaitTimes,
+        WeightError,
+    )
+    from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
 __all__ = [
     "Acceleration",
     "Barrier",
     "BoundedSemaphore",
+    "Claim",
     "Condition",
+    "ConditionStats",
     "Event",
     "EventLoop",
+    "EventStats",
     "Guest",
+    "KeyedLimiter",
+    "KeyedLimiterStats",
     "LifoQueue",
+    "Limiter",
+    "LimiterClosed",
+    "LimiterFull",
+    "LimiterStats",
     "Lock",
+    "LockStats",
     "Outcome",
     "PriorityQueue",
     "Queue",
+    "ResourceLimits",
+    "ResourceStats",
     "Runner",
     "Semaphore",
+    "SemaphoreStats",
     "TaskGroup",
     "Timeout",
+    "WaitTimes",
+    "WeightError",
     "accelerate",
     "create_task",
     "decelerate",
@@ -69,17 +99,34 @@ __all__ = [
     "wait_for",
 ]
 
-_ACCELERATION = frozenset({"Acceleration", "accelerate", "decelerate"})
+# Where the names that are imported when they are first asked for are defined; the others are in accelerated.
+_LAZY = {
+    "Acceleration": "acceleration",
+    "accelerate": "acceleration",
+    "decelerate": "acceleration",
+    "Claim": "limits",
+    "KeyedLimiter": "limits",
+    "KeyedLimiterStats": "limits",
+    "Limiter": "limits",
+    "LimiterClosed": "limits",
+    "LimiterFull": "limits",
+    "LimiterStats": "limits",
+    "ResourceLimits": "limits",
+    "ResourceStats": "limits",
+    "WaitTimes": "limits",
+    "WeightError": "limits",
+    "ConditionStats": "sync",
+    "EventStats": "sync",
+    "LockStats": "sync",
+    "SemaphoreStats": "sync",
+}
 
 
 def __getattr__(name: str) -> object:
     """Import the primitives when they are first asked for: most programs only want the loop."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _ACCELERATION:
-        from tideloop import acceleration as module
-    else:
-        from tideloop import accelerated as module  # type: ignore[no-redef]
+    module = importlib.import_module(f"tideloop.{_LAZY.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -8,17 +8,19 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from socket import socket
-from typing import Any, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 __all__ = [
     "BarrierCore",
     "ConditionCore",
+    "ClaimCore",
     "DatagramTransport",
     "EventCore",
     "Future",
     "Handle",
+    "LimitsCore",
     "Listener",
     "LockCore",
     "LoopCore",
@@ -179,6 +181,7 @@ class EventCore:
     _waiters: Any
     _loop: Any
     def _state(self) -> str: ...
+    def _waiting(self) -> int: ...
 
 @disjoint_base
 class LockCore:
@@ -188,10 +191,12 @@ class LockCore:
     _loop: Any
     def _divert(self) -> None: ...
     def _state(self) -> str: ...
+    def _tally(self) -> tuple[int, int, int, int]: ...
 
 @disjoint_base
 class ConditionCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> ConditionCore: ...
+    def _waiting(self) -> int: ...
     _lock: Any
     _waiters: Any
     _loop: Any
@@ -217,6 +222,7 @@ class SemaphoreCore:
     _loop: Any
     def _divert(self) -> None: ...
     def _state(self, locked: bool) -> str: ...
+    def _tally(self) -> tuple[int, int, int, int]: ...
 
 @disjoint_base
 class QueueCore:
@@ -253,3 +259,31 @@ class TimeoutCore:
     _timeout_handler: Any
     _task: Any
     _cancelling: Any
+
+# The toolkit.
+
+@disjoint_base
+class LimitsCore:
+    def __new__(
+        cls, noun: str, capacities: list[int], names: list[str], name: str | None, queue_limit: int | None
+    ) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+    def close(self) -> None: ...
+    def _usage(self) -> list[tuple[int, int, int]]: ...
+    def _tally(self) -> tuple[list[int], list[float]]: ...
+    def _resize(self, number: int, capacity: int) -> None: ...
+    def _block(self, weight: int, priority: int, timeout: float | None) -> None: ...
+
+@disjoint_base
+class ClaimCore:
+    def __new__(
+        cls, limits: LimitsCore, wants: list[tuple[int, int]], priority: int, timeout: float | None
+    ) -> Self: ...
+    def _try(self) -> bool: ...
+    def _block(self) -> None: ...
+    def _release(self) -> None: ...

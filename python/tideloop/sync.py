@@ -2,33 +2,120 @@
 
 Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
 implementation.
+
+Beyond asyncio's they have a ``name``, None until it is set, and tell by ``stats()`` how they are used. Neither changes
+what they do; the constructors are asyncio's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tideloop import stock
 from tideloop._tideloop import BarrierCore, ConditionCore, EventCore, LockCore, SemaphoreCore, function
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
+__all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "ConditionStats",
+    "Event",
+    "EventStats",
+    "Lock",
+    "LockStats",
+    "Semaphore",
+    "SemaphoreStats",
+]
+
+
+class SemaphoreStats(NamedTuple):
+    """What ``Semaphore.stats()`` tells. A subclass that overrides asyncio's methods has no counts."""
+
+    name: str | None
+    value: int
+    """Permits that are free."""
+    waiting: int
+    acquired: int
+    """How often a permit was got, at once or after waiting."""
+    waited: int
+    """How often somebody got one who had to wait."""
+    cancelled: int
+    """How often somebody was cancelled who waited."""
+
+
+class LockStats(NamedTuple):
+    """What ``Lock.stats()`` tells; see SemaphoreStats."""
+
+    name: str | None
+    locked: bool
+    waiting: int
+    acquired: int
+    waited: int
+    cancelled: int
+
+
+class EventStats(NamedTuple):
+    """What ``Event.stats()`` tells."""
+
+    name: str | None
+    is_set: bool
+    waiting: int
+
+
+class ConditionStats(NamedTuple):
+    """What ``Condition.stats()`` tells."""
+
+    name: str | None
+    locked: bool
+    waiting: int
+    """How many wait to be notified, the lock not among what they wait for."""
+
 
 if TYPE_CHECKING:
-    from asyncio import Barrier, BoundedSemaphore, Condition, Event, Lock, Semaphore
+    import asyncio
+    from asyncio import Barrier
+
+    class Event(asyncio.Event):
+        name: str | None
+
+        def stats(self) -> EventStats: ...
+
+    class Lock(asyncio.Lock):
+        name: str | None
+
+        def stats(self) -> LockStats: ...
+
+    class Semaphore(asyncio.Semaphore):
+        name: str | None
+
+        def stats(self) -> SemaphoreStats: ...
+
+    class BoundedSemaphore(Semaphore, asyncio.BoundedSemaphore): ...
+
+    class Condition(asyncio.Condition):
+        name: str | None
+
+        def stats(self) -> ConditionStats: ...
+
 else:
 
     def _overrides(cls, base, names):
         return any(getattr(cls, name, None) is not getattr(base, name, None) for name in names)
 
     def _describe(self, state):
-        return f"<{object.__repr__(self)[1:-1]} [{state}]>"
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"<{object.__repr__(self)[1:-1]}{name} [{state}]>"
 
     class Event(EventCore, stock.Event):
         __doc__ = stock.Event.__doc__
         __module__ = "tideloop"
+        name = None
 
         def __init__(self):
             pass
+
+        def stats(self):
+            return EventStats(self.name, self.is_set(), self._waiting())
 
         wait = function("Event.wait", stock.Event.wait)
         set = function("Event.set", stock.Event.set)
@@ -41,6 +128,7 @@ else:
     class Lock(LockCore, stock.Lock):
         __doc__ = stock.Lock.__doc__
         __module__ = "tideloop"
+        name = None
 
         def __init__(self):
             cls = type(self)
@@ -53,12 +141,16 @@ else:
         __aenter__ = function("Lock.__aenter__", stock.Lock.__aenter__)
         __aexit__ = function("Lock.__aexit__", stock.Lock.__aexit__)
 
+        def stats(self):
+            return LockStats(self.name, self.locked(), *self._tally())
+
         def __repr__(self):
             return _describe(self, self._state())
 
     class Semaphore(SemaphoreCore, stock.Semaphore):
         __doc__ = stock.Semaphore.__doc__
         __module__ = "tideloop"
+        name = None
 
         def __init__(self, value=1):
             if value < 0:
@@ -78,6 +170,9 @@ else:
         locked = function("Semaphore.locked", stock.Semaphore.locked)
         __aenter__ = function("Semaphore.__aenter__", stock.Semaphore.__aenter__)
         __aexit__ = function("Semaphore.__aexit__", stock.Semaphore.__aexit__)
+
+        def stats(self):
+            return SemaphoreStats(self.name, self._value, *self._tally())
 
         def __repr__(self):
             return _describe(self, self._state(self.locked()))
@@ -99,6 +194,8 @@ else:
         __doc__ = stock.Condition.__doc__
         __module__ = "tideloop"
 
+        name = None
+
         def __init__(self, lock=None):
             if lock is None:
                 lock = Lock()
@@ -119,6 +216,9 @@ else:
 
         def __repr__(self):
             return _describe(self, self._state(self.locked()))
+
+        def stats(self):
+            return ConditionStats(self.name, self.locked(), self._waiting())
 
     class Barrier(BarrierCore, stock.Barrier):
         __doc__ = stock.Barrier.__doc__

@@ -10,6 +10,8 @@
 pub mod datagram;
 pub mod flow;
 pub mod histogram;
+pub mod limits;
+pub mod ranks;
 pub mod ready;
 pub mod registry;
 pub mod stream;

@@ -5,7 +5,8 @@
 //! passes it: the waiter is told, stays in its place until it has run and then removes itself by its
 //! [`Ticket`]; so whoever comes in between sees that somebody is still before him and does not jump
 //! the queue. Passing moves on and never goes back, so telling `n` waiters costs `n` steps however
-//! many of them were told before.
+//! many of them were told before. [`Waiters::detach`] is between the two: the waiter leaves the queue, but its
+//! ticket stays good, so that what it was served can be kept in its place until it comes for it.
 
 /// Absent link.
 const NONE: u32 = u32::MAX;
@@ -35,6 +36,8 @@ impl Ticket {
 struct Place<T> {
     waiter: Option<T>,
     serial: u32,
+    /// Whether it is in the queue.
+    queued: bool,
     previous: u32,
     next: u32,
 }
@@ -50,6 +53,8 @@ pub struct Waiters<T> {
     /// The first waiter that `notify` has not passed yet.
     untold: u32,
     len: u32,
+    /// Places of those who have left the queue and are still to come for what they were served.
+    detached: u32,
     serial: u32,
 }
 
@@ -62,6 +67,7 @@ impl<T> Default for Waiters<T> {
             last: NONE,
             untold: NONE,
             len: 0,
+            detached: 0,
             serial: 0,
         }
     }
@@ -80,12 +86,35 @@ impl<T> Waiters<T> {
 
     /// Queues a waiter behind all others.
     pub fn push(&mut self, waiter: T) -> Ticket {
+        self.insert(self.last, waiter)
+    }
+
+    /// Queues a waiter right behind another one, or in front of all; for queues that do not [`notify`].
+    ///
+    /// A void ticket stands for the end of the queue.
+    ///
+    /// [`notify`]: Waiters::notify
+    pub fn push_behind(&mut self, before: Option<Ticket>, waiter: T) -> Ticket {
+        let previous = match before {
+            None => NONE,
+            Some(ticket) if self.is_queued(ticket) => ticket.place,
+            Some(_) => self.last,
+        };
+        self.insert(previous, waiter)
+    }
+
+    fn insert(&mut self, previous: u32, waiter: T) -> Ticket {
+        let next = match self.places.get(previous as usize) {
+            Some(previous) => previous.next,
+            None => self.first,
+        };
         self.serial = self.serial.wrapping_add(1);
         let place = Place {
             waiter: Some(waiter),
             serial: self.serial,
-            previous: self.last,
-            next: NONE,
+            queued: true,
+            previous,
+            next,
         };
         let index = self.free;
         let index = match self.places.get_mut(index as usize) {
@@ -99,12 +128,15 @@ impl<T> Waiters<T> {
                 (self.places.len() - 1) as u32
             }
         };
-        match self.places.get_mut(self.last as usize) {
-            Some(last) => last.next = index,
+        match self.places.get_mut(previous as usize) {
+            Some(previous) => previous.next = index,
             None => self.first = index,
         }
-        self.last = index;
-        if self.untold == NONE {
+        match self.places.get_mut(next as usize) {
+            Some(next) => next.previous = index,
+            None => self.last = index,
+        }
+        if self.untold == next {
             self.untold = index;
         }
         self.len += 1;
@@ -114,16 +146,54 @@ impl<T> Waiters<T> {
         }
     }
 
-    /// Takes a waiter out; `None` if it has left already.
+    /// Takes a waiter out, also one that was detached; `None` if it has left already.
     pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let place = self.places.get_mut(ticket.place as usize)?;
         if place.serial != ticket.serial {
             return None;
         }
         let waiter = place.waiter.take()?;
+        if place.queued {
+            self.unlink(ticket.place);
+        } else {
+            self.detached -= 1;
+        }
+        if let Some(place) = self.places.get_mut(ticket.place as usize) {
+            place.next = self.free;
+            self.free = ticket.place;
+        }
+        Some(waiter)
+    }
+
+    /// Takes a waiter out of the queue, but keeps its place until it is removed. `None` if it is not queued.
+    pub fn detach(&mut self, ticket: Ticket) -> Option<&mut T> {
+        if !self.is_queued(ticket) {
+            return None;
+        }
+        self.unlink(ticket.place);
+        self.detached += 1;
+        self.get_mut(ticket)
+    }
+
+    /// Whether a waiter is still in the queue.
+    pub fn is_queued(&self, ticket: Ticket) -> bool {
+        self.places.get(ticket.place as usize).is_some_and(|place| {
+            place.serial == ticket.serial && place.queued && place.waiter.is_some()
+        })
+    }
+
+    /// How many were detached and are still to be removed.
+    pub fn detached(&self) -> usize {
+        self.detached as usize
+    }
+
+    /// Takes a place out of the chain.
+    fn unlink(&mut self, index: u32) {
+        let Some(place) = self.places.get_mut(index as usize) else {
+            return;
+        };
+        place.queued = false;
         let (previous, next) = (place.previous, place.next);
-        place.next = self.free;
-        self.free = ticket.place;
         match self.places.get_mut(previous as usize) {
             Some(place) => place.next = next,
             None => self.first = next,
@@ -132,11 +202,10 @@ impl<T> Waiters<T> {
             Some(place) => place.previous = previous,
             None => self.last = previous,
         }
-        if self.untold == ticket.place {
+        if self.untold == index {
             self.untold = next;
         }
         self.len -= 1;
-        Some(waiter)
     }
 
     /// Takes out the waiter that came first.
@@ -152,11 +221,19 @@ impl<T> Waiters<T> {
 
     /// The ticket of the waiter that came next after another.
     pub fn after(&self, ticket: Ticket) -> Option<Ticket> {
-        let place = self.places.get(ticket.place as usize)?;
-        if place.serial != ticket.serial || place.waiter.is_none() {
+        self.neighbour(ticket, |place| place.next)
+    }
+
+    /// The ticket of the waiter that came right before another.
+    pub fn before(&self, ticket: Ticket) -> Option<Ticket> {
+        self.neighbour(ticket, |place| place.previous)
+    }
+
+    fn neighbour(&self, ticket: Ticket, side: impl FnOnce(&Place<T>) -> u32) -> Option<Ticket> {
+        if !self.is_queued(ticket) {
             return None;
         }
-        self.ticket_at(place.next)
+        self.ticket_at(side(self.places.get(ticket.place as usize)?))
     }
 
     /// The waiter in a place, unless it has left.
@@ -164,6 +241,16 @@ impl<T> Waiters<T> {
         let place = self.places.get(ticket.place as usize)?;
         if place.serial == ticket.serial {
             place.waiter.as_ref()
+        } else {
+            None
+        }
+    }
+
+    /// The waiter in a place, unless it has left.
+    pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
+        let place = self.places.get_mut(ticket.place as usize)?;
+        if place.serial == ticket.serial {
+            place.waiter.as_mut()
         } else {
             None
         }
@@ -186,15 +273,22 @@ impl<T> Waiters<T> {
         })
     }
 
-    /// Empties the queue and hands over who was in it, in order. All tickets become void.
+    /// Empties the queue and hands over who was in it, in order. Their tickets become void.
     pub fn take_all(&mut self) -> Vec<T> {
         let mut all = Vec::with_capacity(self.len());
         while let Some(waiter) = self.pop() {
             all.push(waiter);
         }
-        self.places = Vec::new();
-        self.free = NONE;
+        if self.detached == 0 {
+            self.places = Vec::new();
+            self.free = NONE;
+        }
         all
+    }
+
+    /// The waiters in all places, those who were detached too, in no particular order.
+    pub fn every(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().filter_map(|place| place.waiter.as_ref())
     }
 
     fn ticket_at(&self, index: u32) -> Option<Ticket> {
@@ -243,6 +337,41 @@ mod tests {
         waiters.push(4);
         assert_eq!(waiters.notify(), Some(&4));
         assert_eq!(waiters.iter().copied().collect::<Vec<_>>(), [0, 1, 3, 4]);
+    }
+
+    #[test]
+    fn a_detached_place_is_kept_until_it_is_removed() {
+        let mut waiters = Waiters::default();
+        let tickets: Vec<_> = (0..4).map(|n| waiters.push(n)).collect();
+        assert_eq!(waiters.detach(tickets[1]), Some(&mut 1));
+        assert_eq!(waiters.detach(tickets[1]), None);
+        assert_eq!((waiters.len(), waiters.detached()), (3, 1));
+        assert_eq!(waiters.iter().copied().collect::<Vec<_>>(), [0, 2, 3]);
+        assert_eq!(waiters.before(tickets[2]), Some(tickets[0]));
+        assert_eq!(waiters.after(tickets[1]), None);
+        let mut every: Vec<_> = waiters.every().copied().collect();
+        every.sort_unstable();
+        assert_eq!(every, [0, 1, 2, 3]);
+        assert_eq!(waiters.take_all(), [0, 2, 3]);
+        waiters.push(4);
+        assert_eq!(waiters.get(tickets[1]), Some(&1));
+        assert_eq!(waiters.remove(tickets[1]), Some(1));
+        assert_eq!(waiters.remove(tickets[1]), None);
+        assert_eq!((waiters.len(), waiters.detached()), (1, 0));
+    }
+
+    #[test]
+    fn a_waiter_can_queue_in_the_middle() {
+        let mut waiters = Waiters::default();
+        let first = waiters.push("a");
+        let last = waiters.push("d");
+        let second = waiters.push_behind(Some(first), "b");
+        waiters.push_behind(Some(second), "c");
+        waiters.push_behind(None, "0");
+        assert_eq!(waiters.remove(last), Some("d"));
+        waiters.push_behind(Some(last), "e");
+        waiters.push("f");
+        assert_eq!(waiters.take_all(), ["0", "a", "b", "c", "e", "f"]);
     }
 
     #[derive(Debug, Clone)]

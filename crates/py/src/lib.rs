@@ -16,8 +16,10 @@ mod ffi;
 mod guest;
 mod handoff;
 mod listener;
+mod loop_clock;
 mod primitives;
 mod reactor;
+mod toolkit;
 mod transport;
 mod turn;
 
@@ -54,12 +56,15 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
+    use crate::toolkit::limiter::{ClaimCore, LimitsCore};
+    #[pymodule_export]
     use crate::transport::StreamTransport;
 
     /// The native function of this name, with the looks of the Python function that it stands for.
     #[pyfunction]
     fn function<'py>(name: &str, template: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        ffi::function::new(template.py(), primitives::ENTRIES, name, template)
+        let entries = [primitives::ENTRIES, toolkit::ENTRIES];
+        ffi::function::new(template.py(), &entries, name, template)
     }
 
     /// How many operations and handles there are.

@@ -26,8 +26,8 @@ use pyo3::{Borrowed, PyTypeInfo};
 use super::guard;
 use super::operation::{self, AtOnce, Frame, Input, Step};
 
-/// Arguments kept by an operation: the receiver and two more.
-pub const KEPT: usize = 3;
+/// Arguments kept by an operation: the receiver and three more.
+pub const KEPT: usize = 4;
 /// Parameters that any of the functions has at most.
 const MOST: usize = 4;
 
@@ -396,12 +396,14 @@ impl FunctionObject {
 /// room for. Keywords beyond them are left to the template.
 pub fn new<'py>(
     py: Python<'py>,
-    entries: &'static [Entry],
+    entries: &[&'static [Entry]],
     name: &str,
     template: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let entry = entries
         .iter()
+        .copied()
+        .flatten()
         .find(|entry| entry.name == name)
         .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
     let code = template.getattr(intern!(py, "__code__"))?;

@@ -17,6 +17,7 @@ use super::native::{self, Native};
 use super::task::{self, WakeCall};
 use super::{call, future, guard};
 use crate::event_loop::{LoopCore, When};
+use crate::loop_clock::LoopClock;
 
 /// Puts the methods on the class.
 pub fn install(class: &Bound<'_, PyType>) -> PyResult<()> {
@@ -283,7 +284,7 @@ unsafe fn timer_fast<'py>(
     array: *const *mut PyObject,
     count: Py_ssize_t,
     names: *mut PyObject,
-    when: impl FnOnce(f64) -> When,
+    when: impl FnOnce(&LoopClock, f64) -> When,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -305,7 +306,14 @@ unsafe fn timer_fast<'py>(
         };
         let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
         let context = call::copy_context(py)?;
-        push_timer(&core, when(delay), *array.add(1), args, context).map(Some)
+        push_timer(
+            &core,
+            when(state.clock(), delay),
+            *array.add(1),
+            args,
+            context,
+        )
+        .map(Some)
     }
 }
 
@@ -481,7 +489,7 @@ unsafe extern "C" fn call_later(
             let arguments = parse(py, "call_later", Some("delay"), array, count, names)?;
             let core = receiver(py, object);
             let delay = seconds(&arguments, "delay must not be None")?;
-            let when = When::after(delay);
+            let when = When::after(core.get().clock(), delay);
             schedule(&core, "call_later", Some(when), arguments, false)
         })
     }
@@ -500,14 +508,12 @@ unsafe extern "C" fn call_at(
                 return Ok(timer);
             }
             let arguments = parse(py, "call_at", Some("when"), array, count, names)?;
-            let when = When::at(seconds(&arguments, "when cannot be None")?);
-            schedule(
-                &receiver(py, object),
-                "call_at",
-                Some(when),
-                arguments,
-                false,
-            )
+            let core = receiver(py, object);
+            let when = When::at(
+                core.get().clock(),
+                seconds(&arguments, "when cannot be None")?,
+            );
+            schedule(&core, "call_at", Some(when), arguments, false)
         })
     }
 }

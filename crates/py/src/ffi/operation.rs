@@ -463,6 +463,7 @@ unsafe extern "C" fn traverse(
             kept[0],
             kept[1],
             kept[2],
+            kept[3],
             (*operation).awaited,
             (*operation).shadow(),
         ];

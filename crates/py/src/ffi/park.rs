@@ -11,7 +11,6 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyFloat, PyInt};
-use tideloop_sys::clock;
 
 use super::layout::{self, FutureObject, TaskObject};
 use super::native::{self, Native};
@@ -66,6 +65,18 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         return Err(PyRuntimeError::new_err("no running event loop"));
     }
     Ok(current)
+}
+
+/// Whether a loop runs in this thread right now, so that its futures may be touched here.
+#[inline]
+pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    match unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        Some(core) if core.is_running_here() => Ok(true),
+        // A loop that is hosted says so too while it takes a step.
+        _ => Ok(current_loop(py)?.is(event_loop)),
+    }
 }
 
 /// The task that runs in the running loop; Python's `None` without one.
@@ -166,8 +177,8 @@ pub fn deadline<'py>(
     delay: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
-    if let (Some(_), Some(delay)) = (with_own_timers(event_loop), exact_seconds(delay)) {
-        return Ok(PyFloat::new(py, seconds_of(clock::monotonic_ns()) + delay).into_any());
+    if let (Some(core), Some(delay)) = (with_own_timers(event_loop), exact_seconds(delay)) {
+        return Ok(PyFloat::new(py, seconds_of(core.get().clock().now()) + delay).into_any());
     }
     call::method0(event_loop, intern!(py, "time"))?.add(delay)
 }
@@ -182,7 +193,8 @@ pub fn call_at<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
     if let Some(core) = with_own_timers(event_loop)
-        && let Some(when) = exact_seconds(when).and_then(When::ahead)
+        && let Some(seconds) = exact_seconds(when)
+        && let Some(when) = When::ahead(core.get().clock(), seconds)
     {
         return methods::call_at_natively(core, when, callback, argument);
     }

@@ -95,6 +95,11 @@ impl ConditionCore {
         with_waiters(py, word.to_owned(), &self.waiters)
     }
 
+    /// How many wait to be notified.
+    fn _waiting(&self, py: Python<'_>) -> PyResult<usize> {
+        self.waiters.len(py)
+    }
+
     #[getter(_lock)]
     fn stored_lock(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.lock

@@ -67,6 +67,11 @@ impl EventCore {
         with_waiters(py, word.to_owned(), &self.waiters)
     }
 
+    /// How many wait.
+    fn _waiting(&self, py: Python<'_>) -> PyResult<usize> {
+        self.waiters.len(py)
+    }
+
     #[getter(_value)]
     fn value(&self) -> bool {
         self.is_set()

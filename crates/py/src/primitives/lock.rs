@@ -8,6 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::event::{truth, with_waiters, yes};
+use super::tally::Tally;
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
@@ -22,6 +23,7 @@ pub struct LockCore {
     diverted: AtomicBool,
     waiters: WaitList,
     bound: BoundLoop,
+    tally: Tally,
 }
 
 impl LockCore {
@@ -35,6 +37,7 @@ impl LockCore {
         let free = !self.is_locked() && self.waiters.is_vacant(py);
         if free {
             self.locked.store(true, Ordering::Relaxed);
+            self.tally.acquired();
         }
         free
     }
@@ -66,6 +69,7 @@ impl LockCore {
             diverted: AtomicBool::new(false),
             waiters: WaitList::default(),
             bound: BoundLoop::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -82,6 +86,12 @@ impl LockCore {
             "unlocked"
         };
         with_waiters(py, word.to_owned(), &self.waiters)
+    }
+
+    /// Waiting, acquired, waited, gave up.
+    fn _tally(&self, py: Python<'_>) -> PyResult<(usize, u64, u64, u64)> {
+        let (acquired, waited, gave_up) = self.tally.counts();
+        Ok((self.waiters.len(py)?, acquired, waited, gave_up))
     }
 
     #[getter(_locked)]
@@ -141,6 +151,7 @@ pub fn acquire<'py>(
         Input::Start => {
             if !state.is_locked() && !state.waiters.has_live(py)? {
                 state.locked.store(true, Ordering::Relaxed);
+                state.tally.acquired();
                 return Ok(None);
             }
             state.waited.store(true, Ordering::Relaxed);
@@ -151,9 +162,11 @@ pub fn acquire<'py>(
         Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             state.locked.store(true, Ordering::Relaxed);
+            state.tally.waited();
             Ok(None)
         }
         Input::Thrown(error) => {
+            state.tally.gave_up();
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
             // Woken and cancelled at once: the turn goes to the next one.
             if park::is_cancellation(py, &error) && !state.is_locked() {

@@ -19,6 +19,7 @@ pub mod semaphore;
 pub mod shield;
 pub mod sleep;
 pub mod spawn;
+pub mod tally;
 pub mod task_group;
 pub mod timeout;
 pub mod wait;

@@ -13,6 +13,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::event::{truth, with_waiters, yes};
+use super::tally::Tally;
 use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
@@ -28,6 +29,7 @@ pub struct SemaphoreCore {
     diverted: AtomicBool,
     waiters: WaitList,
     bound: BoundLoop,
+    tally: Tally,
 }
 
 impl SemaphoreCore {
@@ -50,6 +52,7 @@ impl SemaphoreCore {
         let free = self.value() > 0 && self.waiters.is_vacant(py);
         if free {
             self.add(-1);
+            self.tally.acquired();
         }
         free
     }
@@ -122,6 +125,7 @@ impl SemaphoreCore {
             diverted: AtomicBool::new(false),
             waiters: WaitList::default(),
             bound: BoundLoop::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -138,6 +142,12 @@ impl SemaphoreCore {
             format!("unlocked, value:{}", self.value())
         };
         with_waiters(py, word, &self.waiters)
+    }
+
+    /// Waiting, acquired, waited, gave up.
+    fn _tally(&self, py: Python<'_>) -> PyResult<(usize, u64, u64, u64)> {
+        let (acquired, waited, gave_up) = self.tally.counts();
+        Ok((self.waiters.len(py)?, acquired, waited, gave_up))
     }
 
     #[getter(_value)]
@@ -205,6 +215,7 @@ fn acquire<'py>(
         Input::Start => {
             if !state.is_locked(py)? {
                 state.add(-1);
+                state.tally.acquired();
                 return Ok(None);
             }
             state.waited.store(true, Ordering::Relaxed);
@@ -214,10 +225,12 @@ fn acquire<'py>(
         }
         Input::Resumed => {
             state.waiters.remove(frame.ticket(), &frame.awaited()?)?;
+            state.tally.waited();
             state.pass_on(py)?;
             Ok(None)
         }
         Input::Thrown(error) => {
+            state.tally.gave_up();
             let future = frame.awaited()?;
             state.waiters.remove(frame.ticket(), &future)?;
             let cancelled = park::is_cancellation(py, &error);

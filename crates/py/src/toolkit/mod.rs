@@ -1,0 +1,23 @@
+//! The toolkit's primitives: limits, queues, channels and what else programs coordinate themselves with.
+//!
+//! Unlike asyncio's, a primitive here may be used from several loops and threads at once. Its state is a
+//! pure core of `tideloop-core` behind a short lock; who waits for it is parked in a [`waiter::Waiter`].
+//!
+//! **Rule.** No Python is called, and no Python object dropped, while such a lock is held: what a core
+//! removes is handed out first.
+
+pub mod limiter;
+pub mod waiter;
+
+use crate::ffi::function::Entry;
+
+/// Every native function of the toolkit by its name.
+pub static ENTRIES: &[Entry] = &[
+    Entry::coroutine::<limiter::Acquire>("Limiter.acquire"),
+    Entry::coroutine::<limiter::Enter>("Limiter.__aenter__"),
+    Entry::coroutine::<limiter::Exit>("Limiter.__aexit__"),
+    Entry::method::<limiter::Release>("Limiter.release"),
+    Entry::method::<limiter::TryAcquire>("Limiter.try_acquire"),
+    Entry::coroutine::<limiter::EnterClaim>("Claim.__aenter__"),
+    Entry::coroutine::<limiter::ExitClaim>("Claim.__aexit__"),
+];
