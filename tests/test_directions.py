@@ -81,9 +81,9 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"loop", "_tideloop"},
+    "loop": {"loop", "outcome", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration"},
+    "__init__": {"loop", "qt", "outcome", "accelerated", "acceleration", "gathering", "groups", "scopes", "streams"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
@@ -96,6 +96,15 @@ ALLOWED = {
     "adopted": set(),
     "stock": set(),
     "qt": {"loop", "_tideloop"},
+    # The toolkit: on any loop, by the public names of asyncio.
+    "outcome": set(),
+    "cancellation": {"_tideloop"},
+    "scopes": {"accelerated", "cancellation"},
+    "groups": {"accelerated", "cancellation", "outcome"},
+    "gathering": {"accelerated", "groups", "outcome", "stock", "_tideloop"},
+    "mapping": {"groups", "outcome", "pumps"},
+    "pumps": set(),
+    "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},
 }
 
 

@@ -6,10 +6,12 @@
 names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import instead of patching.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from tideloop import qt
-from tideloop.loop import EventLoop, Guest, Outcome, Runner, guest, install, new_event_loop, run
+from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop, run
+from tideloop.outcome import Outcome
 
 if TYPE_CHECKING:
     from tideloop.accelerated import (
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
         TaskGroup,
         Timeout,
         create_task,
-        gather,
-        shield,
         sleep,
         timeout,
         timeout_at,
@@ -34,14 +34,21 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.gathering import first_ok, gather, race
+    from tideloop.groups import Group, GroupStats, TaskHandle, group
+    from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
+    from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
 
 __all__ = [
     "Acceleration",
     "Barrier",
     "BoundedSemaphore",
+    "CancelScope",
     "Condition",
     "Event",
     "EventLoop",
+    "Group",
+    "GroupStats",
     "Guest",
     "LifoQueue",
     "Lock",
@@ -50,36 +57,55 @@ __all__ = [
     "Queue",
     "Runner",
     "Semaphore",
+    "Stream",
+    "StreamStats",
     "TaskGroup",
+    "TaskHandle",
     "Timeout",
     "accelerate",
+    "amap",
+    "batched",
     "create_task",
     "decelerate",
+    "fail_after",
+    "first_ok",
+    "flat_map",
     "gather",
+    "group",
     "guest",
     "install",
+    "merge",
+    "move_on_after",
     "new_event_loop",
+    "paginate",
     "qt",
+    "race",
     "run",
     "shield",
     "sleep",
+    "throttle",
     "timeout",
     "timeout_at",
     "wait",
     "wait_for",
 ]
 
-_ACCELERATION = frozenset({"Acceleration", "accelerate", "decelerate"})
+# Where the names are that are imported when they are first asked for; all others are in `accelerated`.
+_HOMES = {
+    "acceleration": ("Acceleration", "accelerate", "decelerate"),
+    "gathering": ("first_ok", "gather", "race"),
+    "groups": ("Group", "GroupStats", "TaskHandle", "group"),
+    "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
+    "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     """Import the primitives when they are first asked for: most programs only want the loop."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _ACCELERATION:
-        from tideloop import acceleration as module
-    else:
-        from tideloop import accelerated as module  # type: ignore[no-redef]
+    module = importlib.import_module(f"tideloop.{_HOME_OF.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -33,6 +33,7 @@ __all__ = [
     "guest_timeout",
     "guest_turns",
     "guest_wait",
+    "keep_contexts",
 ]
 
 @final
@@ -169,6 +170,8 @@ def guest_end(loop: Any, /) -> None: ...
 
 def function(name: str, template: Callable[..., Any]) -> Any: ...
 
+# A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
+def keep_contexts(enter: bool) -> None: ...
 @disjoint_base
 class EventCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> EventCore: ...

@@ -56,6 +56,12 @@ mod _tideloop {
         ffi::function::new(template.py(), primitives::ENTRIES, name, template)
     }
 
+    /// A block begins (true) or ends in which callbacks must keep the context that they are scheduled in.
+    #[pyfunction]
+    fn keep_contexts(enter: bool) {
+        ffi::call::keep_contexts(enter);
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();

@@ -1,6 +1,7 @@
 //! Calls into Python on hot paths: vectorcall, inside a given context, without tuples.
 
 use std::cell::OnceCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
@@ -103,6 +104,18 @@ pub fn method<'py, const N: usize>(
     }
 }
 
+/// How many blocks are open in which callbacks must keep the context that they are scheduled in.
+static CONTEXTS_KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// Has [`schedule`] copy contexts as asyncio does, until as many blocks were left as were entered.
+pub fn keep_contexts(enter: bool) {
+    if enter {
+        CONTEXTS_KEPT.fetch_add(1, Ordering::Relaxed);
+    } else {
+        CONTEXTS_KEPT.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// `event_loop.name(*arguments)`; on a loop of ours in a context of this thread that is there for nothing else.
 ///
 /// For callbacks that only touch futures and tasks, whose own callbacks bring their contexts along: a
@@ -119,7 +132,7 @@ pub fn schedule<'py, const N: usize>(
     }
     static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     let py = event_loop.py();
-    if event_loop.cast::<LoopCore>().is_err() {
+    if CONTEXTS_KEPT.load(Ordering::Relaxed) != 0 || event_loop.cast::<LoopCore>().is_err() {
         // Any other loop may not know the keyword here, and asyncio does not use it either.
         return method(event_loop, name, arguments);
     }
