@@ -1,0 +1,1 @@
+"""Tests of the toolkit: groups, scopes, streams, limits, rates, queues."""
