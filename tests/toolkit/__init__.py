@@ -1,1 +1,0 @@
-"""Tests of the toolkit: groups, scopes, streams, limits, rates, queues."""
