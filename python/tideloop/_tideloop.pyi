@@ -5,17 +5,21 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from socket import socket
-from typing import Any, TypeVar, final
+from types import GenericAlias
+from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import disjoint_base
+
+from tideloop.outcome import Outcome
 
 __all__ = [
     "DatagramTransport",
     "EventCore",
     "Future",
+    "GroupCore",
     "Handle",
     "Listener",
     "LockCore",
@@ -24,6 +28,7 @@ __all__ = [
     "SemaphoreCore",
     "StreamTransport",
     "Task",
+    "TaskHandle",
     "TimeoutCore",
     "TimerHandle",
     "function",
@@ -172,6 +177,7 @@ def function(name: str, template: Callable[..., Any]) -> Any: ...
 
 # A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
 def keep_contexts(enter: bool) -> None: ...
+
 @disjoint_base
 class EventCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> EventCore: ...
@@ -223,3 +229,51 @@ class TimeoutCore:
     _timeout_handler: Any
     _task: Any
     _cancelling: Any
+
+# --- the toolkit -----------------------------------------------------------------------------------
+
+@final
+class TaskHandle(Generic[_T]):
+    """One task of a group. Made by ``Group.spawn()``; keeps the result after the task is gone."""
+
+    @property
+    def key(self) -> Any: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def task(self) -> asyncio.Task[_T] | None: ...
+    @property
+    def outcome(self) -> Outcome[_T]: ...
+    @property
+    def _waiters(self) -> list[asyncio.Future[None]]: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def result(self) -> _T: ...
+    def exception(self) -> BaseException | None: ...
+    def cancel(self, msg: Any | None = None) -> bool: ...
+    def wait(self) -> Coroutine[Any, Any, Outcome[_T]]: ...
+    def __await__(self) -> Generator[Any, None, _T]: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+@disjoint_base
+class GroupCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> GroupCore: ...
+    _idle: asyncio.Future[None] | None
+    @property
+    def _handles(self) -> list[TaskHandle[Any]]: ...
+    @property
+    def _done(self) -> list[TaskHandle[Any]]: ...
+    @property
+    def _watchers(self) -> list[asyncio.Future[None]]: ...
+    @property
+    def _running(self) -> int: ...
+    @property
+    def _waiting(self) -> int: ...
+    def spawn(
+        self, fn: Callable[..., Any], /, *args: Any, key: Any | None = None, timeout: Any | None = None
+    ) -> TaskHandle[Any]: ...
+    def _open(self, event_loop: Any, parent: Any, name: Any | None, limit: int | None, limited: bool) -> None: ...
+    def _shut(self) -> None: ...
+    def _forget_parent(self) -> None: ...
+    def _cancel_all(self, message: Any | None) -> None: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from tideloop import accelerated, stock
 from tideloop._tideloop import function
-from tideloop.groups import Acquirable, Group, Limit, OnError, limit_of
+from tideloop.groups import Acquirable, Group, Limit, OnError, TaskHandle, limit_of
 from tideloop.outcome import Outcome
 
 __all__ = ["first_ok", "gather", "race"]
@@ -28,10 +28,9 @@ async def race(*awaitables: Awaitable[_T]) -> _T:
     all of them. Raises ValueError without awaitables.
     """
     async with _Attempts("race", awaitables) as attempts:
-        async for handle in attempts.group.completed():
-            attempts.decided(handle)
-            break
-    return handle.result()
+        winner: TaskHandle[_T] = await anext(attempts.group.completed())
+        attempts.decided()
+    return winner.result()
 
 
 async def first_ok(*awaitables: Awaitable[_T]) -> _T:
@@ -44,8 +43,9 @@ async def first_ok(*awaitables: Awaitable[_T]) -> _T:
     async with _Attempts("first_ok", awaitables) as attempts:
         async for handle in attempts.group.completed():
             if handle.outcome.ok:
-                attempts.decided(handle)
-                return handle.result()  # type: ignore[no-any-return]
+                attempts.decided()
+                value: _T = handle.result()
+                return value
     failures = [outcome.exception for outcome in attempts.group.results if outcome.failed]
     if not failures:
         raise asyncio.CancelledError("every attempt was cancelled")
@@ -70,7 +70,8 @@ class _Attempts:
             self.group.spawn(_giver(awaitable))
         return self
 
-    def decided(self, winner: Any) -> None:
+    def decided(self) -> None:
+        """There is a winner: all others are cancelled."""
         self._known = frozenset(id(handle) for handle in self.group.handles if handle.done())
         self.group.cancel()
 
@@ -144,9 +145,7 @@ def _gather(
     if on_error is None:
         permits = limiter if number is None else accelerated.Semaphore(number)
         assert permits is not None
-        children = [
-            _permitted(loop, permits, item) if asyncio.iscoroutine(item) else item for item in coros_or_futures
-        ]
+        children = [_permitted(loop, permits, item) if asyncio.iscoroutine(item) else item for item in coros_or_futures]
         return accelerated.gather(*children, return_exceptions=return_exceptions)
     task = loop.create_task(_structured(coros_or_futures, limit, on_error))
     task.add_done_callback(lambda _: _close(coros_or_futures))
@@ -226,7 +225,7 @@ if TYPE_CHECKING:
     @overload
     def gather(
         *coros_or_futures: Awaitable[_T],
-        return_exceptions: bool,
+        return_exceptions: Literal[True],
         limit: Limit = None,
     ) -> asyncio.Future[list[_T | BaseException]]: ...
     def gather(*coros_or_futures: Any, **keywords: Any) -> Any: ...

@@ -8,16 +8,13 @@ the group adds is a handle per task that keeps the result, a limit, and what hap
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import inspect
-import sys
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, TypeVarTuple, Unpack, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 from tideloop import accelerated
+from tideloop._tideloop import GroupCore, TaskHandle
 from tideloop.cancellation import Request
 from tideloop.outcome import Outcome
 
@@ -51,188 +48,48 @@ class GroupStats(NamedTuple):
     cancelled: int
 
 
-class _State:
-    WAITING, RUNNING, ENDED = "waiting", "running", "ended"
-
-
-class TaskHandle(Generic[_T]):
-    """One task of a group. Made by ``Group.spawn()``; keeps the result after the task is gone."""
-
-    __slots__ = ("__weakref__", "_group", "_outcome", "_start", "_state", "_task", "_traceback", "_waiters", "key", "name")
-
-    def __init__(self, owner: Group, key: object, name: str | None) -> None:
-        self._group = owner
-        self._state = _State.WAITING
-        self._task: asyncio.Task[_T] | None = None
-        self._outcome: Outcome[_T] | None = None
-        self._traceback: TracebackType | None = None
-        self._start: tuple[Callable[..., Any], tuple[Any, ...], float | None, contextvars.Context] | None = None
-        self._waiters: list[asyncio.Future[None]] | None = None
-        self.key = key
-        self.name = name
-
-    @property
-    def task(self) -> asyncio.Task[_T] | None:
-        """The task while it is alive; None before the limit has let it start, and after its end."""
-        return self._task
-
-    def done(self) -> bool:
-        """Whether the task has ended, in whatever way."""
-        return self._outcome is not None
-
-    def cancelled(self) -> bool:
-        """Whether the task was cancelled."""
-        return self._outcome is not None and self._outcome.cancelled
-
-    @property
-    def outcome(self) -> Outcome[_T]:
-        """How the task has ended. Raises asyncio.InvalidStateError if it has not."""
-        if self._outcome is None:
-            raise asyncio.InvalidStateError(f"{self!r} has not ended")
-        return self._outcome
-
-    def result(self) -> _T:
-        """What the task returned. Raises what it raised, CancelledError included; InvalidStateError if not done."""
-        outcome = self.outcome
-        if outcome.exception is not None:
-            raise outcome.exception.with_traceback(self._traceback)
-        return outcome.value  # type: ignore[return-value]  # None exactly if that was returned
-
-    def exception(self) -> BaseException | None:
-        """What the task raised. Raises CancelledError if it was cancelled, InvalidStateError if it is not done."""
-        outcome = self.outcome
-        if outcome.cancelled:
-            assert outcome.exception is not None
-            raise outcome.exception.with_traceback(self._traceback)
-        return outcome.exception
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Cancel this task alone; False if it is done. One that has not started never will.
-
-        A task that is cancelled is no failure: its group goes on.
-        """
-        if self._task is not None:
-            return self._task.cancel(msg)
-        return self._group._drop(self, msg)
-
-    async def wait(self) -> Outcome[_T]:
-        """Wait until the task has ended. Its exception is not raised but in the outcome.
-
-        Cancelling the waiter leaves the task alone. Raises RuntimeError when the task waits for itself.
-        """
-        if self._outcome is None:
-            if self._task is not None and asyncio.current_task() is self._task:
-                raise RuntimeError(f"{self!r} cannot wait for itself")
-            waiter = asyncio.get_running_loop().create_future()
-            if self._waiters is None:
-                self._waiters = []
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if self._waiters is not None:
-                    self._waiters.remove(waiter)
-        return self.outcome
-
-    def __await__(self) -> Generator[Any, None, _T]:
-        """Wait for the task, then ``result()``."""
-        if self._outcome is None:
-            yield from self.wait().__await__()
-        return self.result()
-
-    def __repr__(self) -> str:
-        words = ["<tideloop.TaskHandle"]
-        if self.name is not None:
-            words.append(repr(self.name))
-        if self.key is not None:
-            words.append(f"key={self.key!r}")
-        words.append(self._state)
-        if self._outcome is not None and self._outcome.exception is not None:
-            words.append(f"exception={self._outcome.exception!r}")
-        elif self._outcome is not None:
-            words.append(f"result={self._outcome.value!r}")
-        return " ".join(words) + ">"
-
-    def _launch(self, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None, context: Any) -> None:
-        """Makes the task. Nothing is left behind if that fails."""
-        owner = self._group
-        limiter = owner._limiter
-        coro: Coroutine[Any, Any, Any]
-        if limiter is not None:
-            coro = _permitted(limiter, fn, args, timeout)
-        elif timeout is not None:
-            coro = _timed(fn, args, timeout)
-        else:
-            made = fn(*args) if context is None else context.run(fn, *args)
-            coro = made if inspect.iscoroutine(made) else _coroutine_of(made, fn)
+async def _wait(handle: TaskHandle[_T]) -> Outcome[_T]:
+    """TaskHandle.wait()."""
+    if not handle.done():
+        if handle.task is not None and asyncio.current_task() is handle.task:
+            raise RuntimeError(f"{handle!r} cannot wait for itself")
+        waiter = asyncio.get_running_loop().create_future()
+        handle._waiters.append(waiter)
         try:
-            if context is None:
-                task = owner._loop.create_task(coro) if self.name is None else owner._loop.create_task(coro, name=self.name)
-            else:
-                task = owner._loop.create_task(coro, name=self.name, context=context)
-        except BaseException:
-            coro.close()
-            raise
-        self._state = _State.RUNNING
-        owner._running += 1
-        self._task = task
-        if task.done():  # eager
-            self._finish(task)
-            return
-        if _note_awaiting is not None:
-            _note_awaiting(task, owner._parent)
-        task.add_done_callback(self._finish)
-
-    def _finish(self, task: asyncio.Task[_T]) -> None:
-        """The task's done callback."""
-        owner = self._group
-        if _forget_awaiting is not None and owner._parent is not None:
-            _forget_awaiting(task, owner._parent)
-        owner._running -= 1
-        self._task = None
-        if task.cancelled():
-            try:
-                task.result()
-            except asyncio.CancelledError as error:
-                self._end(Outcome(None, error))
-            return
-        exception = task.exception()
-        if exception is None:
-            self._end(Outcome(task.result()))
-        else:
-            self._end(Outcome(None, exception))
-
-    def _end(self, outcome: Outcome[Any]) -> None:
-        self._outcome = outcome
-        self._state = _State.ENDED
-        if outcome.exception is not None:
-            self._traceback = outcome.exception.__traceback__
-        if self._waiters is not None:
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-        self._group._ended(self, outcome)
+            await waiter
+        finally:
+            handle._waiters.remove(waiter)
+    return handle.outcome
 
 
-if sys.version_info >= (3, 14):
-    _note_awaiting: Any = asyncio.future_add_to_awaited_by
-    _forget_awaiting: Any = asyncio.future_discard_from_awaited_by
-else:
-    _note_awaiting = _forget_awaiting = None
+async def _wait_for_result(handle: TaskHandle[_T]) -> _T:
+    """``await handle``."""
+    await _wait(handle)
+    return handle.result()
 
 
-async def _permitted(limiter: Acquirable, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Any:
+def _prepared(
+    owner: Group, fn: Callable[..., Any], args: tuple[Any, ...], timeout: float | None
+) -> Coroutine[Any, Any, Any]:
+    """The coroutine of a task whose call must be let in or is limited in time."""
+    if owner._limiter is not None:
+        return _permitted(owner._limiter, fn, args, timeout)
+    assert timeout is not None
+    return _timed(fn, args, timeout)
+
+
+async def _permitted(limiter: Acquirable, fn: Callable[..., Any], args: tuple[Any, ...], limit: float | None) -> Any:
     await limiter.acquire()
     try:
-        if timeout is not None:
-            return await _timed(fn, args, timeout)
+        if limit is not None:
+            return await _timed(fn, args, limit)
         return await _awaitable_of(fn(*args), fn)
     finally:
         limiter.release()
 
 
-async def _timed(fn: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
-    async with accelerated.timeout(timeout):
+async def _timed(fn: Callable[..., Any], args: tuple[Any, ...], limit: float) -> Any:
+    async with accelerated.timeout(limit):
         return await _awaitable_of(fn(*args), fn)
 
 
@@ -260,27 +117,20 @@ def _is_fatal(error: BaseException | None) -> bool:
     return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-class Group:
+class Group(GroupCore):
     """``async with tideloop.group() as g:`` See group(). Belongs to the loop and the task that entered it."""
 
     __slots__ = (
-        "__weakref__",
         "_aborting",
         "_cancelled",
-        "_done",
-        "_failed",
+        "_failures",
         "_fatal",
-        "_handles",
-        "_idle",
         "_limit",
         "_limiter",
         "_loop",
         "_parent",
         "_request",
-        "_running",
         "_stage",
-        "_streams",
-        "_waiting",
         "name",
         "on_error",
     )
@@ -296,56 +146,23 @@ class Group:
         self._loop: Any = None
         self._parent: Any = None
         self._request: Request | None = None
-        self._handles: list[TaskHandle[Any]] = []
-        self._done: list[TaskHandle[Any]] = []
-        self._waiting: deque[TaskHandle[Any]] = deque()
-        self._running = 0
-        self._failed: list[BaseException] = []
+        self._failures: list[BaseException] = []
         self._cancelled = 0
         self._fatal: BaseException | None = None
-        self._idle: asyncio.Future[None] | None = None
-        self._streams: list[asyncio.Future[None]] = []
 
     # --- for the block -------------------------------------------------------------------------
 
-    def spawn(
-        self,
-        fn: Callable[[Unpack[_Ts]], Awaitable[_T]],
-        /,
-        *args: Unpack[_Ts],
-        key: object = None,
-        timeout: float | None = None,
-    ) -> TaskHandle[_T]:
-        """Run ``fn(*args)`` as a task of the group.
+    if TYPE_CHECKING:
 
-        `key` is kept in the handle, for whoever looks up results. `timeout` is in seconds from the task's start;
-        when it is over the task fails with TimeoutError. With a limit that is used up, `fn` is called later, in the
-        context of this call. Allowed until the group's last task has ended, so for its tasks as well.
-
-        Raises RuntimeError, without having called `fn`, if the group was not entered, has ended or is being
-        cancelled; TypeError for a `fn` that is not callable; and what ``fn(*args)`` itself raises.
-        """
-        if self._stage is _Stage.NEW or self._stage is _Stage.CLOSED or self._aborting:
-            self._refuse(fn)
-        if not callable(fn):
-            self._refuse_coroutine(fn)
-        if asyncio._get_running_loop() is not self._loop:
-            raise RuntimeError(f"{self!r} belongs to another event loop than the one that runs here")
-        name = None
-        if self.name is not None:
-            name = f"{self.name}[{len(self._handles) if key is None else key}]"
-        handle: TaskHandle[_T] = TaskHandle(self, key, name)
-        self._handles.append(handle)
-        if self._limit is not None and self._running >= self._limit:
-            handle._start = (fn, args, timeout, contextvars.copy_context())
-            self._waiting.append(handle)
-            return handle
-        try:
-            handle._launch(fn, args, timeout, None)
-        except BaseException:
-            self._forget(handle)
-            raise
-        return handle
+        def spawn(
+            self,
+            fn: Callable[[*_Ts], Awaitable[_T]],
+            /,
+            *args: *_Ts,
+            key: object = None,
+            timeout: float | None = None,
+        ) -> TaskHandle[_T]:
+            """See GroupCore.spawn()."""
 
     def cancel(self, msg: Any = None) -> None:
         """Cancel the group: its tasks and the rest of its block. The block is then left without an exception.
@@ -387,10 +204,10 @@ class Group:
 
     def stats(self) -> GroupStats:
         """Counts of the tasks by state."""
-        failed, ended = len(self._failed), len(self._done)
+        failed, ended = len(self._failures), len(self._done)
         return GroupStats(
             spawned=len(self._handles),
-            waiting=len(self._waiting),
+            waiting=self._waiting,
             running=self._running,
             succeeded=ended - failed - self._cancelled,
             failed=failed,
@@ -417,6 +234,7 @@ class Group:
             raise RuntimeError(f"{self!r} must be entered by a task")
         self._request = Request(self._parent)
         self._stage = _Stage.OPEN
+        self._open(self._loop, self._parent, self.name, self._limit, self._limiter is not None)
         return self
 
     async def __aexit__(
@@ -428,6 +246,7 @@ class Group:
             # Neither the parent's frames nor its exceptions are kept alive by whoever keeps the group.
             error = None
             self._parent = self._request = self._fatal = None
+            self._forget_parent()
 
     async def _leave(self, error: BaseException | None) -> bool:
         assert self._request is not None
@@ -438,9 +257,10 @@ class Group:
                 self._fatal = error
             self._abort()
         while self._running or self._waiting:
-            self._idle = self._loop.create_future()
+            idle = self._loop.create_future()
+            self._idle = idle
             try:
-                await self._idle
+                await idle
             except asyncio.CancelledError as cancellation:
                 interrupted = cancellation
                 self._abort()
@@ -450,6 +270,7 @@ class Group:
             finally:
                 self._idle = None
         self._stage = _Stage.CLOSED
+        self._shut()
         ours = self._request.made
         if self._request.take_back() and ours:
             interrupted = None
@@ -469,7 +290,7 @@ class Group:
             own = error if error is not None and not isinstance(error, asyncio.CancelledError) else None
             failures: list[BaseException] = []
             if self.on_error == "cancel":
-                failures = list(self._failed)
+                failures = list(self._failures)
                 if own is not None and not any(own is failure for failure in failures):
                     failures.append(own)
             if (failures or own is not None) and interrupted is not None and self._request.others:
@@ -479,7 +300,7 @@ class Group:
             if failures:
                 title = "errors in a group" if self.name is None else f"errors in group {self.name!r}"
                 raise BaseExceptionGroup(title, failures) from None
-            if own is not None or interrupted is error and error is not None:
+            if own is not None or (error is not None and interrupted is error):
                 return False
             if interrupted is not None:
                 raise interrupted
@@ -487,94 +308,48 @@ class Group:
         finally:
             error = interrupted = own = None
 
-    # --- for the handles -----------------------------------------------------------------------
+    # --- for the native half -------------------------------------------------------------------
 
-    def _ended(self, handle: TaskHandle[Any], outcome: Outcome[Any]) -> None:
-        """A task has ended, or will never start."""
-        self._done.append(handle)
-        error = outcome.exception
-        if error is not None:
-            if isinstance(error, asyncio.CancelledError):
-                self._cancelled += 1
-            else:
-                self._failed.append(error)
-                fatal = _is_fatal(error)
-                if fatal and self._fatal is None:
-                    self._fatal = error
-                if (fatal or self.on_error == "cancel") and not self._aborting:
-                    self._abort()
-                    self._interrupt_block()
-        while self._waiting and self._limit is not None and self._running < self._limit:
-            self._start_next()
-        if self._streams:
-            for waiter in self._streams:
-                if not waiter.done():
-                    waiter.set_result(None)
-        if self._idle is not None and not self._running and not self._waiting and not self._idle.done():
-            self._idle.set_result(None)
-
-    def _start_next(self) -> None:
-        handle = self._waiting.popleft()
-        assert handle._start is not None
-        fn, args, timeout, context = handle._start
-        handle._start = None
-        try:
-            handle._launch(fn, args, timeout, context)
-        except BaseException as error:
-            handle._end(Outcome(None, error))
-            if _is_fatal(error):
-                raise
-
-    def _forget(self, handle: TaskHandle[Any]) -> None:
-        """Takes back a handle whose task could not be made, one of the last."""
-        for index in range(len(self._handles) - 1, -1, -1):
-            if self._handles[index] is handle:
-                del self._handles[index]
-                return
-
-    def _drop(self, handle: TaskHandle[Any], msg: Any) -> bool:
-        """Cancels one that waits for the limit."""
-        if handle.done():
-            return False
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(handle)
-        self._never_start(handle, msg)
-        return True
-
-    def _never_start(self, handle: TaskHandle[Any], msg: Any) -> None:
-        handle._start = None
-        handle._end(Outcome(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)))
-
-    def _abort(self, msg: Any = None) -> None:
-        """Cancels every task."""
-        if self._aborting:
+    def _failed(self, error: BaseException) -> None:
+        """A task has ended without returning, or will never start."""
+        if isinstance(error, asyncio.CancelledError):
+            self._cancelled += 1
             return
-        self._aborting = True
-        while self._waiting:
-            self._never_start(self._waiting.popleft(), msg)
-        for handle in self._handles.copy():
-            if handle._task is not None and not handle._task.done():
-                handle._task.cancel(msg)
-
-    def _interrupt_block(self, msg: Any = None) -> None:
-        if self._stage is _Stage.OPEN:
-            assert self._request is not None
-            self._request.make(msg)
+        self._failures.append(error)
+        fatal = _is_fatal(error)
+        if fatal and self._fatal is None:
+            self._fatal = error
+        if (fatal or self.on_error == "cancel") and not self._aborting:
+            self._abort()
+            self._interrupt_block()
 
     def _refuse(self, fn: object) -> None:
+        """spawn() cannot serve a call: says why."""
         if asyncio.iscoroutine(fn):
             fn.close()
         if self._stage is _Stage.NEW:
             raise RuntimeError(f"{self!r} was not entered; spawn belongs in its `async with` block")
         if self._stage is _Stage.CLOSED:
             raise RuntimeError(f"{self!r} has ended; it takes no more tasks")
-        raise RuntimeError(f"{self!r} is being cancelled; it takes no more tasks")
-
-    def _refuse_coroutine(self, fn: object) -> None:
+        if self._aborting:
+            raise RuntimeError(f"{self!r} is being cancelled; it takes no more tasks")
         if asyncio.iscoroutine(fn):
-            fn.close()
             raise TypeError(f"spawn() takes a function and its arguments, not a coroutine: {fn!r}")
-        raise TypeError(f"spawn() takes a coroutine function, not {fn!r}")
+        if not callable(fn):
+            raise TypeError(f"spawn() takes a coroutine function, not {fn!r}")
+        raise RuntimeError(f"{self!r} belongs to another event loop than the one that runs here, if any")
+
+    def _abort(self, msg: Any = None) -> None:
+        """Cancels every task."""
+        if not self._aborting:
+            self._aborting = True
+            self._shut()
+            self._cancel_all(msg)
+
+    def _interrupt_block(self, msg: Any = None) -> None:
+        if self._stage is _Stage.OPEN:
+            assert self._request is not None
+            self._request.make(msg)
 
 
 class _Completed:
@@ -595,13 +370,14 @@ class _Completed:
             if not owner._running and not owner._waiting:
                 raise StopAsyncIteration
             waiter = asyncio.get_running_loop().create_future()
-            owner._streams.append(waiter)
+            owner._watchers.append(waiter)
             try:
                 await waiter
             finally:
-                owner._streams.remove(waiter)
+                owner._watchers.remove(waiter)
         self._next += 1
-        return owner._done[self._next - 1]
+        handle: TaskHandle[Any] = owner._done[self._next - 1]
+        return handle
 
 
 def limit_of(limit: object) -> tuple[int | None, Acquirable | None]:

@@ -3,8 +3,8 @@
 A *slot* is a task that serves one item after the other. It pulls the item itself if the source is an ordinary
 iterator; an async one is iterated by a task of its own, the *feeder*, which lays the items out for the slots.
 
-**Room.** An item is `ahead` from when it is pulled until the consumer has got its result. Slots and feeder park when too
-many are; the consumer lets one of them go on for each result it takes. So an endless source is as good as any.
+**Room.** An item is ahead from when it is pulled until the consumer has got its result. Slots and feeder park when
+too many are; the consumer lets one of them go on for each result it takes. So an endless source is as good as any.
 
 **The end.** The consumer notices that no task is left. Failures are entries in the place of a result: the
 consumer who meets one closes everything and raises it.
@@ -241,7 +241,7 @@ class Mapping:
                 if self._parked:
                     self._fed.append(item)
                     self._unpark()
-                elif self._slots is None and not self._waiting_permits or len(self._tasks) <= (self._slots or 0):
+                elif len(self._tasks) <= (self._slots or 0) or (self._slots is None and not self._waiting_permits):
                     self._add_slot(item)
                 else:
                     self._fed.append(item)

@@ -116,7 +116,12 @@ class CancelScope:
             return False
         alone = self._request.take_back()
         self._cancelled_caught = alone and isinstance(error, asyncio.CancelledError)
+        if self._cancelled_caught:
+            self._caught(error)
         return self._cancelled_caught
+
+    def _caught(self, error: BaseException | None) -> None:
+        """The block was left by this scope's cancellation."""
 
     def _arm(self) -> None:
         assert self._loop is not None
@@ -151,12 +156,8 @@ class _FailScope(CancelScope):
 
     __slots__ = ()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        if super().__exit__(kind, error, traceback):
-            raise TimeoutError(f"{self.name or 'the block'} was not done in time") from error
-        return False
+    def _caught(self, error: BaseException | None) -> None:
+        raise TimeoutError(f"{self.name or 'the block'} was not done in time") from error
 
 
 def move_on_after(delay: float | None, *, name: str | None = None) -> CancelScope:

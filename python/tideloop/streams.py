@@ -31,6 +31,7 @@ from tideloop.pumps import Pumps, closing
 __all__ = ["Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"]
 
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 _R = TypeVar("_R")
 _C = TypeVar("_C")
 _P = TypeVar("_P")
@@ -39,8 +40,8 @@ Source = AsyncIterable[_T] | Iterable[_T]
 Rate = float | Acquirable
 
 
-class _Closable(Protocol[_T]):
-    def __anext__(self) -> Awaitable[_T]: ...
+class _Closable(Protocol[_T_co]):
+    def __anext__(self) -> Awaitable[_T_co]: ...
     def aclose(self) -> Awaitable[None]: ...
 
 
@@ -280,8 +281,8 @@ async def _throttled(source: Source[_T], pace: Callable[[], Awaitable[object]] |
 def merge(*sources: Source[_T], buffer: int | None = None) -> Stream[_T]:
     """The items of several sources as they come; each source's own order is kept.
 
-    A task per source, at most `buffer` items ahead in all (by default one per source). The first source that fails ends the
-    stream, behind the items that were ready; the others are closed.
+    A task per source, at most `buffer` items ahead in all (by default one per source). The first source that fails
+    ends the stream, behind the items that were ready; the others are closed.
     """
     for source in sources:
         iterator_of("merge", source)
@@ -350,9 +351,7 @@ async def _flattened_at_once(
 
 
 @overload
-def paginate(
-    fetch: Callable[[int], Awaitable[Iterable[_T]]], start: int = 1, *, ahead: int = 0
-) -> Stream[_T]: ...
+def paginate(fetch: Callable[[int], Awaitable[Iterable[_T]]], start: int = 1, *, ahead: int = 0) -> Stream[_T]: ...
 @overload
 def paginate(
     fetch: Callable[[_C], Awaitable[_P]],
@@ -373,8 +372,8 @@ def paginate(
     """The items of a resource that comes in pages, one page after the other.
 
     ``fetch(cursor)`` returns a page. By default cursors are the numbers from `start` on, and the first empty page is
-    the end; otherwise `next` finds the following cursor in a page, None being the end. `items` finds the items in a page,
-    which by default is an iterable of them. Up to `ahead` pages are fetched while the consumer is busy with others;
+    the end; otherwise `next` finds the following cursor in a page, None being the end. `items` finds the items in a
+    page, which by default is an iterable of them. Up to `ahead` pages are fetched while the consumer is busy with others;
     with 0 a page is fetched when it is needed.
     """
     if not callable(fetch):

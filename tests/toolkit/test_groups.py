@@ -166,13 +166,18 @@ async def test_the_call_graph_knows_who_waits(loop):
 
 
 async def test_the_first_failure_cancels_the_rest(loop):
-    with pytest.raises(ExceptionGroup, match="errors in group 'work'") as caught:
-        async with tideloop.group(name="work") as g:
-            other = g.spawn(forever)
+    g = tideloop.group(name="work")
+
+    async def attempt():
+        async with g:
+            g.spawn(forever)
             g.spawn(fail, "first")
             await forever()
+
+    with pytest.raises(ExceptionGroup, match="errors in group 'work'") as caught:
+        await attempt()
     assert messages(caught.value) == ["first"]
-    assert other.cancelled()
+    assert g.handles[0].cancelled()
     assert asyncio.current_task().cancelling() == 0
     await asyncio.sleep(0)
 
@@ -184,12 +189,17 @@ async def test_all_failures_are_told(loop):
         finally:
             raise Boom("late")
 
-    with pytest.raises(ExceptionGroup) as caught:
-        async with tideloop.group() as g:
+    g = tideloop.group()
+
+    async def attempt():
+        async with g:
             g.spawn(fails_late)
             g.spawn(fail, "first")
             await asyncio.sleep(0)
             raise ValueError("block")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await attempt()
     assert set(messages(caught.value)) == {"late", "block"}
 
 
@@ -214,12 +224,17 @@ async def test_collect_raises_nothing(loop):
 
 
 async def test_collect_lets_the_blocks_own_exception_go_on(loop):
-    with pytest.raises(Boom, match="block"):
-        async with tideloop.group(on_error="collect") as g:
-            handle = g.spawn(forever)
+    g = tideloop.group(on_error="collect")
+
+    async def attempt():
+        async with g:
+            g.spawn(forever)
             await asyncio.sleep(0)
             raise Boom("block")
-    assert handle.cancelled()
+
+    with pytest.raises(Boom, match="block"):
+        await attempt()
+    assert g.handles[0].cancelled()
 
 
 async def test_a_cancelled_task_is_no_failure(loop):
@@ -240,12 +255,17 @@ async def test_a_cancelled_task_is_no_failure(loop):
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("on_error", ["cancel", "collect"])
 async def test_in_the_block_these_are_raised_bare(loop, kind, on_error):
-    with pytest.raises(kind):
-        async with tideloop.group(on_error=on_error) as g:
-            handle = g.spawn(forever)
+    g = tideloop.group(on_error=on_error)
+
+    async def attempt():
+        async with g:
+            g.spawn(forever)
             await asyncio.sleep(0)
             raise kind
-    assert handle.cancelled()
+
+    with pytest.raises(kind):
+        await attempt()
+    assert g.handles[0].cancelled()
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
@@ -341,10 +361,15 @@ async def test_a_parent_that_was_cancelled_before_may_open_a_group(loop):
         try:
             await forever()
         except asyncio.CancelledError:
-            with pytest.raises(ExceptionGroup):
-                async with tideloop.group() as g:
+            g = tideloop.group()
+
+            async def attempt():
+                async with g:
                     g.spawn(fail)
                     await forever()
+
+            with pytest.raises(ExceptionGroup):
+                await attempt()
             assert asyncio.current_task().cancelling() == 1
             await give(None, 3)
             raise
@@ -410,12 +435,17 @@ async def test_the_parents_own_cancellation_is_not_lost_in_cancel(loop):
 
 
 async def test_a_storm_of_cancellations_has_no_survivors(loop):
-    with pytest.raises(ExceptionGroup):
-        async with tideloop.group() as g:
+    g = tideloop.group()
+
+    async def attempt():
+        async with g:
             for _ in range(5000):
                 g.spawn(forever)
             await asyncio.sleep(0)
             g.spawn(fail)
+
+    with pytest.raises(ExceptionGroup):
+        await attempt()
     assert g.stats() == (5001, 0, 0, 0, 1, 5000)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -504,12 +534,17 @@ async def test_eager_tasks_that_end_before_spawn_returns(loop):
         for number in range(5):
             g.spawn(give, number)
     assert g.stats().succeeded == 6
-    with pytest.raises(ExceptionGroup) as caught:
-        async with tideloop.group() as g:
+    g = tideloop.group()
+
+    async def attempt():
+        async with g:
             g.spawn(fails_at_once)
             with pytest.raises(RuntimeError, match="is being cancelled"):
                 g.spawn(at_once, 2)
             await forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await attempt()
     assert messages(caught.value) == ["eager"]
     assert asyncio.current_task().cancelling() == 0
     await give(None, 3)
@@ -610,12 +645,17 @@ async def test_what_waits_when_the_group_is_cancelled_never_starts(loop):
     async def called():
         calls.append(1)
 
-    with pytest.raises(ExceptionGroup) as caught:
-        async with tideloop.group(limit=1) as g:
+    g = tideloop.group(limit=1)
+
+    async def attempt():
+        async with g:
             g.spawn(fail)
-            waiting = g.spawn(called)
+            g.spawn(called)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await attempt()
     assert messages(caught.value) == ["no"]
-    assert waiting.cancelled()
+    assert g.handles[1].cancelled()
     assert calls == []
 
 

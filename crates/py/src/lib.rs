@@ -19,6 +19,7 @@ mod listener;
 mod loop_clock;
 mod primitives;
 mod reactor;
+mod toolkit;
 mod transport;
 mod turn;
 
@@ -48,6 +49,10 @@ mod _tideloop {
     use crate::primitives::semaphore::SemaphoreCore;
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
+    use crate::toolkit::group::GroupCore;
+    #[pymodule_export]
+    use crate::toolkit::task_handle::TaskHandle;
     #[pymodule_export]
     use crate::transport::StreamTransport;
 
