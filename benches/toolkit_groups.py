@@ -96,14 +96,14 @@ async def tideloop_cancel() -> int:
 async def asyncio_timeout() -> int:
     for _ in range(TASKS):
         async with asyncio.timeout(60):
-            pass
+            await nothing()
     return TASKS
 
 
 async def tideloop_fail_after() -> int:
     for _ in range(TASKS):
         with tideloop.fail_after(60):
-            pass
+            await nothing()
     return TASKS
 
 

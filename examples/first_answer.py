@@ -29,7 +29,8 @@ async def main() -> list[str]:
         for mirror in MIRRORS:
             g.spawn(ask, mirror, key=mirror, timeout=1)
         async for handle in g.completed():
-            lines.append(f"{handle.key}: {'ok' if handle.outcome.ok else handle.outcome.exception!r}")
+            error = handle.exception()
+            lines.append(f"{handle.key}: {'ok' if error is None else error}")
     assert g.by_key["far"].result() == "answer of far"
 
     # Everything that is not done in ten milliseconds is given up, tasks included.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -22,7 +23,7 @@ ENTRIES = 10
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One line with a request, one line of JSON back: ``page 3`` or ``entry 31``."""
-    try:
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):  # a client may leave in the middle
         while line := await reader.readline():
             what, number = line.split()
             value: Any
@@ -33,8 +34,6 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 value = {"entry": int(number), "square": int(number) ** 2}
             writer.write(json.dumps(value).encode() + b"\n")
             await writer.drain()
-    finally:
-        writer.close()
 
 
 class Client:
@@ -61,7 +60,7 @@ class Client:
                 return json.loads(await reader.readline())
             finally:
                 writer.close()
-                with tideloop.shield():
+                with tideloop.shield(), contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
 
 

@@ -78,7 +78,7 @@ class Mapping:
         self._pace = pace
         self._on_error = on_error
         self._name = name
-        self._fed: deque[Any] | None = deque() if isinstance(source, AsyncIterator) else None
+        self._fed: deque[tuple[int, Any]] | None = deque() if isinstance(source, AsyncIterator) else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeder: asyncio.Task[None] | None = None
@@ -90,8 +90,8 @@ class Mapping:
         """Ordered: results that wait for an earlier one."""
         self._next_out = 0
         self._pulled = 0
-        self._taken = 0
-        """Items that slots have; their numbers are their places in the source."""
+        self._number = 0
+        """The place in the source of the item that was pulled last."""
         self._gone = 0
         """Items whose results the consumer has got, or never will."""
         self._active = 0
@@ -186,7 +186,7 @@ class Mapping:
             item = self._pull()
             if item is _END:
                 break
-            self._add_slot(item)
+            self._add_slot(self._number, item)
 
     def _has_room(self) -> bool:
         # With a limiter there is no saying how many calls there will be: they do not count.
@@ -198,7 +198,8 @@ class Mapping:
             return _END
         if self._fed is not None:
             if self._fed:
-                return self._fed.popleft()
+                self._number, item = self._fed.popleft()
+                return item
             return _END if self._exhausted else _PARK
         if self._exhausted:
             return _END
@@ -212,6 +213,7 @@ class Mapping:
         except BaseException as error:
             self._source_ended(error)
             return _END
+        self._number = self._pulled
         self._pulled += 1
         return item
 
@@ -228,7 +230,7 @@ class Mapping:
         assert self._fed is not None
         assert self._loop is not None
         try:
-            while self._failed_at is None:
+            while self._failed_at is None and not self._closing:
                 if not self._has_room():
                     self._feeder_waits = self._loop.create_future()
                     try:
@@ -237,14 +239,15 @@ class Mapping:
                         self._feeder_waits = None
                     continue
                 item = await anext(self._source)  # type: ignore[arg-type]
+                number = self._pulled
                 self._pulled += 1
                 if self._parked:
-                    self._fed.append(item)
+                    self._fed.append((number, item))
                     self._unpark()
                 elif len(self._tasks) <= (self._slots or 0) or (self._slots is None and not self._waiting_permits):
-                    self._add_slot(item)
+                    self._add_slot(number, item)
                 else:
-                    self._fed.append(item)
+                    self._fed.append((number, item))
             await close(self._source)
             self._source_ended(None)
         except StopAsyncIteration:
@@ -263,10 +266,8 @@ class Mapping:
 
     # --- the slots -----------------------------------------------------------------------------
 
-    def _add_slot(self, item: Any) -> None:
+    def _add_slot(self, number: int, item: Any) -> None:
         assert self._loop is not None
-        number = self._taken
-        self._taken += 1
         self._watch(self._loop.create_task(self._slot(item, number), name=f"tideloop.{self._name}"))
 
     def _watch(self, task: asyncio.Task[None]) -> None:
@@ -304,8 +305,7 @@ class Mapping:
                 item = self._pull()
             if item is _END:
                 return
-            number = self._taken
-            self._taken += 1
+            number = self._number
 
     async def _admitted(self, item: Any, number: int) -> Any:
         """An item's entry where its call must be let in first."""
@@ -341,7 +341,7 @@ class Mapping:
         elif not self._waiting_permits:
             item = self._pull()
             if item is not _PARK and item is not _END:
-                self._add_slot(item)
+                self._add_slot(self._number, item)
 
     def _failure(self, error: BaseException, number: int) -> Any:
         """The entry of an item whose call has failed. Raises what ends the slot."""

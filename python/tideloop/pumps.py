@@ -40,10 +40,14 @@ async def close(iterator: object) -> None:
 
 
 async def cancel_and_wait(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits for them, also when it is cancelled itself, which it raises in the end."""
+    """Cancels tasks and waits for them, also when it is cancelled itself, which it raises in the end.
+
+    What is being cancelled already is not cancelled again: that would interrupt its clean-up.
+    """
     interrupted: asyncio.CancelledError | None = None
     for task in tasks:
-        task.cancel()
+        if not task.cancelling():
+            task.cancel()
     while pending := [task for task in tasks if not task.done()]:
         try:
             await asyncio.wait(pending)
@@ -70,6 +74,7 @@ class Pumps(Generic[_T]):
         self._failure: BaseException | None = None
         self._consumer: asyncio.Future[None] | None = None
         self._blocked: deque[asyncio.Future[None]] = deque()
+        self._ending = False
         self._promised = 0
         """Places that pumps have taken for the item that they are pulling."""
 
@@ -79,6 +84,7 @@ class Pumps(Generic[_T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._ending = True
         await cancel_and_wait(self._tasks.copy())
 
     def add(self, source: AsyncGenerator[_T, None]) -> None:
@@ -117,7 +123,7 @@ class Pumps(Generic[_T]):
 
     async def _pump(self, source: AsyncGenerator[_T, None]) -> None:
         async with contextlib.aclosing(source):
-            while True:
+            while not self._ending:
                 while len(self._items) + self._promised >= self._room:
                     await self._wait_for_room()
                 self._promised += 1
@@ -158,6 +164,7 @@ class Pumps(Generic[_T]):
         if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:
             error.add_note(f"raised by a source of tideloop.{self._name}()")
             self._failure = error
+            self._ending = True
             for other in self._tasks:
                 other.cancel()
         self._wake()

@@ -373,8 +373,8 @@ def paginate(
 
     ``fetch(cursor)`` returns a page. By default cursors are the numbers from `start` on, and the first empty page is
     the end; otherwise `next` finds the following cursor in a page, None being the end. `items` finds the items in a
-    page, which by default is an iterable of them. Up to `ahead` pages are fetched while the consumer is busy with others;
-    with 0 a page is fetched when it is needed.
+    page, which by default is an iterable of them. Up to `ahead` pages are fetched while the consumer is busy with
+    others; with 0 a page is fetched when it is needed.
     """
     if not callable(fetch):
         raise TypeError(f"paginate() fetches with a coroutine function, not {fetch!r}")

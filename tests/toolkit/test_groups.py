@@ -252,30 +252,30 @@ async def test_a_cancelled_task_is_no_failure(loop):
         handle.exception()
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("on_error", ["cancel", "collect"])
-async def test_in_the_block_these_are_raised_bare(loop, kind, on_error):
+async def test_in_the_block_these_are_raised_bare(loop, exit_, on_error):
     g = tideloop.group(on_error=on_error)
 
     async def attempt():
         async with g:
             g.spawn(forever)
             await asyncio.sleep(0)
-            raise kind
+            raise exit_
 
-    with pytest.raises(kind):
+    with pytest.raises(exit_):
         await attempt()
     assert g.handles[0].cancelled()
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("on_error", ["cancel", "collect"])
-def test_in_a_task_these_are_raised_bare(loop, kind, on_error):
+def test_in_a_task_these_are_raised_bare(loop, exit_, on_error):
     seen = []
 
     async def interrupt():
         await asyncio.sleep(0)
-        raise kind
+        raise exit_
 
     async def main():
         try:
@@ -288,11 +288,11 @@ def test_in_a_task_these_are_raised_bare(loop, kind, on_error):
             raise
 
     task = loop.create_task(main())
-    with pytest.raises(kind):  # asyncio's tasks raise it out of the loop
+    with pytest.raises(exit_):  # asyncio's tasks raise it out of the loop
         loop.run_until_complete(task)
-    with pytest.raises(kind):
+    with pytest.raises(exit_):
         loop.run_until_complete(task)
-    assert seen == [(kind, True)]
+    assert seen == [(exit_, True)]
 
 
 # --- cancellation --------------------------------------------------------------------------------
@@ -567,7 +567,7 @@ async def test_a_group_is_entered_once(loop):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "said"),
+    ("arguments", "error", "said"),
     [
         ({"on_error": "ignore"}, ValueError, "'cancel' or 'collect', not 'ignore'"),
         ({"limit": 0}, ValueError, "at least 1, not 0"),
@@ -575,8 +575,8 @@ async def test_a_group_is_entered_once(loop):
         ({"limit": "3"}, TypeError, "a number of tasks or a Limiter, not '3'"),
     ],
 )
-def test_wrong_arguments(arguments, kind, said):
-    with pytest.raises(kind, match=said):
+def test_wrong_arguments(arguments, error, said):
+    with pytest.raises(error, match=said):
         tideloop.group(**arguments)
 
 
