@@ -100,7 +100,7 @@ ALLOWED = {
     "outcome": set(),
     "cancellation": {"_tideloop"},
     "scopes": {"accelerated", "cancellation"},
-    "groups": {"accelerated", "cancellation", "outcome"},
+    "groups": {"accelerated", "cancellation", "outcome", "_tideloop"},
     "gathering": {"accelerated", "groups", "outcome", "stock", "_tideloop"},
     "mapping": {"groups", "outcome", "pumps"},
     "pumps": set(),
