@@ -101,7 +101,7 @@ ALLOWED = {
     "cancellation": {"_tideloop"},
     "scopes": {"accelerated", "cancellation"},
     "groups": {"accelerated", "cancellation", "outcome", "_tideloop"},
-    "gathering": {"accelerated", "groups", "outcome", "stock", "_tideloop"},
+    "gathering": {"accelerated", "groups", "outcome", "_tideloop"},
     "mapping": {"groups", "outcome", "pumps"},
     "pumps": set(),
     "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},

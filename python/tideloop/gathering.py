@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from tideloop import accelerated, stock
+from tideloop import accelerated
 from tideloop._tideloop import function
 from tideloop.groups import Acquirable, Group, Limit, OnError, TaskHandle, limit_of
 from tideloop.outcome import Outcome
@@ -130,7 +130,7 @@ def _gather(
     Raises ValueError for `on_error` together with `return_exceptions`.
     """
     if limit is None and on_error is None:
-        return stock.gather(*coros_or_futures, return_exceptions=return_exceptions)
+        return accelerated.gather(*coros_or_futures, return_exceptions=return_exceptions)
     try:
         if on_error not in (None, "cancel", "collect"):
             raise ValueError(f"on_error must be 'cancel', 'collect' or None, not {on_error!r}")

@@ -251,6 +251,9 @@ class Group(GroupCore):
     async def _leave(self, error: BaseException | None) -> bool:
         assert self._request is not None
         self._stage = _Stage.LEAVING
+        if isinstance(error, GeneratorExit):
+            self._abandon()
+            return False
         interrupted = error if isinstance(error, asyncio.CancelledError) else None
         if error is not None:
             if _is_fatal(error) and self._fatal is None:
@@ -264,8 +267,8 @@ class Group(GroupCore):
             except asyncio.CancelledError as cancellation:
                 interrupted = cancellation
                 self._abort()
-            except BaseException:  # the parent's coroutine is closed: nobody will wait
-                self._abort()
+            except GeneratorExit:
+                self._abandon()
                 raise
             finally:
                 self._idle = None
@@ -345,6 +348,14 @@ class Group(GroupCore):
             self._aborting = True
             self._shut()
             self._cancel_all(msg)
+
+    def _abandon(self) -> None:
+        """The parent's coroutine is closed, as happens to a task that is collected: it cannot wait any more.
+
+        Its tasks are not cancelled: they may be garbage as well, which must not be scheduled again.
+        """
+        self._shut()
+        self._stage = _Stage.CLOSED
 
     def _interrupt_block(self, msg: Any = None) -> None:
         if self._stage is _Stage.OPEN:

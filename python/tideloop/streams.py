@@ -117,8 +117,9 @@ class Stream(Generic[_T]):
         return f"<tideloop.Stream {self.name} {counts}>"
 
     def __del__(self) -> None:
-        if isinstance(self._items, Mapping):
-            self._items.abandon()
+        abandon = getattr(self._items, "abandon", None)
+        if abandon is not None:
+            abandon()
 
 
 @overload
@@ -267,11 +268,13 @@ def throttle(source: Source[_T], rate: Rate, per: float = 1.0) -> Stream[_T]:
     `rate` may also be a limiter, which is acquired for each item.
     """
     iterator_of("throttle", source)
-    return _stream(_throttled(source, _pace(rate, per)), "throttle")
+    pace = _pace(rate, per)
+    if pace is None:
+        raise TypeError("rate must be a number or a limiter, not None")
+    return _stream(_throttled(source, pace), "throttle")
 
 
-async def _throttled(source: Source[_T], pace: Callable[[], Awaitable[object]] | None) -> AsyncGenerator[_T, None]:
-    assert pace is not None
+async def _throttled(source: Source[_T], pace: Callable[[], Awaitable[object]]) -> AsyncGenerator[_T, None]:
     async with contextlib.aclosing(_items_of("throttle", source)) as items:
         async for item in items:
             await pace()

@@ -706,6 +706,32 @@ async def test_a_cycle_through_a_group_is_collected(loop):
     assert alive() is None
 
 
+def test_an_abandoned_group_is_collected(loop, handled):
+    """With tasks that run, tasks that wait for the limit and a handle that somebody waits for."""
+
+    class Value:
+        pass
+
+    async def use(value):
+        await forever()
+
+    async def parent(value):
+        async with tideloop.group(limit=1, name="work") as value.group:
+            value.handles = [value.group.spawn(use, value, key=value) for _ in range(3)]
+            await value.handles[2]
+
+    def begin():
+        value = Value()
+        loop.run_until_complete(asyncio.wait([loop.create_task(parent(value))], timeout=0))
+        loop.run_until_complete(give(None, 3))
+        return weakref.ref(value)
+
+    alive = begin()
+    gc.collect()
+    assert alive() is None
+    assert {context["message"] for context in handled} == {"Task was destroyed but it is pending!"}
+
+
 def test_a_loop_that_stops_within_a_group(loop):
     async def main():
         async with tideloop.group() as g:

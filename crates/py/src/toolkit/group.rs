@@ -200,15 +200,15 @@ impl GroupCore {
         if let Some(done) = done {
             done.append(handle)?;
         }
-        if let Some(error) = error {
-            call::method1(slf.as_any(), intern!(py, "_failed"), error)?;
-        }
+        // Whatever goes wrong with one of these, the others are due: nobody is to wait for ever.
+        let told = match error {
+            Some(error) => call::method1(slf.as_any(), intern!(py, "_failed"), error).map(drop),
+            None => Ok(()),
+        };
         let started = self.start_waiting(slf);
-        if let Some(watchers) = watchers {
-            task_handle::wake_all(&watchers)?;
-        }
+        let woken = watchers.map_or(Ok(()), |watchers| task_handle::wake_all(&watchers));
         self.check_idle(py)?;
-        started
+        told.and(started).and(woken)
     }
 
     /// Starts what waits, as far as the limit allows.

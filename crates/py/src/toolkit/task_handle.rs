@@ -225,13 +225,15 @@ pub fn finish<'py>(handle: &Bound<'py, TaskHandle>, task: &Bound<'py, PyAny>) ->
             (End::Error(error.clone().unbind()), Some(error))
         }
     };
-    handle.get().conclude(py, end)?;
-    group.get().task_ended(&group, handle, error.as_ref(), true)
+    let told = handle.get().conclude(py, end);
+    group.get().task_ended(&group, handle, error.as_ref(), true)?;
+    told
 }
 
 #[pymethods]
 impl TaskHandle {
     #[classmethod]
+    #[pyo3(signature = (item, /))]
     fn __class_getitem__<'py>(
         class: &Bound<'py, PyType>,
         item: &Bound<'py, PyAny>,
