@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from tideloop._tideloop import keep_contexts
 
@@ -36,61 +36,58 @@ def _shield_of(task: asyncio.Task[Any]) -> Shield | None:
 
 
 class Request:
-    """One party's wish that a task be cancelled. Belongs to the task's loop."""
+    """One party's wish that a task be cancelled. Belongs to the task's loop.
 
-    __slots__ = ("_before", "_handle", "_held_by", "_message", "_sent", "_shield", "_task")
+    Made often (for every scope) and used rarely: where the wish is, is one field. None: not made. A Handle: due in
+    the loop's next turn. A Shield: held back. True: the task was cancelled.
+    """
+
+    __slots__ = ("_before", "_message", "_shield", "_state", "task")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._task = task
+        self.task = task
         self._before = task.cancelling()
-        self._shield = _shield_of(task)
-        self._sent = False
-        self._handle: asyncio.Handle | None = None
-        self._held_by: Shield | None = None
-        self._message: Any = None
+        self._shield = _inside.get()
+        self._state: asyncio.Handle | Shield | Literal[True] | None = None
 
     @property
     def made(self) -> bool:
         """Whether the cancellation was asked for and not taken back."""
-        return self._sent or self._handle is not None or self._held_by is not None
+        return self._state is not None
 
     def make(self, message: Any = None) -> None:
         """Cancel the task, at its next or present await. Once is enough: again does nothing."""
-        if self.made or self._task.done():
-            return
-        self._message = message
-        self.pursue()
+        if self._state is None and not self.task.done():
+            self._message = message
+            self.pursue()
 
     def pursue(self) -> None:
         """Go on with what was held back, or was waiting for the next turn."""
-        self._handle = self._held_by = None
-        shield = _shield_of(self._task)
+        shield = _shield_of(self.task)
         if shield is not self._shield and shield is not None:
-            self._held_by = shield
+            self._state = shield
             shield.hold(self)
         elif asyncio.current_task() is not None:
-            self._handle = self._task.get_loop().call_soon(self.pursue)
+            self._state = self.task.get_loop().call_soon(self.pursue)
         else:
-            self._sent = True
-            type(self._task).cancel(self._task, self._message)
+            self._state = True
+            type(self.task).cancel(self.task, self._message)
 
     def take_back(self) -> bool:
         """Called by the task. Whether a CancelledError that came by was nobody else's."""
-        if self._held_by is not None:
-            self._held_by.let_go(self)
-            self._held_by = None
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        if self._sent:
-            self._sent = False
-            self._task.uncancel()
+        state, self._state = self._state, None
+        if isinstance(state, Shield):
+            state.let_go(self)
+        elif state is True:
+            self.task.uncancel()
+        elif state is not None:
+            state.cancel()
         return not self.others
 
     @property
     def others(self) -> bool:
         """Whether, this request apart, the task was cancelled since it was made."""
-        return self._task.cancelling() - self._sent > self._before
+        return self.task.cancelling() - (self._state is True) > self._before
 
 
 class Shield:

@@ -122,7 +122,6 @@ class Group(GroupCore):
 
     __slots__ = (
         "_aborting",
-        "_cancelled",
         "_failures",
         "_fatal",
         "_limit",
@@ -147,7 +146,6 @@ class Group(GroupCore):
         self._parent: Any = None
         self._request: Request | None = None
         self._failures: list[BaseException] = []
-        self._cancelled = 0
         self._fatal: BaseException | None = None
 
     # --- for the block -------------------------------------------------------------------------
@@ -314,10 +312,7 @@ class Group(GroupCore):
     # --- for the native half -------------------------------------------------------------------
 
     def _failed(self, error: BaseException) -> None:
-        """A task has ended without returning, or will never start."""
-        if isinstance(error, asyncio.CancelledError):
-            self._cancelled += 1
-            return
+        """A task has failed, or its function when its turn came."""
         self._failures.append(error)
         fatal = _is_fatal(error)
         if fatal and self._fatal is None:

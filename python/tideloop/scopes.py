@@ -35,7 +35,6 @@ class CancelScope:
         "_cancelled_caught",
         "_deadline",
         "_delay",
-        "_loop",
         "_request",
         "_stage",
         "_timer",
@@ -46,10 +45,9 @@ class CancelScope:
 
     def __init__(self, *, deadline: float = math.inf, name: str | None = None) -> None:
         self.name = name
-        self._deadline = _number("deadline", deadline)
+        self._deadline = deadline if deadline is math.inf else _number("deadline", deadline)
         self._delay: float | None = None
         self._stage = self._CREATED
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._request: Request | None = None
         self._timer: asyncio.Handle | None = None
         self._cancel_called = False
@@ -95,25 +93,27 @@ class CancelScope:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError(f"{self!r} cancels a task; none is running")
-        self._loop = task.get_loop()
-        if self._delay is not None:
-            self._deadline = self._loop.time() + self._delay
         self._request = Request(task)
         self._stage = self._OPEN
-        if self._deadline != math.inf:
+        delay = self._delay
+        if delay is not None:
+            loop = task.get_loop()
+            self._deadline = when = loop.time() + delay
+            self._timer = loop.call_at(when, self._expire) if delay > 0 else loop.call_soon(self._expire)
+        elif self._deadline is not math.inf:
             self._arm()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        assert self._request is not None
         self._stage = self._LEFT
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._request.made:
+        if not self._cancel_called:
             return False
+        assert self._request is not None
         alone = self._request.take_back()
         self._cancelled_caught = alone and isinstance(error, asyncio.CancelledError)
         if self._cancelled_caught:
@@ -124,14 +124,15 @@ class CancelScope:
         """The block was left by this scope's cancellation."""
 
     def _arm(self) -> None:
-        assert self._loop is not None
+        assert self._request is not None
+        loop = self._request.task.get_loop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._deadline <= self._loop.time():
-            self._timer = self._loop.call_soon(self._expire)
+        if self._deadline <= loop.time():
+            self._timer = loop.call_soon(self._expire)
         elif self._deadline != math.inf:
-            self._timer = self._loop.call_at(self._deadline, self._expire)
+            self._timer = loop.call_at(self._deadline, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
@@ -175,14 +176,14 @@ def fail_after(delay: float | None, *, name: str | None = None) -> CancelScope:
 
 def _after(scope: CancelScope, delay: float | None) -> CancelScope:
     if delay is not None:
-        scope._delay = _number("delay", delay)
-        if scope._delay == math.inf:
-            scope._delay = None
+        if type(delay) is not float or not delay < math.inf:  # the usual case is not looked at any further
+            delay = _number("delay", delay)
+        scope._delay = None if delay == math.inf else delay
     return scope
 
 
 def _number(what: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number of seconds, not {value!r}")
     if math.isnan(value):
         raise ValueError(f"{what} must be a number of seconds, not nan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import weakref
 
 import pytest
 import tideloop
@@ -180,6 +181,36 @@ async def test_slots_are_used_again(loop, way):
     assert not tasks_left()
     if way == "async":
         assert len(source.tasks) == 1
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_no_more_items_are_alive_than_the_bounds_allow(loop, ordered):
+    class Item:
+        pass
+
+    alive = weakref.WeakSet()
+    peak = 0
+
+    def items():
+        while True:
+            item = Item()
+            alive.add(item)
+            yield item
+            del item
+
+    async def work(item):
+        await asyncio.sleep(0)
+        return item
+
+    async with tideloop.amap(work, items(), limit=4, buffer=3, ordered=ordered) as stream:
+        for number in range(20_000):
+            await anext(stream)
+            peak = max(peak, len(alive))
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+    # 7 are ahead; and each slot remembers its last one until it has the next.
+    assert peak <= 4 + 3 + 4
+    assert not tasks_left()
 
 
 async def test_an_async_source_belongs_to_one_task(loop):

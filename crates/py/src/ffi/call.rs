@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
@@ -125,30 +126,55 @@ pub fn schedule<'py, const N: usize>(
     name: &Bound<'py, PyString>,
     arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyAny>> {
-    const { assert!(N <= 5, "five arguments and the context fit") };
-    thread_local! {
-        // Of this thread, since a context can only be entered once at a time.
-        static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };
-    }
-    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     let py = event_loop.py();
     if CONTEXTS_KEPT.load(Ordering::Relaxed) != 0 || event_loop.cast::<LoopCore>().is_err() {
         // Any other loop may not know the keyword here, and asyncio does not use it either.
         return method(event_loop, name, arguments);
     }
-    let keywords = KEYWORDS.get_or_try_init(py, || -> PyResult<Py<PyTuple>> {
-        Ok(PyTuple::new(py, ["context"])?.unbind())
-    })?;
-    let context = CONTEXT.with(|context| -> PyResult<Bound<'py, PyAny>> {
+    method_in_shared_context(event_loop, name, arguments, shared_context(py)?)
+}
+
+/// `object.add_done_callback(callback)`, the callback to run in a context that is there for nothing else.
+pub fn add_done_callback<'py>(
+    object: &Bound<'py, PyAny>,
+    callback: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let name = intern!(py, "add_done_callback");
+    method_in_shared_context(object, name, [callback], shared_context(py)?)
+}
+
+/// This thread's context for callbacks that need none.
+fn shared_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    thread_local! {
+        // Of this thread, since a context can only be entered once at a time.
+        static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };
+    }
+    CONTEXT.with(|context| {
         if let Some(context) = context.get() {
             return Ok(context.bind(py).clone());
         }
         // SAFETY: returns a new reference, or null with an exception set.
         let new = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New())? };
         Ok(context.get_or_init(|| new.unbind()).bind(py).clone())
+    })
+}
+
+/// `object.name(*arguments, context=context)`.
+fn method_in_shared_context<'py, const N: usize>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    arguments: [&Bound<'py, PyAny>; N],
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    const { assert!(N <= 5, "five arguments and the context fit") };
+    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
+    let py = object.py();
+    let keywords = KEYWORDS.get_or_try_init(py, || -> PyResult<Py<PyTuple>> {
+        Ok(PyTuple::new(py, ["context"])?.unbind())
     })?;
     let mut array = [std::ptr::null_mut(); 7];
-    array[0] = event_loop.as_ptr();
+    array[0] = object.as_ptr();
     for (slot, argument) in array[1..].iter_mut().zip(arguments) {
         *slot = argument.as_ptr();
     }

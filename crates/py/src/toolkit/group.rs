@@ -2,8 +2,8 @@
 //!
 //! Spawning makes a handle and a task of the loop; the task's done callback (`task_handle`) takes the
 //! result and comes back here. Entering and leaving the block, cancelling and the report of errors
-//! happen once per group and are Python's (`tideloop.groups`), which is told of every task that did not
-//! simply return by `_failed(error)`.
+//! happen once per group and are Python's (`tideloop.groups`), which is told of every task that has
+//! failed by `_failed(error)`.
 //!
 //! **Order.** A handle is in the group's list before its function is called, since a call may spawn, and
 //! an eager task may end within it. Tasks that the limit held back are started by one place only
@@ -21,7 +21,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::task_handle::{self, End, Start, TaskHandle};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::park;
+use crate::ffi::park::{self, Ending};
 
 /// What is needed to make tasks.
 struct Helpers {
@@ -29,7 +29,6 @@ struct Helpers {
     prepared: Py<PyAny>,
     /// `_coroutine_of(made, fn)`: for a function that returned another awaitable.
     coroutine_of: Py<PyAny>,
-    cancelled_error: Py<PyAny>,
     /// Since 3.14: who awaits whom.
     note: Option<(Py<PyAny>, Py<PyAny>)>,
 }
@@ -51,10 +50,6 @@ fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
         Ok(Helpers {
             prepared: groups.getattr("_prepared")?.unbind(),
             coroutine_of: groups.getattr("_coroutine_of")?.unbind(),
-            cancelled_error: py
-                .import("asyncio.exceptions")?
-                .getattr("CancelledError")?
-                .unbind(),
             note,
         })
     })
@@ -76,6 +71,7 @@ struct State {
     /// Whether a task's call must be let in or limited in time by Python.
     limited: bool,
     running: usize,
+    cancelled: usize,
     accepts: bool,
     starting: bool,
 }
@@ -160,8 +156,7 @@ impl GroupCore {
             note.bind(py).call1((&task, parent))?;
         }
         let callback = task_handle::done_callback(handle)?;
-        call::method1(&task, intern!(py, "add_done_callback"), &callback)?;
-        Ok(())
+        call::add_done_callback(&task, &callback).map(drop)
     }
 
     fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
@@ -181,17 +176,23 @@ impl GroupCore {
         Ok(())
     }
 
-    /// A handle has ended, with an error or without one; `ran` tells whether it had a task.
+    /// A handle has ended; `ran` tells whether it had a task.
     pub fn task_ended<'py>(
         &self,
         slf: &Bound<'py, Self>,
         handle: &Bound<'py, TaskHandle>,
-        error: Option<&Bound<'py, PyAny>>,
+        ending: &Ending<'py>,
         ran: bool,
     ) -> PyResult<()> {
         let py = slf.py();
+        let failure = match ending {
+            Ending::Error(error) if !park::is_cancelled_error(error) => Some(error),
+            _ => None,
+        };
+        let cancelled = failure.is_none() && !matches!(ending, Ending::Value(_));
         let (done, watchers) = self.state.with(py, |state| {
             state.running -= usize::from(ran);
+            state.cancelled += usize::from(cancelled);
             (
                 state.done.as_ref().map(|list| list.bind(py).clone()),
                 state.watchers.as_ref().map(|list| list.bind(py).clone()),
@@ -201,7 +202,7 @@ impl GroupCore {
             done.append(handle)?;
         }
         // Whatever goes wrong with one of these, the others are due: nobody is to wait for ever.
-        let told = match error {
+        let told = match failure {
             Some(error) => call::method1(slf.as_any(), intern!(py, "_failed"), error).map(drop),
             None => Ok(()),
         };
@@ -253,8 +254,9 @@ impl GroupCore {
             };
             if let Err(error) = Self::launch(slf, &handle, &call) {
                 let error = error.into_value(py).into_bound(py).into_any();
-                handle.get().conclude(py, End::Error(error.clone().unbind()))?;
-                self.task_ended(slf, &handle, Some(&error), false)?;
+                let told = handle.get().conclude(py, End::Error(error.clone().unbind()));
+                self.task_ended(slf, &handle, &Ending::Error(error), false)?;
+                told?;
             }
         }
     }
@@ -300,13 +302,10 @@ impl GroupCore {
         message: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<()> {
         let py = slf.py();
-        let class = helpers(py)?.cancelled_error.bind(py);
-        let error = match message {
-            Some(message) if !message.is_none() => class.call1((message,))?,
-            _ => class.call0()?,
-        };
-        handle.get().conclude(py, End::Error(error.clone().unbind()))?;
-        self.task_ended(slf, handle, Some(&error), false)
+        let kept = message.map(|message| message.clone().unbind());
+        let told = handle.get().conclude(py, End::Cancelled(kept));
+        self.task_ended(slf, handle, &Ending::Cancelled(message.cloned()), false)?;
+        told
     }
 }
 
@@ -499,6 +498,11 @@ impl GroupCore {
     #[getter]
     fn _running(&self, py: Python<'_>) -> usize {
         self.state.with(py, |state| state.running)
+    }
+
+    #[getter]
+    fn _cancelled(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.cancelled)
     }
 
     #[getter]

@@ -16,7 +16,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::group::GroupCore;
 use crate::ffi::call::{self, Callback, Definition};
 use crate::ffi::cell::LoopCell;
-use crate::ffi::park;
+use crate::ffi::park::{self, Ending};
 
 /// What Python brings to the groups.
 struct Helpers {
@@ -24,20 +24,20 @@ struct Helpers {
     wait: Py<PyAny>,
     finish: Py<PyAny>,
     invalid_state: Py<PyAny>,
+    cancelled_error: Py<PyAny>,
 }
 
 fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
     static HELPERS: PyOnceLock<Helpers> = PyOnceLock::new();
     HELPERS.get_or_try_init(py, || {
         let groups = py.import("tideloop.groups")?;
+        let exceptions = py.import("asyncio.exceptions")?;
         Ok(Helpers {
             outcome: groups.getattr("Outcome")?.unbind(),
             wait: groups.getattr("_wait")?.unbind(),
             finish: groups.getattr("_wait_for_result")?.unbind(),
-            invalid_state: py
-                .import("asyncio.exceptions")?
-                .getattr("InvalidStateError")?
-                .unbind(),
+            invalid_state: exceptions.getattr("InvalidStateError")?.unbind(),
+            cancelled_error: exceptions.getattr("CancelledError")?.unbind(),
         })
     })
 }
@@ -46,6 +46,8 @@ fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
 pub enum End {
     Value(Py<PyAny>),
     Error(Py<PyAny>),
+    /// With its message. The exception is only made for who asks: few do, in a storm of cancellations.
+    Cancelled(Option<Py<PyAny>>),
 }
 
 enum Phase {
@@ -144,15 +146,37 @@ impl TaskHandle {
             .with(py, |state| matches!(state.phase, Phase::Ended(_)))
     }
 
-    /// Value and exception; neither if the task has not ended.
-    fn end<'py>(
+    /// How it has ended, if it has.
+    fn end<'py>(&self, py: Python<'py>) -> Option<Ending<'py>> {
+        self.state.with(py, |state| match &state.phase {
+            Phase::Ended(End::Value(value)) => Some(Ending::Value(value.bind(py).clone())),
+            Phase::Ended(End::Error(error)) => Some(Ending::Error(error.bind(py).clone())),
+            Phase::Ended(End::Cancelled(message)) => Some(Ending::Cancelled(
+                message.as_ref().map(|message| message.bind(py).clone()),
+            )),
+            _ => None,
+        })
+    }
+
+    /// Value or exception, that of a cancellation included; neither if the task has not ended.
+    fn result_or_error<'py>(
         &self,
         py: Python<'py>,
-    ) -> (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>) {
-        self.state.with(py, |state| match &state.phase {
-            Phase::Ended(End::Value(value)) => (Some(value.bind(py).clone()), None),
-            Phase::Ended(End::Error(error)) => (None, Some(error.bind(py).clone())),
-            _ => (None, None),
+    ) -> PyResult<(Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>)> {
+        Ok(match self.end(py) {
+            None => (None, None),
+            Some(Ending::Value(value)) => (Some(value), None),
+            Some(Ending::Error(error)) => (None, Some(error)),
+            Some(Ending::Cancelled(message)) => {
+                let class = helpers(py)?.cancelled_error.bind(py);
+                let error = match message.filter(|message| !message.is_none()) {
+                    Some(message) => class.call1((message,))?,
+                    None => class.call0()?,
+                };
+                // The same one from now on, so that outcomes are equal to themselves.
+                self.set_phase(py, Phase::Ended(End::Error(error.clone().unbind())));
+                (None, Some(error))
+            }
         })
     }
 
@@ -186,6 +210,9 @@ fn let_go(py: Python<'_>, phase: Phase) {
     match phase {
         Phase::Running(task) => drop(task.map(|task| task.into_bound(py))),
         Phase::Ended(End::Value(object) | End::Error(object)) => drop(object.into_bound(py)),
+        Phase::Ended(End::Cancelled(message)) => {
+            drop(message.map(|message| message.into_bound(py)));
+        }
         Phase::Waiting(Some(start)) => {
             drop(start.function.into_bound(py));
             drop(start.arguments.into_bound(py));
@@ -218,15 +245,16 @@ pub fn finish<'py>(handle: &Bound<'py, TaskHandle>, task: &Bound<'py, PyAny>) ->
     let py = handle.py();
     let group = handle.get().group(py)?;
     group.get().stops_awaiting(task)?;
-    let (end, error) = match call::method0(task, intern!(py, "result")) {
-        Ok(value) => (End::Value(value.unbind()), None),
-        Err(error) => {
-            let error = error.into_value(py).into_bound(py).into_any();
-            (End::Error(error.clone().unbind()), Some(error))
+    let ending = park::ending(task)?;
+    let end = match &ending {
+        Ending::Value(value) => End::Value(value.clone().unbind()),
+        Ending::Error(error) => End::Error(error.clone().unbind()),
+        Ending::Cancelled(message) => {
+            End::Cancelled(message.as_ref().map(|message| message.clone().unbind()))
         }
     };
     let told = handle.get().conclude(py, end);
-    group.get().task_ended(&group, handle, error.as_ref(), true)?;
+    group.get().task_ended(&group, handle, &ending, true)?;
     told
 }
 
@@ -272,7 +300,8 @@ impl TaskHandle {
     /// Whether the task was cancelled.
     fn cancelled(&self, py: Python<'_>) -> bool {
         match self.end(py) {
-            (_, Some(error)) => park::is_cancellation(py, &PyErr::from_value(error)),
+            Some(Ending::Cancelled(_)) => true,
+            Some(Ending::Error(error)) => park::is_cancelled_error(&error),
             _ => false,
         }
     }
@@ -281,7 +310,7 @@ impl TaskHandle {
     #[getter]
     fn outcome<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let (value, error) = slf.get().end(py);
+        let (value, error) = slf.get().result_or_error(py)?;
         if value.is_none() && error.is_none() {
             return Err(unfinished(slf));
         }
@@ -291,7 +320,7 @@ impl TaskHandle {
     /// What the task returned. Raises what it raised, CancelledError included, and
     /// asyncio.InvalidStateError if it has not ended.
     fn result<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        match slf.get().end(slf.py()) {
+        match slf.get().result_or_error(slf.py())? {
             (Some(value), _) => Ok(value),
             (_, Some(error)) => Err(PyErr::from_value(error)),
             _ => Err(unfinished(slf)),
@@ -301,12 +330,11 @@ impl TaskHandle {
     /// What the task raised; None if it returned. Raises CancelledError if it was cancelled, and
     /// asyncio.InvalidStateError if it has not ended.
     fn exception<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match slf.get().end(slf.py()) {
+        match slf.get().result_or_error(slf.py())? {
             (Some(_), _) => Ok(None),
             (_, Some(error)) => {
-                let raised = PyErr::from_value(error.clone());
-                if park::is_cancellation(slf.py(), &raised) {
-                    return Err(raised);
+                if park::is_cancelled_error(&error) {
+                    return Err(PyErr::from_value(error));
                 }
                 Ok(Some(error))
             }
@@ -371,7 +399,7 @@ impl TaskHandle {
         if let Some(key) = this.key(py) {
             words += &format!(" key={}", key.bind(py).repr()?);
         }
-        words += match this.end(py) {
+        words += match this.result_or_error(py)? {
             (Some(value), _) => format!(" ended result={}", value.repr()?),
             (_, Some(error)) => format!(" ended exception={}", error.repr()?),
             _ if this.live_task(py).is_some() => " running".to_owned(),
@@ -397,6 +425,7 @@ impl TaskHandle {
                     }
                     Phase::Running(Some(object))
                     | Phase::Ended(End::Value(object) | End::Error(object)) => visit.call(object),
+                    Phase::Ended(End::Cancelled(message)) => visit.call(message),
                     Phase::Waiting(None) | Phase::Running(None) => Ok(()),
                 }
             })
