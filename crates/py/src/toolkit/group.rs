@@ -41,9 +41,7 @@ fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
         let note = match futures.getattr_opt("future_add_to_awaited_by")? {
             Some(add) => Some((
                 add.unbind(),
-                futures
-                    .getattr("future_discard_from_awaited_by")?
-                    .unbind(),
+                futures.getattr("future_discard_from_awaited_by")?.unbind(),
             )),
             None => None,
         };
@@ -96,9 +94,9 @@ impl GroupCore {
         py: Python<'py>,
         which: impl FnOnce(&State) -> &Option<Py<PyList>>,
     ) -> Bound<'py, PyList> {
-        let found = self
-            .state
-            .with(py, |state| which(state).as_ref().map(|list| list.bind(py).clone()));
+        let found = self.state.with(py, |state| {
+            which(state).as_ref().map(|list| list.bind(py).clone())
+        });
         found.unwrap_or_else(|| PyList::empty(py))
     }
 
@@ -133,17 +131,19 @@ impl GroupCore {
             if call::is_exact_coroutine(&made) {
                 made
             } else {
-                helpers
-                    .coroutine_of
-                    .bind(py)
-                    .call1((made, call.function))?
+                helpers.coroutine_of.bind(py).call1((made, call.function))?
             }
         };
-        let task = create_task(&event_loop, &coroutine, handle.get().task_name(py), call.context)
-            .or_else(|error| {
-                call::method0(&coroutine, intern!(py, "close"))?;
-                Err(error)
-            })?;
+        let task = create_task(
+            &event_loop,
+            &coroutine,
+            handle.get().task_name(py),
+            call.context,
+        )
+        .or_else(|error| {
+            call::method0(&coroutine, intern!(py, "close"))?;
+            Err(error)
+        })?;
         handle.get().run(py, &task);
         slf.get().state.with(py, |state| state.running += 1);
         if park::is_done(&task)? {
@@ -243,7 +243,10 @@ impl GroupCore {
             let Some(start) = handle.get().take_start(py) else {
                 continue;
             };
-            let (function, arguments) = (start.function.into_bound(py), start.arguments.into_bound(py));
+            let (function, arguments) = (
+                start.function.into_bound(py),
+                start.arguments.into_bound(py),
+            );
             let timeout = start.timeout.map(|timeout| timeout.into_bound(py));
             let context = start.context.into_bound(py);
             let call = Call {
@@ -254,7 +257,9 @@ impl GroupCore {
             };
             if let Err(error) = Self::launch(slf, &handle, &call) {
                 let error = error.into_value(py).into_bound(py).into_any();
-                let told = handle.get().conclude(py, End::Error(error.clone().unbind()));
+                let told = handle
+                    .get()
+                    .conclude(py, End::Error(error.clone().unbind()));
                 self.task_ended(slf, &handle, &Ending::Error(error), false)?;
                 told?;
             }
@@ -419,16 +424,16 @@ impl GroupCore {
                     Some(key) => key.str()?.to_string(),
                     None => handles.len().to_string(),
                 };
-                Some(PyString::new(py, &format!("{name}[{place}]")).into_any().unbind())
+                Some(
+                    PyString::new(py, &format!("{name}[{place}]"))
+                        .into_any()
+                        .unbind(),
+                )
             }
         };
         let handle = Bound::new(
             py,
-            TaskHandle::new(
-                slf.as_any().clone().unbind(),
-                key.map(Bound::unbind),
-                name,
-            ),
+            TaskHandle::new(slf.as_any().clone().unbind(), key.map(Bound::unbind), name),
         )?;
         handles.append(&handle)?;
         if full {
@@ -443,7 +448,8 @@ impl GroupCore {
                 },
             );
             let waiting = handle.clone().unbind();
-            this.state.with(py, |state| state.waiting.push_back(waiting));
+            this.state
+                .with(py, |state| state.waiting.push_back(waiting));
             return Ok(handle);
         }
         let call = Call {
@@ -469,7 +475,9 @@ impl GroupCore {
     fn _cancel_all(slf: &Bound<'_, Self>, message: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let waiting = this.state.with(py, |state| std::mem::take(&mut state.waiting));
+        let waiting = this
+            .state
+            .with(py, |state| std::mem::take(&mut state.waiting));
         for handle in waiting {
             this.never_start(slf, &handle.into_bound(py), message.as_ref())?;
         }

@@ -113,8 +113,9 @@ impl TaskHandle {
 
     /// The name of the task, if the group gave one.
     pub fn task_name<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        self.state
-            .with(py, |state| state.name.as_ref().map(|name| name.bind(py).clone()))
+        self.state.with(py, |state| {
+            state.name.as_ref().map(|name| name.bind(py).clone())
+        })
     }
 
     fn set_phase(&self, py: Python<'_>, phase: Phase) {
@@ -133,9 +134,9 @@ impl TaskHandle {
     }
 
     fn group<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, GroupCore>> {
-        let group = self
-            .state
-            .with(py, |state| state.group.as_ref().map(|group| group.bind(py).clone()));
+        let group = self.state.with(py, |state| {
+            state.group.as_ref().map(|group| group.bind(py).clone())
+        });
         Ok(group
             .ok_or_else(|| PyRuntimeError::new_err("the group of this task was collected"))?
             .cast_into::<GroupCore>()?)
@@ -185,7 +186,10 @@ impl TaskHandle {
         let (old, waiters) = self.state.with(py, |state| {
             (
                 std::mem::replace(&mut state.phase, Phase::Ended(end)),
-                state.waiters.as_ref().map(|waiters| waiters.bind(py).clone()),
+                state
+                    .waiters
+                    .as_ref()
+                    .map(|waiters| waiters.bind(py).clone()),
             )
         });
         let_go(py, old);
