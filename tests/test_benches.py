@@ -57,3 +57,22 @@ def test_markdown_says_how_it_was_made():
 )
 def test_a_wrong_argument_is_refused(arguments, complaint):
     assert complaint in micro(*arguments, fails=True)
+
+
+def test_groups_and_streams_are_compared():
+    bench = MICRO.with_name("toolkit_groups.py")
+    arguments = ["--repetitions", "1", "--loops", "asyncio,tideloop", "--only", "time limit"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(bench), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=25,
+        env={"PYTHONPATH": str(PACKAGE), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" | ")[:3] for line in done.stdout.splitlines() if "time limit |" in line] == [
+        [f"| {loop}", "a time limit", name]
+        for loop in ("asyncio", "tideloop")
+        for name in ("asyncio.timeout", "tideloop.fail_after")
+    ]

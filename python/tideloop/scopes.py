@@ -176,7 +176,8 @@ def fail_after(delay: float | None, *, name: str | None = None) -> CancelScope:
 
 def _after(scope: CancelScope, delay: float | None) -> CancelScope:
     if delay is not None:
-        if type(delay) is not float or not delay < math.inf:  # the usual case is not looked at any further
+        kind = type(delay)
+        if kind is not int and (kind is not float or not delay < math.inf):  # the usual ones need no second look
             delay = _number("delay", delay)
         scope._delay = None if delay == math.inf else delay
     return scope

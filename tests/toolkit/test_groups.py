@@ -13,6 +13,7 @@ import tideloop
 from tideloop import Outcome
 
 from tests.backends import deviates
+from tests.toolkit import harness
 
 
 class Boom(Exception):
@@ -434,6 +435,38 @@ async def test_the_parents_own_cancellation_is_not_lost_in_cancel(loop):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_time_limit_around_a_group(kind, stock):
+    ended = []
+
+    async def slow_to_end():
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(1)
+            ended.append(True)
+
+    async def limited():
+        async with tideloop.group() as g:
+            g.spawn(slow_to_end)
+            g.spawn(slow_to_end)
+
+    async def within_scope():
+        with tideloop.fail_after(3):
+            await limited()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(TimeoutError):
+            await (asyncio.wait_for(limited(), 3) if stock else within_scope())
+        assert loop.time() - began == pytest.approx(4)
+        assert ended == [True, True]
+        assert asyncio.current_task().cancelling() == 0
+
+    harness.run(kind, main())
 
 
 async def test_a_storm_of_cancellations_has_no_survivors(loop):
