@@ -530,8 +530,8 @@ impl GroupCore {
         })
     }
 
-    #[setter]
-    fn set__idle(&self, py: Python<'_>, idle: Option<Py<PyAny>>) {
+    #[setter(_idle)]
+    fn set_idle(&self, py: Python<'_>, idle: Option<Py<PyAny>>) {
         let old = self
             .state
             .with(py, |state| std::mem::replace(&mut state.idle, idle));

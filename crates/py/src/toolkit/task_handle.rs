@@ -58,6 +58,9 @@ enum Phase {
     Ended(End),
 }
 
+/// What there is to tell a program: a value, an exception, or neither.
+type ValueOrError<'py> = (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+
 /// A call that is to be made later.
 pub struct Start {
     pub function: Py<PyAny>,
@@ -160,10 +163,7 @@ impl TaskHandle {
     }
 
     /// Value or exception, that of a cancellation included; neither if the task has not ended.
-    fn result_or_error<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<(Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>)> {
+    fn result_or_error<'py>(&self, py: Python<'py>) -> PyResult<ValueOrError<'py>> {
         Ok(match self.end(py) {
             None => (None, None),
             Some(Ending::Value(value)) => (Some(value), None),
