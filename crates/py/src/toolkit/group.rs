@@ -9,7 +9,8 @@
 //! an eager task may end within it. Tasks that the limit held back are started by one place only
 //! (`start_waiting`, guarded against itself), so that eager ones which end at once do not nest.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
@@ -19,7 +20,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::task_handle::{self, End, Start, TaskHandle};
-use crate::ffi::call;
+use crate::ffi::call::{self, Callback, Definition};
 use crate::ffi::cell::LoopCell;
 use crate::ffi::park::{self, Ending};
 
@@ -61,6 +62,10 @@ struct State {
     handles: Option<Py<PyList>>,
     done: Option<Py<PyList>>,
     waiting: VecDeque<Py<TaskHandle>>,
+    /// Handles of running tasks by the address of the task, which its handle keeps alive as long as it is here.
+    tasks: HashMap<usize, Py<TaskHandle>, BuildHasherDefault<AddressHasher>>,
+    /// The done callback that all tasks share: one object for each would be a third of what a task costs.
+    callback: Option<Py<PyAny>>,
     /// Futures to be told of the next task that ends.
     watchers: Option<Py<PyList>>,
     /// The future to be told when no task is left.
@@ -73,6 +78,49 @@ struct State {
     accepts: bool,
     starting: bool,
 }
+
+/// Spreads addresses, which are multiples of 16 and otherwise as good as random.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 << 8 | u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn write_usize(&mut self, address: usize) {
+        self.0 = (address as u64)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+}
+
+struct Done;
+
+impl Callback for Done {
+    type Receiver = GroupCore;
+
+    fn call<'py>(group: &Bound<'py, GroupCore>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        let py = group.py();
+        let address = task.as_ptr().addr();
+        let handle = group
+            .get()
+            .state
+            .with(py, |state| state.tasks.remove(&address));
+        match handle {
+            Some(handle) => task_handle::finish(group, &handle.into_bound(py), task),
+            None => Ok(()),
+        }
+    }
+}
+
+static DONE: Definition = Definition::of::<Done>(c"_task_done");
 
 /// The native half of `tideloop.Group`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -148,15 +196,46 @@ impl GroupCore {
         slf.get().state.with(py, |state| state.running += 1);
         if park::is_done(&task)? {
             // It was eager.
-            return task_handle::finish(handle, &task);
+            return task_handle::finish(slf, handle, &task);
         }
-        if let Some((note, _)) = &helpers.note
-            && let Some(parent) = slf.get().parent(py)
+        if let Err(error) = slf.get().watch(handle, &task) {
+            // A task of somebody else's making that cannot be watched: it is not of this group.
+            let kept = slf.get().state.with(py, |state| {
+                state.running -= 1;
+                state.tasks.remove(&task.as_ptr().addr())
+            });
+            drop(kept.map(|kept| kept.into_bound(py)));
+            call::method0(&task, intern!(py, "cancel"))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Has the end of a task told.
+    fn watch<'py>(
+        &self,
+        handle: &Bound<'py, TaskHandle>,
+        task: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let py = task.py();
+        if let Some((note, _)) = &helpers(py)?.note
+            && let Some(parent) = self.parent(py)
         {
-            note.bind(py).call1((&task, parent))?;
+            note.bind(py).call1((task, parent))?;
         }
-        let callback = task_handle::done_callback(handle)?;
-        call::add_done_callback(&task, &callback).map(drop)
+        let kept = handle.clone().unbind();
+        let (old, callback) = self.state.with(py, |state| {
+            let callback = state.callback.as_ref();
+            (
+                state.tasks.insert(task.as_ptr().addr(), kept),
+                callback.map(|callback| callback.bind(py).clone()),
+            )
+        });
+        drop(old.map(|old| old.into_bound(py)));
+        match callback {
+            Some(callback) => call::add_done_callback(task, &callback).map(drop),
+            None => Err(PyRuntimeError::new_err("the group was collected")),
+        }
     }
 
     fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
@@ -348,27 +427,33 @@ impl GroupCore {
 
     /// The block begins. `limited`: tasks are prepared by Python.
     fn _open(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         event_loop: Py<PyAny>,
         parent: Py<PyAny>,
         name: Option<Py<PyAny>>,
         limit: Option<usize>,
         limited: bool,
-    ) {
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let callback = call::bound_function(&DONE, slf.as_any())?;
         let new = State {
             event_loop: Some(event_loop),
             parent: Some(parent),
             name,
             handles: Some(PyList::empty(py).unbind()),
             done: Some(PyList::empty(py).unbind()),
+            callback: Some(callback.unbind()),
             limit,
             limited,
             accepts: true,
             ..State::default()
         };
-        let old = self.state.with(py, |state| std::mem::replace(state, new));
+        let old = slf
+            .get()
+            .state
+            .with(py, |state| std::mem::replace(state, new));
         drop(old);
+        Ok(())
     }
 
     /// No more tasks from now on.
@@ -548,9 +633,11 @@ impl GroupCore {
                 visit.call(&state.done)?;
                 visit.call(&state.watchers)?;
                 visit.call(&state.idle)?;
+                visit.call(&state.callback)?;
                 state
                     .waiting
                     .iter()
+                    .chain(state.tasks.values())
                     .try_for_each(|handle| visit.call(handle))
             })
             .unwrap_or(Ok(()))

@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::group::GroupCore;
-use crate::ffi::call::{self, Callback, Definition};
+use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::park::{self, Ending};
 
@@ -52,7 +52,7 @@ pub enum End {
 
 enum Phase {
     /// Held back by the group's limit: what is to be called, and where.
-    Waiting(Option<Start>),
+    Waiting(Option<Box<Start>>),
     /// There is a task; none for the moment in which it is made.
     Running(Option<Py<PyAny>>),
     Ended(End),
@@ -72,6 +72,12 @@ pub struct Start {
 struct State {
     group: Option<Py<PyAny>>,
     phase: Phase,
+    extras: Option<Box<Extras>>,
+}
+
+/// What few handles have.
+#[derive(Default)]
+struct Extras {
     key: Option<Py<PyAny>>,
     name: Option<Py<PyAny>>,
     waiters: Option<Py<PyList>>,
@@ -89,20 +95,24 @@ impl TaskHandle {
             state: LoopCell::new(State {
                 group: Some(group),
                 phase: Phase::Waiting(None),
-                key,
-                name,
-                waiters: None,
+                extras: (key.is_some() || name.is_some()).then(|| {
+                    Box::new(Extras {
+                        key,
+                        name,
+                        waiters: None,
+                    })
+                }),
             }),
         }
     }
 
     /// Keeps what is to be called once there is room.
     pub fn hold(&self, py: Python<'_>, start: Start) {
-        self.set_phase(py, Phase::Waiting(Some(start)));
+        self.set_phase(py, Phase::Waiting(Some(Box::new(start))));
     }
 
     /// Takes what is to be called.
-    pub fn take_start(&self, py: Python<'_>) -> Option<Start> {
+    pub fn take_start(&self, py: Python<'_>) -> Option<Box<Start>> {
         self.state.with(py, |state| match &mut state.phase {
             Phase::Waiting(start) => start.take(),
             _ => None,
@@ -117,7 +127,8 @@ impl TaskHandle {
     /// The name of the task, if the group gave one.
     pub fn task_name<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         self.state.with(py, |state| {
-            state.name.as_ref().map(|name| name.bind(py).clone())
+            let name = state.extras.as_ref()?.name.as_ref()?;
+            Some(name.bind(py).clone())
         })
     }
 
@@ -187,8 +198,9 @@ impl TaskHandle {
             (
                 std::mem::replace(&mut state.phase, Phase::Ended(end)),
                 state
-                    .waiters
+                    .extras
                     .as_ref()
+                    .and_then(|extras| extras.waiters.as_ref())
                     .map(|waiters| waiters.bind(py).clone()),
             )
         });
@@ -227,27 +239,13 @@ fn let_go(py: Python<'_>, phase: Phase) {
     }
 }
 
-struct Done;
-
-impl Callback for Done {
-    type Receiver = TaskHandle;
-
-    fn call<'py>(handle: &Bound<'py, TaskHandle>, task: &Bound<'py, PyAny>) -> PyResult<()> {
-        finish(handle, task)
-    }
-}
-
-static DONE: Definition = Definition::of::<Done>(c"_task_done");
-
-/// The done callback of a handle's task.
-pub fn done_callback<'py>(handle: &Bound<'py, TaskHandle>) -> PyResult<Bound<'py, PyAny>> {
-    call::bound_function(&DONE, handle.as_any())
-}
-
-/// A task has ended: keeps its result and tells the group.
-pub fn finish<'py>(handle: &Bound<'py, TaskHandle>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+/// The task of a handle has ended: keeps its result and tells the group.
+pub fn finish<'py>(
+    group: &Bound<'py, GroupCore>,
+    handle: &Bound<'py, TaskHandle>,
+    task: &Bound<'py, PyAny>,
+) -> PyResult<()> {
     let py = handle.py();
-    let group = handle.get().group(py)?;
     group.get().stops_awaiting(task)?;
     let ending = park::ending(task)?;
     let end = match &ending {
@@ -258,7 +256,7 @@ pub fn finish<'py>(handle: &Bound<'py, TaskHandle>, task: &Bound<'py, PyAny>) ->
         }
     };
     let told = handle.get().conclude(py, end);
-    group.get().task_ended(&group, handle, &ending, true)?;
+    group.get().task_ended(group, handle, &ending, true)?;
     told
 }
 
@@ -280,8 +278,9 @@ impl TaskHandle {
     /// What was given to spawn() as `key`.
     #[getter]
     fn key(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.state
-            .with(py, |state| state.key.as_ref().map(|key| key.clone_ref(py)))
+        self.state.with(py, |state| {
+            Some(state.extras.as_ref()?.key.as_ref()?.clone_ref(py))
+        })
     }
 
     /// The task's name, if the group has one.
@@ -386,6 +385,8 @@ impl TaskHandle {
         let new = PyList::empty(py);
         self.state.with(py, |state| {
             state
+                .extras
+                .get_or_insert_default()
                 .waiters
                 .get_or_insert_with(|| new.clone().unbind())
                 .bind(py)
@@ -417,9 +418,11 @@ impl TaskHandle {
         self.state
             .try_with(|state| {
                 visit.call(&state.group)?;
-                visit.call(&state.key)?;
-                visit.call(&state.name)?;
-                visit.call(&state.waiters)?;
+                if let Some(extras) = &state.extras {
+                    visit.call(&extras.key)?;
+                    visit.call(&extras.name)?;
+                    visit.call(&extras.waiters)?;
+                }
                 match &state.phase {
                     Phase::Waiting(Some(start)) => {
                         visit.call(&start.function)?;
@@ -440,8 +443,7 @@ impl TaskHandle {
         let old = self.state.with(py, |state| {
             (
                 state.group.take(),
-                state.key.take(),
-                state.waiters.take(),
+                state.extras.take(),
                 std::mem::replace(&mut state.phase, Phase::Running(None)),
             )
         });
