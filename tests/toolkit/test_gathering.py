@@ -12,30 +12,7 @@ import tideloop
 from tideloop import accelerated
 
 from tests.toolkit import harness
-
-
-class Boom(Exception):
-    pass
-
-
-async def give(value, turns=1):
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    return value
-
-
-async def fail(message="no", turns=1):
-    await give(None, turns)
-    raise Boom(message)
-
-
-async def forever():
-    await asyncio.get_running_loop().create_future()
-
-
-def tasks_left():
-    return asyncio.all_tasks() - {asyncio.current_task()}
-
+from tests.toolkit.work import Boom, fail, forever, give, tasks_left
 
 # --- gather --------------------------------------------------------------------------------------
 

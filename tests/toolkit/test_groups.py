@@ -14,25 +14,7 @@ from tideloop import Outcome
 
 from tests.backends import deviates
 from tests.toolkit import harness
-
-
-class Boom(Exception):
-    pass
-
-
-async def give(value, turns=1):
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    return value
-
-
-async def fail(message="no", turns=1):
-    await give(None, turns)
-    raise Boom(message)
-
-
-async def forever():
-    await asyncio.get_running_loop().create_future()
+from tests.toolkit.work import Boom, fail, forever, give
 
 
 def messages(group: BaseExceptionGroup) -> list[str]:

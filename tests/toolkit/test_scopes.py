@@ -11,15 +11,7 @@ import pytest
 import tideloop
 
 from tests.toolkit import harness
-
-
-async def forever():
-    await asyncio.get_running_loop().create_future()
-
-
-async def turns(count):
-    for _ in range(count):
-        await asyncio.sleep(0)
+from tests.toolkit.work import forever, turns
 
 
 def cancelling():

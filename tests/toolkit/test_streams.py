@@ -12,14 +12,7 @@ import tideloop
 from tideloop import Outcome
 
 from tests.toolkit import harness
-
-
-class Boom(Exception):
-    pass
-
-
-async def forever():
-    await asyncio.get_running_loop().create_future()
+from tests.toolkit.work import Boom, forever, tasks_left
 
 
 async def double(number):
@@ -69,10 +62,6 @@ class Source:
 @pytest.fixture(params=["sync", "async"])
 def way(request):
     return request.param
-
-
-def tasks_left(before=()):
-    return asyncio.all_tasks() - {asyncio.current_task(), *before}
 
 
 # --- amap ----------------------------------------------------------------------------------------

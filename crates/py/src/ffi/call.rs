@@ -261,6 +261,20 @@ pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
     unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
 }
 
+/// Hides an object from the garbage collector for good, if the only object that it still refers to is one that
+/// cannot be part of a cycle.
+///
+/// The caller vouches for that: `object` refers to `value` and to nothing else, and will not do so later.
+pub fn hide_from_collector(object: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
+    // SAFETY: live objects; an object of a collected type may be untracked at any time with the GIL held, and
+    // its deallocator copes with that.
+    unsafe {
+        if ffi::PyObject_IS_GC(value.as_ptr()) == 0 {
+            ffi::PyObject_GC_UnTrack(object.as_ptr().cast());
+        }
+    }
+}
+
 /// Whether a reference is the only one to its object.
 pub fn is_only_reference(_py: Python<'_>, object: &Py<PyAny>) -> bool {
     // SAFETY: a live object, and the GIL is held.

@@ -194,21 +194,29 @@ impl TaskHandle {
 
     /// Takes note of the end and tells who waits for it; the group is told by the caller.
     pub fn conclude(&self, py: Python<'_>, end: End) -> PyResult<()> {
-        let (old, waiters) = self.state.with(py, |state| {
+        let (old, group, waiters) = self.state.with(py, |state| {
+            let waiters = state
+                .extras
+                .as_ref()
+                .and_then(|extras| extras.waiters.as_ref());
             (
                 std::mem::replace(&mut state.phase, Phase::Ended(end)),
-                state
-                    .extras
-                    .as_ref()
-                    .and_then(|extras| extras.waiters.as_ref())
-                    .map(|waiters| waiters.bind(py).clone()),
+                state.group.take(),
+                waiters.map(|waiters| waiters.bind(py).clone()),
             )
         });
         let_go(py, old);
+        drop(group.map(|group| group.into_bound(py)));
         if let Some(waiters) = waiters {
             wake_all(&waiters)?;
         }
         Ok(())
+    }
+
+    /// Whether it holds nothing but its phase.
+    fn is_plain(&self, py: Python<'_>) -> bool {
+        self.state
+            .with(py, |state| state.extras.is_none() && state.group.is_none())
     }
 }
 
@@ -256,6 +264,12 @@ pub fn finish<'py>(
         }
     };
     let told = handle.get().conclude(py, end);
+    if let Ending::Value(value) = &ending
+        && handle.get().is_plain(py)
+    {
+        // Many results are None or numbers; a group that keeps a million of them costs the collector nothing.
+        call::hide_from_collector(handle.as_any(), value);
+    }
     group.get().task_ended(group, handle, &ending, true)?;
     told
 }
