@@ -15,8 +15,12 @@ PACKAGE = Path(tideloop.__file__).parent.parent
 
 
 def micro(*arguments: str, fails: bool = False) -> str:
+    return bench(MICRO, *arguments, fails=fails)
+
+
+def bench(script: Path, *arguments: str, fails: bool = False) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(MICRO), *arguments],
+        [sys.executable, "-W", "error", str(script), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -57,3 +61,13 @@ def test_markdown_says_how_it_was_made():
 )
 def test_a_wrong_argument_is_refused(arguments, complaint):
     assert complaint in micro(*arguments, fails=True)
+
+
+def test_groups_and_streams_are_compared():
+    arguments = ["--repetitions", "1", "--loops", "asyncio,tideloop", "--only", "time limit"]
+    said = bench(MICRO.with_name("toolkit_groups.py"), *arguments)
+    assert [line.split(" | ")[:3] for line in said.splitlines() if "time limit |" in line] == [
+        [f"| {loop}", "a time limit", name]
+        for loop in ("asyncio", "tideloop")
+        for name in ("asyncio.timeout", "tideloop.fail_after")
+    ]

@@ -81,9 +81,21 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"loop", "_tideloop"},
+    "loop": {"loop", "outcome", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration", "limits", "sync"},
+    "__init__": {
+        "loop",
+        "qt",
+        "outcome",
+        "accelerated",
+        "acceleration",
+        "gathering",
+        "groups",
+        "limits",
+        "scopes",
+        "streams",
+        "sync",
+    },
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
@@ -97,6 +109,15 @@ ALLOWED = {
     "limits": {"_tideloop"},
     "stock": set(),
     "qt": {"loop", "_tideloop"},
+    # The toolkit: on any loop, by the public names of asyncio.
+    "outcome": set(),
+    "cancellation": {"_tideloop"},
+    "scopes": {"accelerated", "cancellation"},
+    "groups": {"accelerated", "cancellation", "outcome", "_tideloop"},
+    "gathering": {"accelerated", "groups", "outcome", "_tideloop"},
+    "mapping": {"groups", "outcome", "pumps"},
+    "pumps": set(),
+    "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},
     # For tests of programs: nothing of ours imports it.
     "testing": {"loop"},
 }

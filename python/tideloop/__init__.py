@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from tideloop import qt
-from tideloop.loop import EventLoop, Guest, Outcome, Runner, guest, install, new_event_loop, run
+from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop, run
+from tideloop.outcome import Outcome
 
 if TYPE_CHECKING:
     from tideloop.accelerated import (
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
         TaskGroup,
         Timeout,
         create_task,
-        gather,
-        shield,
         sleep,
         timeout,
         timeout_at,
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.gathering import first_ok, gather, race
+    from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.limits import (
         Claim,
         KeyedLimiter,
@@ -48,18 +49,23 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
+    from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
 __all__ = [
     "Acceleration",
     "Barrier",
     "BoundedSemaphore",
+    "CancelScope",
     "Claim",
     "Condition",
     "ConditionStats",
     "Event",
     "EventLoop",
     "EventStats",
+    "Group",
+    "GroupStats",
     "Guest",
     "KeyedLimiter",
     "KeyedLimiterStats",
@@ -78,55 +84,76 @@ __all__ = [
     "Runner",
     "Semaphore",
     "SemaphoreStats",
+    "Stream",
+    "StreamStats",
     "TaskGroup",
+    "TaskHandle",
     "Timeout",
     "WaitTimes",
     "WeightError",
     "accelerate",
+    "amap",
+    "batched",
     "create_task",
     "decelerate",
+    "fail_after",
+    "first_ok",
+    "flat_map",
     "gather",
+    "group",
     "guest",
     "install",
+    "merge",
+    "move_on_after",
     "new_event_loop",
+    "paginate",
     "qt",
+    "race",
     "run",
     "shield",
     "sleep",
+    "throttle",
     "timeout",
     "timeout_at",
     "wait",
     "wait_for",
 ]
 
-# Where the names that are imported when they are first asked for are defined; the others are in accelerated.
-_LAZY = {
-    "Acceleration": "acceleration",
-    "accelerate": "acceleration",
-    "decelerate": "acceleration",
-    "Claim": "limits",
-    "KeyedLimiter": "limits",
-    "KeyedLimiterStats": "limits",
-    "Limiter": "limits",
-    "LimiterClosed": "limits",
-    "LimiterFull": "limits",
-    "LimiterStats": "limits",
-    "ResourceLimits": "limits",
-    "ResourceStats": "limits",
-    "WaitTimes": "limits",
-    "WeightError": "limits",
-    "ConditionStats": "sync",
-    "EventStats": "sync",
-    "LockStats": "sync",
-    "SemaphoreStats": "sync",
+# Where the names are that are imported when they are first asked for; all others are in `accelerated`.
+_HOMES = {
+    "acceleration": ("Acceleration", "accelerate", "decelerate"),
+    "gathering": ("first_ok", "gather", "race"),
+    "groups": ("Group", "GroupStats", "TaskHandle", "group"),
+    "limits": (
+        "Claim",
+        "KeyedLimiter",
+        "KeyedLimiterStats",
+        "Limiter",
+        "LimiterClosed",
+        "LimiterFull",
+        "LimiterStats",
+        "ResourceLimits",
+        "ResourceStats",
+        "WaitTimes",
+        "WeightError",
+    ),
+    "sync": (
+        "ConditionStats",
+        "EventStats",
+        "LockStats",
+        "SemaphoreStats",
+    ),
+    "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
+    "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     """Import the primitives when they are first asked for: most programs only want the loop."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"tideloop.{_LAZY.get(name, 'accelerated')}")
+    module = importlib.import_module(f"tideloop.{_HOME_OF.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -5,20 +5,24 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from socket import socket
-from typing import Any, Self, TypeVar, final
+from types import GenericAlias
+from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
+from tideloop.outcome import Outcome
+
 __all__ = [
     "BarrierCore",
-    "ConditionCore",
     "ClaimCore",
+    "ConditionCore",
     "DatagramTransport",
     "EventCore",
     "Future",
+    "GroupCore",
     "Handle",
     "LimitsCore",
     "Listener",
@@ -29,6 +33,7 @@ __all__ = [
     "StreamTransport",
     "Task",
     "TaskGroupCore",
+    "TaskHandle",
     "TimeoutCore",
     "TimerHandle",
     "function",
@@ -38,6 +43,7 @@ __all__ = [
     "guest_timeout",
     "guest_turns",
     "guest_wait",
+    "keep_contexts",
 ]
 
 @final
@@ -174,6 +180,9 @@ def guest_end(loop: Any, /) -> None: ...
 
 def function(name: str, template: Callable[..., Any]) -> Any: ...
 
+# A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
+def keep_contexts(enter: bool) -> None: ...
+
 @disjoint_base
 class EventCore:
     def __new__(cls, *_args: object, **_kwargs: object) -> EventCore: ...
@@ -260,7 +269,55 @@ class TimeoutCore:
     _task: Any
     _cancelling: Any
 
-# The toolkit.
+# --- the toolkit -----------------------------------------------------------------------------------
+
+@final
+class TaskHandle(Generic[_T]):
+    """One task of a group. Made by ``Group.spawn()``; keeps the result after the task is gone."""
+
+    @property
+    def key(self) -> Any: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def task(self) -> asyncio.Task[_T] | None: ...
+    @property
+    def outcome(self) -> Outcome[_T]: ...
+    @property
+    def _waiters(self) -> list[asyncio.Future[None]]: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def result(self) -> _T: ...
+    def exception(self) -> BaseException | None: ...
+    def cancel(self, msg: Any | None = None) -> bool: ...
+    def wait(self) -> Coroutine[Any, Any, Outcome[_T]]: ...
+    def __await__(self) -> Generator[Any, None, _T]: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+@disjoint_base
+class GroupCore:
+    def __new__(cls, *_args: object, **_kwargs: object) -> GroupCore: ...
+    _idle: asyncio.Future[None] | None
+    @property
+    def _handles(self) -> list[TaskHandle[Any]]: ...
+    @property
+    def _done(self) -> list[TaskHandle[Any]]: ...
+    @property
+    def _watchers(self) -> list[asyncio.Future[None]]: ...
+    @property
+    def _running(self) -> int: ...
+    @property
+    def _waiting(self) -> int: ...
+    @property
+    def _cancelled(self) -> int: ...
+    def spawn(
+        self, fn: Callable[..., Any], /, *args: Any, key: Any | None = None, timeout: Any | None = None
+    ) -> TaskHandle[Any]: ...
+    def _open(self, event_loop: Any, parent: Any, name: Any | None, limit: int | None, limited: bool) -> None: ...
+    def _shut(self) -> None: ...
+    def _forget_parent(self) -> None: ...
+    def _cancel_all(self, message: Any | None) -> None: ...
 
 @disjoint_base
 class LimitsCore:

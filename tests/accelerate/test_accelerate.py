@@ -31,7 +31,7 @@ def test_asyncio_has_ours_until_it_is_undone(name):
     assert getattr(asyncio, name) is getattr(stock, name)
     with tideloop.accelerate() as acceleration:
         assert acceleration.active
-        assert getattr(asyncio, name) is getattr(tideloop, name)
+        assert getattr(asyncio, name) is getattr(accelerated, name)
     assert not acceleration.active
     assert getattr(asyncio, name) is getattr(stock, name)
 

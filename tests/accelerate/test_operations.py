@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import tideloop
-from tideloop import stock
+from tideloop import accelerated, stock
 
 COROUTINE_FUNCTIONS = [
     (tideloop.sleep, stock.sleep),
@@ -29,8 +29,8 @@ COROUTINE_FUNCTIONS = [
 FUNCTIONS = [
     (tideloop.Queue.put_nowait, stock.Queue.put_nowait),
     (tideloop.Semaphore.release, stock.Semaphore.release),
-    (tideloop.gather, stock.gather),
-    (tideloop.shield, stock.shield),
+    (accelerated.gather, stock.gather),
+    (accelerated.shield, stock.shield),
     (tideloop.create_task, stock.create_task),
     (tideloop.TaskGroup.create_task, stock.TaskGroup.create_task),
     (tideloop.timeout, stock.timeout),

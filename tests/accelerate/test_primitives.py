@@ -316,7 +316,7 @@ async def test_gather(loop, kit):
     with pytest.raises(TypeError, match=r"an awaitable is required|A coroutine"):
         await kit.gather(1)
     with pytest.raises(TypeError, match="unexpected keyword argument"):
-        kit.gather(future, limit=1)
+        kit.gather(future, depth=1)
 
 
 @pytest.mark.parametrize("return_exceptions", [False, True])

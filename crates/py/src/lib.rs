@@ -56,7 +56,11 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
+    use crate::toolkit::group::GroupCore;
+    #[pymodule_export]
     use crate::toolkit::limiter::{ClaimCore, LimitsCore};
+    #[pymodule_export]
+    use crate::toolkit::task_handle::TaskHandle;
     #[pymodule_export]
     use crate::transport::StreamTransport;
 
@@ -79,6 +83,12 @@ mod _tideloop {
     #[pyfunction]
     fn fail_a_reference_check(py: Python<'_>) -> PyResult<()> {
         ffi::refcheck::fail(py)
+    }
+
+    /// A block begins (true) or ends in which callbacks must keep the context that they are scheduled in.
+    #[pyfunction]
+    fn keep_contexts(enter: bool) {
+        ffi::call::keep_contexts(enter);
     }
 
     #[pymodule_init]

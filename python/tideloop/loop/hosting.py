@@ -40,10 +40,11 @@ import sys
 import threading
 from asyncio import constants, events
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tideloop._tideloop import guest_begin, guest_end, guest_timeout, guest_turns, guest_wait
 from tideloop.loop.event_loop import EventLoop, new_event_loop
+from tideloop.outcome import Outcome
 
 __all__ = ["Guest", "Outcome", "guest", "start"]
 
@@ -56,19 +57,6 @@ _JOIN = 5.0
 _alive: set[Guest[Any]] = set()
 """Guests that have not ended. A host may know them by weak references only (Qt's signals do), and what a loop has
 scheduled in a turn is not visible to the garbage collector, because a loop that runs is reachable."""
-
-
-class Outcome(NamedTuple, Generic[_T]):
-    """How a guest has ended: with main's value, or with the exception that ended it."""
-
-    value: _T | None = None
-    exception: BaseException | None = None
-
-    def result(self) -> _T:
-        """Main's value (None for a guest without a main). Raises the exception if there is one."""
-        if self.exception is not None:
-            raise self.exception
-        return self.value  # type: ignore[return-value]  # None exactly if main returned it or there is none
 
 
 class Wait(Protocol):

@@ -1,9 +1,11 @@
 //! Calls into Python on hot paths: vectorcall, inside a given context, without tuples.
 
 use std::cell::OnceCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple, PyType};
@@ -103,6 +105,18 @@ pub fn method<'py, const N: usize>(
     }
 }
 
+/// How many blocks are open in which callbacks must keep the context that they are scheduled in.
+static CONTEXTS_KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// Has [`schedule`] copy contexts as asyncio does, until as many blocks were left as were entered.
+pub fn keep_contexts(enter: bool) {
+    if enter {
+        CONTEXTS_KEPT.fetch_add(1, Ordering::Relaxed);
+    } else {
+        CONTEXTS_KEPT.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// `event_loop.name(*arguments)`; on a loop of ours in a context of this thread that is there for nothing else.
 ///
 /// For callbacks that only touch futures and tasks, whose own callbacks bring their contexts along: a
@@ -112,19 +126,39 @@ pub fn schedule<'py, const N: usize>(
     name: &Bound<'py, PyString>,
     arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyAny>> {
-    const { assert!(N <= 5, "five arguments and the context fit") };
-    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     let py = event_loop.py();
-    if event_loop.cast::<LoopCore>().is_err() {
+    if CONTEXTS_KEPT.load(Ordering::Relaxed) != 0 || event_loop.cast::<LoopCore>().is_err() {
         // Any other loop may not know the keyword here, and asyncio does not use it either.
         return method(event_loop, name, arguments);
     }
+    method_in_shared_context(event_loop, name, arguments, own_context(py)?)
+}
+
+/// `object.add_done_callback(callback)`, the callback to run in a context that is there for nothing else.
+pub fn add_done_callback<'py>(
+    object: &Bound<'py, PyAny>,
+    callback: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let name = intern!(py, "add_done_callback");
+    method_in_shared_context(object, name, [callback], own_context(py)?)
+}
+
+/// `object.name(*arguments, context=context)`.
+fn method_in_shared_context<'py, const N: usize>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    arguments: [&Bound<'py, PyAny>; N],
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    const { assert!(N <= 5, "five arguments and the context fit") };
+    static KEYWORDS: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
+    let py = object.py();
     let keywords = KEYWORDS.get_or_try_init(py, || -> PyResult<Py<PyTuple>> {
         Ok(PyTuple::new(py, ["context"])?.unbind())
     })?;
-    let context = own_context(py)?;
     let mut array = [std::ptr::null_mut(); 7];
-    array[0] = event_loop.as_ptr();
+    array[0] = object.as_ptr();
     for (slot, argument) in array[1..].iter_mut().zip(arguments) {
         *slot = argument.as_ptr();
     }
@@ -282,6 +316,20 @@ pub fn undisturbed<R>(_py: Python<'_>, f: impl FnOnce() -> R) -> R {
 pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: a live object.
     unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
+}
+
+/// Hides an object from the garbage collector for good, if the only object that it still refers to is one that
+/// cannot be part of a cycle.
+///
+/// The caller vouches for that: `object` refers to `value` and to nothing else, and will not do so later.
+pub fn hide_from_collector(object: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
+    // SAFETY: live objects; an object of a collected type may be untracked at any time with the GIL held, and
+    // its deallocator copes with that.
+    unsafe {
+        if ffi::PyObject_IS_GC(value.as_ptr()) == 0 {
+            ffi::PyObject_GC_UnTrack(object.as_ptr().cast());
+        }
+    }
 }
 
 /// Whether a reference is the only one to its object.

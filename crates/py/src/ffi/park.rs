@@ -97,6 +97,59 @@ fn native_future(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut Fut
         .then(|| (native, future.as_ptr().cast()))
 }
 
+/// A future or task of exactly our types or asyncio's C types, which share a layout, and its fields.
+#[inline(always)]
+fn known_fields(future: &Bound<'_, PyAny>) -> Option<(&'static Native, *mut FutureObject)> {
+    let native = native::ready(future.py())?;
+    let kind = future.get_type_ptr();
+    [
+        &native.task,
+        &native.stock_task,
+        &native.future,
+        &native.stock_future,
+    ]
+    .iter()
+    .any(|known| kind == known.as_ptr().cast())
+    .then(|| (native, future.as_ptr().cast()))
+}
+
+/// How a future or a task has ended.
+pub enum Ending<'py> {
+    Value(Bound<'py, PyAny>),
+    Error(Bound<'py, PyAny>),
+    /// With its message, if there is one.
+    Cancelled(Option<Bound<'py, PyAny>>),
+}
+
+/// How a future or a task that is done has ended; its exception counts as retrieved.
+pub fn ending<'py>(future: &Bound<'py, PyAny>) -> PyResult<Ending<'py>> {
+    let py = future.py();
+    if let Some((native, fields)) = known_fields(future) {
+        // SAFETY: a live object whose fields are laid out as verified; references are taken before
+        // anything else runs.
+        unsafe {
+            if (*fields).state == layout::CANCELLED {
+                let message = Bound::from_borrowed_ptr_or_opt(py, (*fields).cancel_message);
+                return Ok(Ending::Cancelled(message));
+            }
+            return Ok(match future::outcome(py, native, fields)? {
+                future::Outcome::Result(value) => {
+                    Ending::Value(Bound::from_borrowed_ptr(py, value))
+                }
+                future::Outcome::Error(error) => Ending::Error(error),
+            });
+        }
+    }
+    if is_cancelled(future)? {
+        let message = future.getattr_opt(intern!(py, "_cancel_message"))?;
+        return Ok(Ending::Cancelled(message));
+    }
+    Ok(match call::method0(future, intern!(py, "result")) {
+        Ok(value) => Ending::Value(value),
+        Err(error) => Ending::Error(error.into_value(py).into_bound(py).into_any()),
+    })
+}
+
 /// A pending future of a loop.
 #[inline]
 pub fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
@@ -351,9 +404,9 @@ pub fn resolve(future: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<
 
 #[inline]
 pub fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if let Some((_, ours)) = native_future(future) {
-        // SAFETY: a live future of ours.
-        return Ok(unsafe { (*ours).state != layout::PENDING });
+    if let Some((_, fields)) = known_fields(future) {
+        // SAFETY: a live object whose fields are laid out as verified.
+        return Ok(unsafe { (*fields).state != layout::PENDING });
     }
     call::method0(future, intern!(future.py(), "done"))?.is_truthy()
 }
@@ -588,6 +641,16 @@ pub fn is_cancellation(py: Python<'_>, error: &PyErr) -> bool {
     asyncio(py).is_ok_and(|asyncio| {
         error
             .matches(py, asyncio.cancelled_error.bind(py))
+            .is_ok_and(|is| is)
+    })
+}
+
+/// Whether an object is an instance of asyncio's CancelledError.
+pub fn is_cancelled_error(object: &Bound<'_, PyAny>) -> bool {
+    let py = object.py();
+    asyncio(py).is_ok_and(|asyncio| {
+        object
+            .is_instance(asyncio.cancelled_error.bind(py))
             .is_ok_and(|is| is)
     })
 }

@@ -6,7 +6,9 @@
 //! **Rule.** No Python is called, and no Python object dropped, while such a lock is held: what a core
 //! removes is handed out first.
 
+pub mod group;
 pub mod limiter;
+pub mod task_handle;
 pub mod waiter;
 
 use crate::ffi::function::Entry;

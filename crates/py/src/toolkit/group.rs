@@ -1,0 +1,650 @@
+//! GroupCore: the native half of `tideloop.Group`, which is what happens once per task.
+//!
+//! Spawning makes a handle and a task of the loop; the task's done callback (`task_handle`) takes the
+//! result and comes back here. Entering and leaving the block, cancelling and the report of errors
+//! happen once per group and are Python's (`tideloop.groups`), which is told of every task that has
+//! failed by `_failed(error)`.
+//!
+//! **Order.** A handle is in the group's list before its function is called, since a call may spawn, and
+//! an eager task may end within it. Tasks that the limit held back are started by one place only
+//! (`start_waiting`, guarded against itself), so that eager ones which end at once do not nest.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+
+use super::task_handle::{self, End, Start, TaskHandle};
+use crate::ffi::call::{self, Callback, Definition};
+use crate::ffi::cell::LoopCell;
+use crate::ffi::park::{self, Ending};
+
+/// What is needed to make tasks.
+struct Helpers {
+    /// `_prepared(group, fn, args, timeout)`: the coroutine of a task with a limiter or a time limit.
+    prepared: Py<PyAny>,
+    /// `_coroutine_of(made, fn)`: for a function that returned another awaitable.
+    coroutine_of: Py<PyAny>,
+    /// Since 3.14: who awaits whom.
+    note: Option<(Py<PyAny>, Py<PyAny>)>,
+}
+
+fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
+    static HELPERS: PyOnceLock<Helpers> = PyOnceLock::new();
+    HELPERS.get_or_try_init(py, || {
+        let groups = py.import("tideloop.groups")?;
+        let futures = py.import("asyncio.futures")?;
+        let note = match futures.getattr_opt("future_add_to_awaited_by")? {
+            Some(add) => Some((
+                add.unbind(),
+                futures.getattr("future_discard_from_awaited_by")?.unbind(),
+            )),
+            None => None,
+        };
+        Ok(Helpers {
+            prepared: groups.getattr("_prepared")?.unbind(),
+            coroutine_of: groups.getattr("_coroutine_of")?.unbind(),
+            note,
+        })
+    })
+}
+
+#[derive(Default)]
+struct State {
+    event_loop: Option<Py<PyAny>>,
+    parent: Option<Py<PyAny>>,
+    name: Option<Py<PyAny>>,
+    handles: Option<Py<PyList>>,
+    done: Option<Py<PyList>>,
+    waiting: VecDeque<Py<TaskHandle>>,
+    /// Handles of running tasks by the address of the task, which its handle keeps alive as long as it is here.
+    tasks: HashMap<usize, Py<TaskHandle>, BuildHasherDefault<AddressHasher>>,
+    /// The done callback that all tasks share: one object for each would be a third of what a task costs.
+    callback: Option<Py<PyAny>>,
+    /// Futures to be told of the next task that ends.
+    watchers: Option<Py<PyList>>,
+    /// The future to be told when no task is left.
+    idle: Option<Py<PyAny>>,
+    limit: Option<usize>,
+    /// Whether a task's call must be let in or limited in time by Python.
+    limited: bool,
+    running: usize,
+    cancelled: usize,
+    accepts: bool,
+    starting: bool,
+}
+
+/// Spreads addresses, which are multiples of 16 and otherwise as good as random.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 << 8 | u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn write_usize(&mut self, address: usize) {
+        self.0 = (address as u64)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+}
+
+struct Done;
+
+impl Callback for Done {
+    type Receiver = GroupCore;
+
+    fn call<'py>(group: &Bound<'py, GroupCore>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        let py = group.py();
+        let address = task.as_ptr().addr();
+        let handle = group
+            .get()
+            .state
+            .with(py, |state| state.tasks.remove(&address));
+        match handle {
+            Some(handle) => task_handle::finish(group, &handle.into_bound(py), task),
+            None => Ok(()),
+        }
+    }
+}
+
+static DONE: Definition = Definition::of::<Done>(c"_task_done");
+
+/// The native half of `tideloop.Group`.
+#[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
+pub struct GroupCore {
+    state: LoopCell<State>,
+}
+
+/// A call as it is made.
+struct Call<'a, 'py> {
+    function: &'a Bound<'py, PyAny>,
+    arguments: &'a Bound<'py, PyTuple>,
+    timeout: Option<&'a Bound<'py, PyAny>>,
+    context: Option<&'a Bound<'py, PyAny>>,
+}
+
+impl GroupCore {
+    fn list<'py>(
+        &self,
+        py: Python<'py>,
+        which: impl FnOnce(&State) -> &Option<Py<PyList>>,
+    ) -> Bound<'py, PyList> {
+        let found = self.state.with(py, |state| {
+            which(state).as_ref().map(|list| list.bind(py).clone())
+        });
+        found.unwrap_or_else(|| PyList::empty(py))
+    }
+
+    /// Makes the task of a handle. Nothing is left behind if that fails.
+    fn launch<'py>(
+        slf: &Bound<'py, Self>,
+        handle: &Bound<'py, TaskHandle>,
+        call: &Call<'_, 'py>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let helpers = helpers(py)?;
+        let (event_loop, limited) = slf.get().state.with(py, |state| {
+            (
+                state.event_loop.as_ref().map(|it| it.bind(py).clone()),
+                state.limited,
+            )
+        });
+        let event_loop =
+            event_loop.ok_or_else(|| PyRuntimeError::new_err("the group was collected"))?;
+        let coroutine = if limited || call.timeout.is_some() {
+            helpers
+                .prepared
+                .bind(py)
+                .call1((slf, call.function, call.arguments, call.timeout))?
+        } else {
+            let made = match call.context {
+                None => call.function.call1(call.arguments)?,
+                Some(context) => {
+                    call::in_context(context, |_| call.function.call1(call.arguments))?
+                }
+            };
+            if call::is_exact_coroutine(&made) {
+                made
+            } else {
+                helpers.coroutine_of.bind(py).call1((made, call.function))?
+            }
+        };
+        let task = create_task(
+            &event_loop,
+            &coroutine,
+            handle.get().task_name(py),
+            call.context,
+        )
+        .or_else(|error| {
+            call::method0(&coroutine, intern!(py, "close"))?;
+            Err(error)
+        })?;
+        handle.get().run(py, &task);
+        slf.get().state.with(py, |state| state.running += 1);
+        if park::is_done(&task)? {
+            // It was eager.
+            return task_handle::finish(slf, handle, &task);
+        }
+        if let Err(error) = slf.get().watch(handle, &task) {
+            // A task of somebody else's making that cannot be watched: it is not of this group.
+            let kept = slf.get().state.with(py, |state| {
+                state.running -= 1;
+                state.tasks.remove(&task.as_ptr().addr())
+            });
+            drop(kept.map(|kept| kept.into_bound(py)));
+            call::method0(&task, intern!(py, "cancel"))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Has the end of a task told.
+    fn watch<'py>(
+        &self,
+        handle: &Bound<'py, TaskHandle>,
+        task: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let py = task.py();
+        if let Some((note, _)) = &helpers(py)?.note
+            && let Some(parent) = self.parent(py)
+        {
+            note.bind(py).call1((task, parent))?;
+        }
+        let kept = handle.clone().unbind();
+        let (old, callback) = self.state.with(py, |state| {
+            let callback = state.callback.as_ref();
+            (
+                state.tasks.insert(task.as_ptr().addr(), kept),
+                callback.map(|callback| callback.bind(py).clone()),
+            )
+        });
+        drop(old.map(|old| old.into_bound(py)));
+        match callback {
+            Some(callback) => call::add_done_callback(task, &callback).map(drop),
+            None => Err(PyRuntimeError::new_err("the group was collected")),
+        }
+    }
+
+    fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.state.with(py, |state| {
+            state.parent.as_ref().map(|parent| parent.bind(py).clone())
+        })
+    }
+
+    /// The parent awaits this task no more.
+    pub fn stops_awaiting(&self, task: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = task.py();
+        if let Some((_, forget)) = &helpers(py)?.note
+            && let Some(parent) = self.parent(py)
+        {
+            forget.bind(py).call1((task, parent))?;
+        }
+        Ok(())
+    }
+
+    /// A handle has ended; `ran` tells whether it had a task.
+    pub fn task_ended<'py>(
+        &self,
+        slf: &Bound<'py, Self>,
+        handle: &Bound<'py, TaskHandle>,
+        ending: &Ending<'py>,
+        ran: bool,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let failure = match ending {
+            Ending::Error(error) if !park::is_cancelled_error(error) => Some(error),
+            _ => None,
+        };
+        let cancelled = failure.is_none() && !matches!(ending, Ending::Value(_));
+        let (done, watchers) = self.state.with(py, |state| {
+            state.running -= usize::from(ran);
+            state.cancelled += usize::from(cancelled);
+            (
+                state.done.as_ref().map(|list| list.bind(py).clone()),
+                state.watchers.as_ref().map(|list| list.bind(py).clone()),
+            )
+        });
+        if let Some(done) = done {
+            done.append(handle)?;
+        }
+        // Whatever goes wrong with one of these, the others are due: nobody is to wait for ever.
+        let told = match failure {
+            Some(error) => call::method1(slf.as_any(), intern!(py, "_failed"), error).map(drop),
+            None => Ok(()),
+        };
+        let started = self.start_waiting(slf);
+        let woken = watchers.map_or(Ok(()), |watchers| task_handle::wake_all(&watchers));
+        self.check_idle(py)?;
+        told.and(started).and(woken)
+    }
+
+    /// Starts what waits, as far as the limit allows.
+    fn start_waiting(&self, slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let begun = self.state.with(py, |state| {
+            let begin = !state.starting && !state.waiting.is_empty();
+            state.starting |= begin;
+            begin
+        });
+        if !begun {
+            return Ok(());
+        }
+        let result = self.start_some(slf);
+        self.state.with(py, |state| state.starting = false);
+        result
+    }
+
+    fn start_some<'py>(&self, slf: &Bound<'py, Self>) -> PyResult<()> {
+        let py = slf.py();
+        loop {
+            let next = self.state.with(py, |state| {
+                if state.limit.is_some_and(|limit| state.running >= limit) {
+                    return None;
+                }
+                state.waiting.pop_front()
+            });
+            let Some(handle) = next.map(|next| next.into_bound(py)) else {
+                return Ok(());
+            };
+            let Some(start) = handle.get().take_start(py) else {
+                continue;
+            };
+            let (function, arguments) = (
+                start.function.into_bound(py),
+                start.arguments.into_bound(py),
+            );
+            let timeout = start.timeout.map(|timeout| timeout.into_bound(py));
+            let context = start.context.into_bound(py);
+            let call = Call {
+                function: &function,
+                arguments: &arguments,
+                timeout: timeout.as_ref(),
+                context: Some(&context),
+            };
+            if let Err(error) = Self::launch(slf, &handle, &call) {
+                let error = error.into_value(py).into_bound(py).into_any();
+                let told = handle
+                    .get()
+                    .conclude(py, End::Error(error.clone().unbind()));
+                self.task_ended(slf, &handle, &Ending::Error(error), false)?;
+                told?;
+            }
+        }
+    }
+
+    fn check_idle(&self, py: Python<'_>) -> PyResult<()> {
+        let idle = self.state.with(py, |state| {
+            let idle = state.running == 0 && state.waiting.is_empty();
+            state
+                .idle
+                .as_ref()
+                .filter(|_| idle)
+                .map(|idle| idle.bind(py).clone())
+        });
+        if let Some(idle) = idle {
+            park::resolve(&idle, &py.None().into_bound(py))?;
+        }
+        Ok(())
+    }
+
+    /// Cancels a handle that waits for the limit. False if it does not.
+    pub fn drop_waiting<'py>(
+        &self,
+        slf: &Bound<'py, Self>,
+        handle: &Bound<'py, TaskHandle>,
+        message: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<bool> {
+        let py = slf.py();
+        let found = self.state.with(py, |state| {
+            let place = state.waiting.iter().position(|other| other.is(handle))?;
+            state.waiting.remove(place)
+        });
+        if found.map(|found| found.into_bound(py)).is_none() {
+            return Ok(false);
+        }
+        self.never_start(slf, handle, message)?;
+        Ok(true)
+    }
+
+    fn never_start<'py>(
+        &self,
+        slf: &Bound<'py, Self>,
+        handle: &Bound<'py, TaskHandle>,
+        message: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let kept = message.map(|message| message.clone().unbind());
+        let told = handle.get().conclude(py, End::Cancelled(kept));
+        self.task_ended(slf, handle, &Ending::Cancelled(message.cloned()), false)?;
+        told
+    }
+}
+
+/// `event_loop.create_task(coroutine, ...)` with what is given.
+fn create_task<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    coroutine: &Bound<'py, PyAny>,
+    name: Option<Bound<'py, PyAny>>,
+    context: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    let method = intern!(py, "create_task");
+    if name.is_none() && context.is_none() {
+        return call::method1(event_loop, method, coroutine);
+    }
+    let keywords = PyDict::new(py);
+    if let Some(name) = name {
+        keywords.set_item(intern!(py, "name"), name)?;
+    }
+    if let Some(context) = context {
+        keywords.set_item(intern!(py, "context"), context)?;
+    }
+    event_loop.call_method(method, (coroutine,), Some(&keywords))
+}
+
+#[pymethods]
+impl GroupCore {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            state: LoopCell::new(State::default()),
+        }
+    }
+
+    /// The block begins. `limited`: tasks are prepared by Python.
+    fn _open(
+        slf: &Bound<'_, Self>,
+        event_loop: Py<PyAny>,
+        parent: Py<PyAny>,
+        name: Option<Py<PyAny>>,
+        limit: Option<usize>,
+        limited: bool,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let callback = call::bound_function(&DONE, slf.as_any())?;
+        let new = State {
+            event_loop: Some(event_loop),
+            parent: Some(parent),
+            name,
+            handles: Some(PyList::empty(py).unbind()),
+            done: Some(PyList::empty(py).unbind()),
+            callback: Some(callback.unbind()),
+            limit,
+            limited,
+            accepts: true,
+            ..State::default()
+        };
+        let old = slf
+            .get()
+            .state
+            .with(py, |state| std::mem::replace(state, new));
+        drop(old);
+        Ok(())
+    }
+
+    /// No more tasks from now on.
+    fn _shut(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.accepts = false);
+    }
+
+    /// The parent has left; it is not kept alive by whoever keeps the group.
+    fn _forget_parent(&self, py: Python<'_>) {
+        let old = self.state.with(py, |state| state.parent.take());
+        drop(old);
+    }
+
+    /// Run `fn(*args)` as a task of the group.
+    ///
+    /// `key` is kept in the handle, for whoever looks up results. `timeout` is in seconds from the task's
+    /// start; when it is over the task fails with TimeoutError. With a limit that is used up, `fn` is called
+    /// later, in the context of this call. Allowed until the group's last task has ended, so for its tasks as
+    /// well.
+    ///
+    /// Raises RuntimeError, without having called `fn`, if the group was not entered, has ended or is being
+    /// cancelled, or belongs to another loop; TypeError for a `fn` that is not callable; and what
+    /// `fn(*args)` itself raises, if it is called at once.
+    #[pyo3(signature = (r#fn, /, *args, key=None, timeout=None))]
+    fn spawn<'py>(
+        slf: &Bound<'py, Self>,
+        r#fn: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        key: Option<Bound<'py, PyAny>>,
+        timeout: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        let py = slf.py();
+        let this = slf.get();
+        let running = park::current_loop(py)?;
+        let (accepts, here, handles, name, full) = this.state.with(py, |state| {
+            (
+                state.accepts,
+                state.event_loop.as_ref().is_some_and(|it| it.is(&running)),
+                state.handles.as_ref().map(|list| list.bind(py).clone()),
+                state.name.as_ref().map(|name| name.bind(py).clone()),
+                state.limit.is_some_and(|limit| state.running >= limit),
+            )
+        });
+        let Some(handles) = handles.filter(|_| accepts && here && r#fn.is_callable()) else {
+            call::method1(slf.as_any(), intern!(py, "_refuse"), r#fn)?;
+            return Err(PyTypeError::new_err("spawn() takes a coroutine function"));
+        };
+        let key = key.filter(|key| !key.is_none());
+        let name = match name {
+            None => None,
+            Some(name) => {
+                let place = match &key {
+                    Some(key) => key.str()?.to_string(),
+                    None => handles.len().to_string(),
+                };
+                Some(
+                    PyString::new(py, &format!("{name}[{place}]"))
+                        .into_any()
+                        .unbind(),
+                )
+            }
+        };
+        let handle = Bound::new(
+            py,
+            TaskHandle::new(slf.as_any().clone().unbind(), key.map(Bound::unbind), name),
+        )?;
+        handles.append(&handle)?;
+        if full {
+            let context = call::copy_context(py)?;
+            handle.get().hold(
+                py,
+                Start {
+                    function: r#fn.clone().unbind(),
+                    arguments: args.clone().unbind(),
+                    timeout: timeout.map(Bound::unbind),
+                    context: context.unbind(),
+                },
+            );
+            let waiting = handle.clone().unbind();
+            this.state
+                .with(py, |state| state.waiting.push_back(waiting));
+            return Ok(handle);
+        }
+        let call = Call {
+            function: r#fn,
+            arguments: args,
+            timeout: timeout.as_ref(),
+            context: None,
+        };
+        if let Err(error) = Self::launch(slf, &handle, &call) {
+            // It is one of the last, unless the call has spawned a lot.
+            for place in (0..handles.len()).rev() {
+                if handles.get_item(place)?.is(&handle) {
+                    handles.del_item(place)?;
+                    break;
+                }
+            }
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    /// Cancels what waits for the limit, and every task.
+    fn _cancel_all(slf: &Bound<'_, Self>, message: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let waiting = this
+            .state
+            .with(py, |state| std::mem::take(&mut state.waiting));
+        for handle in waiting {
+            this.never_start(slf, &handle.into_bound(py), message.as_ref())?;
+        }
+        let message = message.unwrap_or_else(|| py.None().into_bound(py));
+        let handles = this.list(py, |state| &state.handles);
+        let all = handles.iter().collect::<Vec<_>>();
+        for handle in all {
+            let handle = handle.cast_into::<TaskHandle>()?;
+            if let Some(task) = handle.get().live_task(py) {
+                call::method1(&task, intern!(py, "cancel"), &message)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[getter]
+    fn _handles<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
+        self.list(py, |state| &state.handles)
+    }
+
+    #[getter]
+    fn _done<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
+        self.list(py, |state| &state.done)
+    }
+
+    #[getter]
+    fn _running(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.running)
+    }
+
+    #[getter]
+    fn _cancelled(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.cancelled)
+    }
+
+    #[getter]
+    fn _waiting(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.waiting.len())
+    }
+
+    #[getter]
+    fn _watchers<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
+        let new = PyList::empty(py);
+        self.state.with(py, |state| {
+            state
+                .watchers
+                .get_or_insert_with(|| new.clone().unbind())
+                .bind(py)
+                .clone()
+        })
+    }
+
+    #[setter(_idle)]
+    fn set_idle(&self, py: Python<'_>, idle: Option<Py<PyAny>>) {
+        let old = self
+            .state
+            .with(py, |state| std::mem::replace(&mut state.idle, idle));
+        drop(old);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.state
+            .try_with(|state| {
+                visit.call(&state.event_loop)?;
+                visit.call(&state.parent)?;
+                visit.call(&state.name)?;
+                visit.call(&state.handles)?;
+                visit.call(&state.done)?;
+                visit.call(&state.watchers)?;
+                visit.call(&state.idle)?;
+                visit.call(&state.callback)?;
+                state
+                    .waiting
+                    .iter()
+                    .chain(state.tasks.values())
+                    .try_for_each(|handle| visit.call(handle))
+            })
+            .unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let old = self.state.with(py, std::mem::take);
+        drop(old);
+    }
+}

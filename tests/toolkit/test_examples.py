@@ -1,0 +1,56 @@
+"""The examples of groups and streams do what they say, on both loops."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tideloop
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PACKAGE = Path(tideloop.__file__).parent.parent
+
+
+def example(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=25,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_producers_and_consumers(loop):
+    letters = sum(len(f"producer{producer}.{item}") for producer in range(3) for item in range(50))
+    assert example("producers_consumers.py", "--loop", loop) == f"150 items consumed, {letters} letters\n"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_paginated_fetch(loop):
+    total = sum(number**2 for number in range(120))
+    said = example("paginated_fetch.py", "--loop", loop)
+    assert said == f"120 entries, the sum of their squares is {total}, 13 pages asked for\n"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_paginated_fetch_stops_early(loop):
+    said = example("paginated_fetch.py", "--loop", loop, "--until", "25")
+    count, pages = said.split()[0], int(said.split()[-4])
+    assert count == "25"
+    assert pages <= 6  # 25 entries, 16 more that amap holds, a page that is being given out, one ahead
+
+
+def test_first_answer():
+    near, *others, last = example("first_answer.py").splitlines()
+    assert near == "answer of near"
+    assert sorted(others) == ["broken: broken refuses", "far: ok", "near: ok"]
+    assert last == "in time: True, False"
