@@ -211,7 +211,7 @@ impl LoopCore {
     }
 
     /// Whether the loop is run by this thread.
-    #[cfg(Py_3_14)]
+    #[inline]
     pub fn is_running_here(&self) -> bool {
         self.is_running() && self.handoff.is_runner()
     }

@@ -216,6 +216,17 @@ pub fn discard(py: Python<'_>, error: PyErr) {
     drop(error.into_value(py).into_bound(py));
 }
 
+/// Runs `f`, which may call Python, while an exception may be under way: in the destruction of an object.
+pub fn undisturbed<R>(_py: Python<'_>, f: impl FnOnce() -> R) -> R {
+    // SAFETY: the GIL is held, as the token shows; what is set aside is put back.
+    unsafe {
+        let under_way = set_aside();
+        let result = f();
+        put_back(under_way);
+        result
+    }
+}
+
 /// Whether an object is a coroutine of the interpreter's own.
 pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: a live object.

@@ -67,6 +67,18 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(current)
 }
 
+/// Whether a loop runs in this thread right now, so that its futures may be touched here.
+#[inline]
+pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    match unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        Some(core) if core.is_running_here() => Ok(true),
+        // A loop that is hosted says so too while it takes a step.
+        _ => Ok(current_loop(py)?.is(event_loop)),
+    }
+}
+
 /// The task that runs in the running loop; Python's `None` without one.
 pub fn current_task(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let function = asyncio(py)?
