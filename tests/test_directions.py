@@ -83,14 +83,18 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration"},
+    "__init__": {"loop", "qt", "accelerated", "acceleration", "channels", "queues", "selection"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
     "acceleration": {"accelerated", "stock"},
     "accelerated": {"adopted", "queues", "stock", "sync", "timeouts", "_tideloop"},
-    "queues": {"stock", "_tideloop"},
+    "queues": {"earlier_queues", "stock", "_tideloop"},
+    "earlier_queues": set(),
+    # The toolkit knows of no loop of ours: it runs on any.
+    "channels": {"queues", "_tideloop"},
+    "selection": {"channels", "queues", "_tideloop"},
     "sync": {"stock", "_tideloop"},
     "timeouts": {"stock", "_tideloop"},
     "adopted": set(),

@@ -6,6 +6,7 @@
 names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import instead of patching.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from tideloop import qt
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
         BoundedSemaphore,
         Condition,
         Event,
-        LifoQueue,
         Lock,
-        PriorityQueue,
-        Queue,
         Semaphore,
         TaskGroup,
         Timeout,
@@ -34,11 +32,17 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
+    from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
+    from tideloop.selection import Selected, select
 
 __all__ = [
     "Acceleration",
     "Barrier",
     "BoundedSemaphore",
+    "Channel",
+    "ChannelClosed",
+    "ChannelStats",
     "Condition",
     "Event",
     "EventLoop",
@@ -48,8 +52,13 @@ __all__ = [
     "Outcome",
     "PriorityQueue",
     "Queue",
+    "QueueShutDown",
+    "QueueStats",
+    "Receiver",
     "Runner",
+    "Selected",
     "Semaphore",
+    "Sender",
     "TaskGroup",
     "Timeout",
     "accelerate",
@@ -61,6 +70,7 @@ __all__ = [
     "new_event_loop",
     "qt",
     "run",
+    "select",
     "shield",
     "sleep",
     "timeout",
@@ -69,17 +79,21 @@ __all__ = [
     "wait_for",
 ]
 
-_ACCELERATION = frozenset({"Acceleration", "accelerate", "decelerate"})
+# Where the names are that are imported when they are first asked for; all others are in `accelerated`.
+_HOMES = {
+    "acceleration": ("Acceleration", "accelerate", "decelerate"),
+    "channels": ("Channel", "ChannelClosed", "ChannelStats", "Receiver", "Sender"),
+    "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
+    "selection": ("Selected", "select"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     """Import the primitives when they are first asked for: most programs only want the loop."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _ACCELERATION:
-        from tideloop import acceleration as module
-    else:
-        from tideloop import accelerated as module  # type: ignore[no-redef]
+    module = importlib.import_module(f"tideloop.{_HOME_OF.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from socket import socket
-from typing import Any, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "ChannelCore",
     "DatagramTransport",
     "EventCore",
     "Future",
@@ -21,11 +22,16 @@ __all__ = [
     "LockCore",
     "LoopCore",
     "QueueCore",
+    "ReceiverCore",
     "SemaphoreCore",
+    "SenderCore",
     "StreamTransport",
     "Task",
     "TimeoutCore",
     "TimerHandle",
+    "channel_leave",
+    "channel_stand",
+    "channel_take",
     "function",
     "guest_begin",
     "guest_descriptor",
@@ -33,6 +39,13 @@ __all__ = [
     "guest_timeout",
     "guest_turns",
     "guest_wait",
+    "open_channel",
+    "queue_counts",
+    "queue_give_back",
+    "queue_leave",
+    "queue_put_some",
+    "queue_stand",
+    "queue_take_some",
 ]
 
 @final
@@ -55,6 +68,8 @@ class TimerHandle(asyncio.TimerHandle):
     def __ge__(self, other: asyncio.TimerHandle, /) -> bool: ...
 
 _T = TypeVar("_T")
+_S = TypeVar("_S")
+_R = TypeVar("_R")
 
 class Future(asyncio.Future[_T]):
     def __init__(self, *, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
@@ -220,3 +235,49 @@ class TimeoutCore:
     _timeout_handler: Any
     _task: Any
     _cancelling: Any
+
+@final
+class ChannelCore: ...
+
+@disjoint_base
+class SenderCore:
+    def __new__(cls, origin: object) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def maxsize(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def _stats(self) -> tuple[int, int, int, int, int, int, int, int]: ...
+    def _words(self) -> str: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+
+@disjoint_base
+class ReceiverCore:
+    def __new__(cls, origin: object) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def maxsize(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def _stats(self) -> tuple[int, int, int, int, int, int, int, int]: ...
+    def _words(self) -> str: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+
+def open_channel(
+    sender: Callable[[ChannelCore], _S], receiver: Callable[[ChannelCore], _R], limit: int, name: str | None
+) -> tuple[_S, _R]: ...
+def queue_put_some(queue: QueueCore, items: list[Any], start: int) -> int: ...
+def queue_take_some(queue: QueueCore, items: list[Any], most: int) -> None: ...
+def queue_give_back(queue: QueueCore, items: list[Any]) -> None: ...
+def queue_counts(queue: QueueCore) -> tuple[int, int, int]: ...
+def queue_stand(queue: QueueCore, future: asyncio.Future[Any]) -> int: ...
+def queue_leave(queue: QueueCore, future: asyncio.Future[Any], ticket: int, woken: bool) -> None: ...
+def channel_stand(receiver: ReceiverCore, future: asyncio.Future[Any]) -> int: ...
+def channel_take(receiver: ReceiverCore, ticket: int) -> tuple[Any] | None: ...
+def channel_leave(receiver: ReceiverCore, ticket: int) -> None: ...

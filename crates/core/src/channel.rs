@@ -295,6 +295,17 @@ impl<T, W> Channel<T, W> {
         senders.chain(self.receiving.waiters.iter()).flatten()
     }
 
+    /// Takes out one who waits and was not told, for the garbage collector.
+    pub fn dismiss(&mut self) -> Option<(Side, Ticket, W)> {
+        let sender = self.sending.tell();
+        sender
+            .map(|(ticket, waiter)| (Side::Send, ticket, waiter))
+            .or_else(|| {
+                let receiver = self.receiving.tell();
+                receiver.map(|(ticket, waiter)| (Side::Receive, ticket, waiter))
+            })
+    }
+
     /// Empties it for the garbage collector.
     pub fn take_items(&mut self) -> VecDeque<T> {
         self.discarded += self.items.len() as u64;

@@ -39,6 +39,10 @@ mod _tideloop {
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]
+    use crate::primitives::batches::{
+        queue_counts, queue_give_back, queue_leave, queue_put_some, queue_stand, queue_take_some,
+    };
+    #[pymodule_export]
     use crate::primitives::event::EventCore;
     #[pymodule_export]
     use crate::primitives::lock::LockCore;
@@ -49,12 +53,18 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
+    use crate::toolkit::channel::{
+        ChannelCore, ReceiverCore, SenderCore, channel_leave, channel_stand, channel_take,
+        open_channel,
+    };
+    #[pymodule_export]
     use crate::transport::StreamTransport;
 
     /// The native function of this name, with the looks of the Python function that it stands for.
     #[pyfunction]
     fn function<'py>(name: &str, template: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        ffi::function::new(template.py(), primitives::ENTRIES, name, template)
+        let (first, second) = (primitives::ENTRIES, toolkit::ENTRIES);
+        ffi::function::new(template.py(), first.iter().chain(second), name, template)
     }
 
     #[pymodule_init]

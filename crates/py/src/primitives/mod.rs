@@ -9,10 +9,12 @@
 //! `Semaphore.locked`, …). Such an instance is *diverted* when it is made: from then on every method
 //! is the stock one, and this class only stores its attributes.
 
+pub mod batches;
 pub mod event;
 pub mod gather;
 pub mod lock;
 pub mod queue;
+pub mod ranked;
 pub mod semaphore;
 pub mod sleep;
 pub mod spawn;
@@ -24,6 +26,7 @@ use crate::ffi::function::Entry;
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<queue::Get>("Queue.get"),
+    Entry::coroutine::<batches::Next>("Queue.__anext__"),
     Entry::coroutine::<queue::Put>("Queue.put"),
     Entry::coroutine::<queue::Join>("Queue.join"),
     Entry::method::<queue::GetNowait>("Queue.get_nowait"),

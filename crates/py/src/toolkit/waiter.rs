@@ -100,6 +100,17 @@ impl Waiter {
         Ok((waiter, future))
     }
 
+    /// A waiter on a future of the loop that runs in this thread, which others may wait on as well.
+    ///
+    /// Raises RuntimeError if no loop runs here.
+    pub fn on(future: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self::Task(Parked {
+            event_loop: park::running_loop(future.py())?.unbind(),
+            future: future.clone().unbind(),
+            generation: fork::generation(),
+        }))
+    }
+
     /// The future's loop; none for a thread.
     pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<&Bound<'py, PyAny>> {
         match self {
