@@ -163,6 +163,12 @@ impl<T> Timers<T> {
             .min()
     }
 
+    /// The deadline of the next timer, stale or not.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let firsts = self.lanes.iter().filter_map(Lane::first);
+        firsts.map(|entry| entry.deadline).min()
+    }
+
     /// Takes the earliest timer whose deadline `now` has reached. The caller passes over stale ones,
     /// telling [`Timers::forget_cancelled`].
     pub fn pop_due(&mut self, now: u64) -> Option<T> {
@@ -330,6 +336,7 @@ mod tests {
         assert_eq!(timers.next_wake(), Some(21_000_000));
         timers.insert(20_499_000, Slack::Fine, ());
         assert_eq!(timers.next_wake(), Some(20_500_000));
+        assert_eq!(timers.next_deadline(), Some(20_100_000));
         assert_eq!(timers.pop_due(20_500_000), Some(()));
         assert_eq!(
             timers.pop_due(20_500_000),

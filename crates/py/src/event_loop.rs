@@ -14,7 +14,6 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::ready::Ready;
 use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
-use tideloop_sys::clock;
 use tideloop_sys::precision::PreciseTimers;
 use tideloop_sys::selector::Backend;
 
@@ -28,6 +27,7 @@ use crate::ffi::spare::{Running, Spare};
 use crate::ffi::task::TaskList;
 use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
+use crate::loop_clock::LoopClock;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
 
@@ -95,13 +95,13 @@ impl Queue {
 }
 
 impl When {
-    pub fn at(seconds: f64) -> Self {
-        Self::new(clock::monotonic_ns(), seconds)
+    pub fn at(clock: &LoopClock, seconds: f64) -> Self {
+        Self::new(clock.now(), seconds)
     }
 
     /// So many seconds from now.
-    pub fn after(delay: f64) -> Self {
-        let now = clock::monotonic_ns();
+    pub fn after(clock: &LoopClock, delay: f64) -> Self {
+        let now = clock.now();
         Self::new(now, seconds_of(now) + delay)
     }
 
@@ -140,6 +140,7 @@ pub struct LoopCore {
     #[cfg(not(Py_3_14))]
     tasks: LoopCell<TaskList>,
     handoff: Handoff,
+    clock: LoopClock,
     selector_name: &'static str,
 }
 
@@ -265,6 +266,11 @@ impl LoopCore {
 
     pub fn handoff(&self) -> &Handoff {
         &self.handoff
+    }
+
+    #[inline]
+    pub fn clock(&self) -> &LoopClock {
+        &self.clock
     }
 
     pub fn reactor(&self) -> &Reactor {
@@ -412,7 +418,7 @@ impl LoopCore {
     /// it before says so by [`LoopCore::timer_cancelled`].
     #[inline]
     pub fn push_sleeper(&self, py: Python<'_>, delay: f64, future: Py<PyAny>) {
-        let when = When::after(delay);
+        let when = When::after(&self.clock, delay);
         let entry = Entry::sleeper(future);
         self.queue.with(py, |queue| {
             queue.timers.insert(when.deadline, when.slack, entry)
@@ -615,13 +621,14 @@ impl LoopCore {
             #[cfg(not(Py_3_14))]
             tasks: LoopCell::new(TaskList::default()),
             handoff: Handoff::default(),
+            clock: LoopClock::default(),
             selector_name,
         })
     }
 
-    /// The time of the loop's clock, in seconds: that of time.monotonic().
+    /// The time of the loop's clock, in seconds: that of time.monotonic(), unless the clock is virtual.
     fn time(&self) -> f64 {
-        seconds_of(clock::monotonic_ns())
+        seconds_of(self.clock.now())
     }
 
     /// Whether the loop was closed.
@@ -699,6 +706,20 @@ impl LoopCore {
         drop((precise, running));
         state.end_run(py);
         result
+    }
+
+    /// Make the clock a virtual one, which shows this many seconds until a wait is passed over.
+    fn _set_clock(&self, seconds: f64) {
+        self.clock.set(deadline_ns(seconds));
+    }
+
+    /// Hold a virtual clock: waits are real ones until it is released.
+    fn _hold_clock(&self) {
+        self.clock.hold();
+    }
+
+    fn _release_clock(&self) {
+        self.clock.release();
     }
 
     /// Let go of everything: scheduled calls are cancelled, nothing is watched any more.

@@ -10,7 +10,6 @@
 
 use pyo3::prelude::*;
 use tideloop_core::timeout::{MAX_WAIT_NS, wait_ns};
-use tideloop_sys::clock;
 use tideloop_sys::precision::PreciseTimers;
 use tideloop_sys::socket::RawSource;
 
@@ -46,7 +45,7 @@ pub fn guest_timeout(r#loop: &Bound<'_, LoopCore>) -> Option<f64> {
     if busy {
         return Some(0.0);
     }
-    wake.map(|wake| seconds_of(wait_ns(wake, clock::monotonic_ns())))
+    wake.map(|wake| seconds_of(wait_ns(wake, r#loop.get().clock().now())))
 }
 
 /// Wait without the GIL until something is ready, the loop is woken or so many seconds have passed.

@@ -16,6 +16,7 @@ mod ffi;
 mod guest;
 mod handoff;
 mod listener;
+mod loop_clock;
 mod primitives;
 mod reactor;
 mod toolkit;

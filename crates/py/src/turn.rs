@@ -110,7 +110,7 @@ fn turn<'py>(
         timers = state.queue(py, |queue| !queue.timers.is_empty());
     }
     if timers {
-        fire_due(core, now);
+        fire_due(core, state.clock().fixed().unwrap_or(now));
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
     let debug = state.debug();
@@ -155,8 +155,12 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
         return call::check_signals(py);
     }
     drop_stale(core);
-    let wake = state.queue(py, |queue| queue.timers.next_wake());
-    let timeout = wake.map(|wake| wait_ns(wake, clock::monotonic_ns()));
+    let is_virtual = state.clock().fixed().is_some();
+    let wake = state.queue(py, |queue| match is_virtual {
+        true => queue.timers.next_deadline(),
+        false => queue.timers.next_wake(),
+    });
+    let mut timeout = wake.map(|wake| wait_ns(wake, state.clock().now()));
     if timeout == Some(0) {
         return call::check_signals(py);
     }
@@ -164,6 +168,15 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     call::check_signals(py)?;
     if state.is_stopping() || state.queue(py, |queue| !queue.ready.is_empty()) {
         return Ok(());
+    }
+    if is_virtual {
+        if let Some(wake) = wake
+            && state.clock().may_jump()
+        {
+            state.clock().jump(wake);
+            return Ok(());
+        }
+        timeout = None;
     }
     state.set_sleeping(true);
     let result = py.detach(|| selector.wait(batch, timeout));

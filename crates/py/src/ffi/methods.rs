@@ -301,7 +301,7 @@ unsafe fn call_later_fast<'py>(
         } else {
             return Ok(None);
         };
-        let when = When::after(delay);
+        let when = When::after(state.clock(), delay);
         let types = handle::types(py)?;
         let context = call::copy_context(py)?;
         let used = state.queue(py, |queue| queue.spare_timer(types));
@@ -452,7 +452,7 @@ unsafe extern "C" fn call_later(
             let arguments = parse(py, "call_later", Some("delay"), array, count, names)?;
             let core = receiver(py, object);
             let delay = seconds(&arguments, "delay must not be None")?;
-            let when = When::after(delay);
+            let when = When::after(core.get().clock(), delay);
             schedule(&core, "call_later", Some(when), arguments, false)
         })
     }
@@ -468,14 +468,12 @@ unsafe extern "C" fn call_at(
     unsafe {
         guard(|py| {
             let arguments = parse(py, "call_at", Some("when"), array, count, names)?;
-            let when = When::at(seconds(&arguments, "when cannot be None")?);
-            schedule(
-                &receiver(py, object),
-                "call_at",
-                Some(when),
-                arguments,
-                false,
-            )
+            let core = receiver(py, object);
+            let when = When::at(
+                core.get().clock(),
+                seconds(&arguments, "when cannot be None")?,
+            );
+            schedule(&core, "call_at", Some(when), arguments, false)
         })
     }
 }
