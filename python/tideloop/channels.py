@@ -3,8 +3,8 @@
     tx, rx = tideloop.Channel[bytes](64, name="frames")
 
 Both ends may be used from any number of tasks, event loops and threads. Nobody is overtaken: who waits longest
-is served first, and a newcomer does not take what somebody was woken for. A cancelled ``send`` has not
-sent, a cancelled ``recv`` has not taken anything: the item stays at the head.
+is served first, and a newcomer stands behind everybody who waits or was just woken. A cancelled ``send`` has
+not sent, a cancelled ``recv`` has not taken anything: the item stays at the head.
 
 Runs on any asyncio event loop.
 """
@@ -68,7 +68,7 @@ class _Sends(Generic[T]):
     def try_send(self, item: T) -> None:
         """Put an item in if there is room.
 
-        Raises asyncio.QueueFull if there is none, or if it is kept for senders that were waiting;
+        Raises asyncio.QueueFull if there is none, or if others are waiting to send;
         ChannelClosed as send() does.
         """
         raise _not_ours(self, "try_send")
@@ -97,7 +97,7 @@ class _Receives(Generic[T]):
     def try_recv(self) -> T:
         """Take the first item if there is one.
 
-        Raises asyncio.QueueEmpty if there is none, or if it is kept for receivers that were waiting;
+        Raises asyncio.QueueEmpty if there is none, or if others are waiting for it;
         ChannelClosed as recv() does.
         """
         raise _not_ours(self, "try_recv")

@@ -7,10 +7,11 @@
 //! time limit, with its loop, leaves the item at the head and the place free, and the next one is told. A
 //! cancelled send has not sent and a cancelled receive has not taken anything, with no way back to define.
 //!
-//! **Nobody is overtaken.** What is kept for those who were told is not for newcomers: they get an item only
-//! if there are more items than receivers were told, and send only if there is more room than senders were
-//! told. Whoever was told keeps its place in the line until it runs. While there is anything to tell,
-//! [`Channel::next_to_tell`] says whom; after it has said nobody, whoever waits untold cannot go on.
+//! **Nobody is overtaken.** Whoever was told keeps its place in the line until it runs, and a newcomer sends
+//! or receives only if there is no line: else it stands behind the others, also if there is room, or an item,
+//! for all of them. So items of one loop's tasks go in in the order in which their sends began, and who asked
+//! first gets the first one. While there is anything to tell, [`Channel::next_to_tell`] says whom; after it
+//! has said nobody, whoever waits untold cannot go on.
 //!
 //! **The end.** Senders and receivers are counted. When the last sender has closed and no send that was
 //! waiting then is left, the channel *ends*: what is in it can still be received. When the last receiver
@@ -72,7 +73,7 @@ impl<W> Line<W> {
 /// Why a send does not go on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal<T> {
-    /// There is no room for a newcomer; the item is handed back.
+    /// There is no room, or others wait to send; the item is handed back.
     Full(T),
     /// Nobody is left to receive; the item is handed back.
     Closed(T),
@@ -82,7 +83,7 @@ pub enum Refusal<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<T> {
     Item(T),
-    /// There is no item for a newcomer.
+    /// There is no item, or others wait for it.
     Empty,
     /// There is none, and there will be none.
     Ended,
@@ -170,7 +171,7 @@ impl<T, W> Channel<T, W> {
     pub fn send(&mut self, item: T) -> Result<(), Refusal<T>> {
         if self.is_abandoned() {
             Err(Refusal::Closed(item))
-        } else if self.room() > self.sending.told {
+        } else if self.sending.waiters.is_empty() && self.room() > 0 {
             self.store(item);
             Ok(())
         } else {
@@ -181,7 +182,7 @@ impl<T, W> Channel<T, W> {
     /// Receives as a newcomer.
     #[inline]
     pub fn receive(&mut self) -> Received<T> {
-        if self.items.len() > self.receiving.told
+        if self.receiving.waiters.is_empty()
             && let Some(item) = self.items.pop_front()
         {
             return Received::Item(item);
@@ -465,12 +466,14 @@ mod tests {
                 let told = |line: &[Waiting], side| {
                     line.iter().filter(|waiting| waiting.told && waiting.side == side).count()
                 };
+                let waits =
+                    |line: &[Waiting], side| line.iter().any(|waiting| waiting.side == side);
                 match step {
                     Step::Send if sender => {
                         let outcome = channel.send(name);
                         if !receiver {
                             prop_assert_eq!(outcome, Err(Refusal::Closed(name)));
-                        } else if capacity - items.len() > told(&line, Side::Send) {
+                        } else if items.len() < capacity && !waits(&line, Side::Send) {
                             prop_assert_eq!(outcome, Ok(()));
                             items.push_back(name);
                         } else {
@@ -484,7 +487,7 @@ mod tests {
                             && !sender
                             && !line.iter().any(|waiting| waiting.side == Side::Send);
                         let outcome = channel.receive();
-                        if items.len() > told(&line, Side::Receive) {
+                        if !items.is_empty() && !waits(&line, Side::Receive) {
                             prop_assert_eq!(Some(outcome), items.pop_front().map(Received::Item));
                         } else if ended {
                             prop_assert_eq!(outcome, Received::Ended);

@@ -401,6 +401,8 @@ fn stand<'py, R>(
         }
         Err(ticket) => {
             frame.set_ticket(ticket);
+            // Behind others who were told it may be this one's turn, too.
+            serve(channel);
             Ok(Err(future))
         }
     }
@@ -778,6 +780,7 @@ impl Method for BlockingSend {
                 Err(Refusal::Full(copy)) => drop(copy.into_bound(py)),
             }
             if let Some((parking, ticket)) = parking {
+                serve(channel);
                 block(channel, Side::Send, ticket, &parking, limit)?;
                 told = Some(ticket);
             }
@@ -823,6 +826,7 @@ impl Method for BlockingReceive {
                     return Ok(item);
                 }
                 (_, Some((parking, ticket))) => {
+                    serve(channel);
                     block(channel, Side::Receive, ticket, &parking, limit)?;
                     told = Some(ticket);
                 }
