@@ -154,10 +154,16 @@ impl Parked {
         let py = owner.py();
         let future = self.future.into_bound(py);
         let event_loop = self.event_loop.into_bound(py);
+        if self.generation != fork::generation() {
+            // A child that was forked by a loop's callback is not in that loop, though it looks so from the
+            // loop's own state; asyncio knows.
+            let here = park::current_loop(py).is_ok_and(|current| current.is(&event_loop));
+            return here && tell(&future);
+        }
         if park::runs_here(&event_loop).unwrap_or(false) {
             return tell(&future);
         }
-        if self.generation != fork::generation() || is_closed(&event_loop) {
+        if is_closed(&event_loop) {
             return false;
         }
         let letter = Letter {
