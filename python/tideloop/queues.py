@@ -131,7 +131,7 @@ class _More(Generic[T]):
             return
         queue: Any = self
         while len(items) < most and not queue.empty():
-            items.append(queue.get_nowait())
+            items.append(await queue.get())
 
     def _give_back(self, items: list[T]) -> None:
         if _is_native(self):

@@ -224,10 +224,10 @@ impl<T, W> Channel<T, W> {
         self.line(side).leave(ticket).flatten()
     }
 
-    /// Whether anybody may have to be told; for callers that want to know without asking for whom.
+    /// Whether nobody waits but those who were told: then no step makes it anybody's turn.
     #[inline(always)]
-    pub fn has_line(&self) -> bool {
-        !self.receiving.waiters.is_empty() || !self.sending.waiters.is_empty()
+    pub fn all_told(&self) -> bool {
+        self.receiving.untold() == 0 && self.sending.untold() == 0
     }
 
     /// Who can go on now and was not told; it is told by this call. To be asked after every change, until

@@ -424,7 +424,7 @@ impl Coroutine for Send {
     fn at_once<'py>(sender: &Bound<'py, SenderCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
         let end = &sender.get().end;
         let mut core = end.channel.get().enter();
-        if end.is_closed() || core.has_line() {
+        if end.is_closed() || !core.all_told() {
             return AtOnce::No;
         }
         let Some(item) = frame.replace(1, None) else {
@@ -505,7 +505,7 @@ fn receive_at_once<'py>(
 ) -> AtOnce<'py> {
     let end = &receiver.get().end;
     let mut core = end.channel.get().enter();
-    if end.is_closed() || core.has_line() {
+    if end.is_closed() || !core.all_told() {
         return AtOnce::No;
     }
     match core.receive() {
