@@ -32,7 +32,8 @@ async def work(source: Receiver[int], out: Sender[tuple[int, int]]) -> None:
 
 async def collect(source: Receiver[tuple[int, int]], urgent: PriorityQueue[tuple[int, str]]) -> tuple[int, list[str]]:
     """Takes from whichever has something: the results, and notes from elsewhere by their priority."""
-    total, notes = 0, []
+    total = 0
+    notes: list[str] = []
     while True:
         try:
             chosen = await tideloop.select(urgent, source)
