@@ -115,9 +115,8 @@ async def from_thread(feed: Callable[[int], None], take: Callable[[], Awaitable[
     thread.start()
     for expected in range(items):
         assert await take() == expected
-    while thread.is_alive():
-        # The loop may have to answer it still.
-        await asyncio.sleep(0)
+    # Not here: the loop may have to answer the thread still.
+    await asyncio.to_thread(thread.join)
     return time.process_time() - begin
 
 

@@ -12,7 +12,7 @@ Runs on any asyncio event loop.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from tideloop._tideloop import ReceiverCore, SenderCore, function, open_channel
 from tideloop.queues import QueueShutDown
@@ -54,7 +54,37 @@ def _not_ours(handle: object, name: str) -> TypeError:
     return TypeError(f"{name}() is a method of a channel's ends, not of {handle!r}")
 
 
-class _Sends(Generic[T]):
+class _End:
+    """What both ends have."""
+
+    if TYPE_CHECKING:
+
+        def __new__(cls, origin: object) -> Self: ...
+        @property
+        def name(self) -> str | None: ...
+        @property
+        def maxsize(self) -> int: ...
+        def _stats(self) -> tuple[int, int, int, int, int, int, int, int]: ...
+        def close(self) -> None: ...
+
+    def clone(self) -> Self:
+        """Another handle of the same kind. Raises ChannelClosed if this one is closed."""
+        return type(self)(self)
+
+    def stats(self) -> ChannelStats:
+        """The state of the channel."""
+        return ChannelStats(self.name, self.maxsize, *self._stats())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Sends(_End, Generic[T]):
     """The signatures and documentation of a sender's native methods."""
 
     async def send(self, item: T) -> None:
@@ -83,7 +113,7 @@ class _Sends(Generic[T]):
         raise _not_ours(self, "blocking_send")
 
 
-class _Receives(Generic[T]):
+class _Receives(_End, Generic[T]):
     """The signatures and documentation of a receiver's native methods."""
 
     async def recv(self) -> T:
@@ -127,22 +157,6 @@ class Sender(SenderCore, _Sends[T]):
         try_send = function("Sender.try_send", _Sends.try_send)
         blocking_send = function("Sender.blocking_send", _Sends.blocking_send)
 
-    def clone(self) -> Sender[T]:
-        """Another sender of the same channel. Raises ChannelClosed if this one is closed."""
-        return type(self)(self)
-
-    def stats(self) -> ChannelStats:
-        """The state of the channel."""
-        return ChannelStats(self.name, self.maxsize, *self._stats())
-
-    def __enter__(self) -> Sender[T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<tideloop.Sender of {self._words()}>"
 
@@ -160,24 +174,8 @@ class Receiver(ReceiverCore, _Receives[T]):
         blocking_recv = function("Receiver.blocking_recv", _Receives.blocking_recv)
         __anext__ = function("Receiver.__anext__", _Receives.__anext__)
 
-    def clone(self) -> Receiver[T]:
-        """Another receiver of the same channel. Raises ChannelClosed if this one is closed."""
-        return type(self)(self)
-
-    def stats(self) -> ChannelStats:
-        """The state of the channel."""
-        return ChannelStats(self.name, self.maxsize, *self._stats())
-
     def __aiter__(self) -> Receiver[T]:
         return self
-
-    def __enter__(self) -> Receiver[T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<tideloop.Receiver of {self._words()}>"

@@ -201,7 +201,7 @@ async def test_what_is_given_back_is_first_again_and_wakes_who_waits(loop):
     batch.cancel()
     assert await getter == (0, "b")
     assert batch.cancelled()
-    queue._queue  # noqa: B018: from here on in a list, as asyncio's is
+    assert queue._queue == [(1, "a")]  # from here on in a list, as asyncio's is
     batch = asyncio.create_task(queue.get_many(5, within=10))
     await turns()
     batch.cancel()

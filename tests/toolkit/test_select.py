@@ -87,7 +87,7 @@ async def test_bad_sources(loop):
     with pytest.raises(ValueError, match="nothing"):
         await select()
     for bad in (3, asyncio.Queue() if asyncio.Queue is not Queue else 4, Channel().tx):
-        with pytest.raises(TypeError, match="expected a tideloop.Receiver or a tideloop.Queue"):
+        with pytest.raises(TypeError, match=r"expected a tideloop\.Receiver or a tideloop\.Queue"):
             await select(Channel().rx, bad)
 
 

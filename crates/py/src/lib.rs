@@ -54,10 +54,9 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
-    use crate::toolkit::channel::{
-        ChannelCore, ReceiverCore, SenderCore, channel_leave, channel_stand, channel_take,
-        open_channel,
-    };
+    use crate::toolkit::channel::selecting::{channel_leave, channel_stand, channel_take};
+    #[pymodule_export]
+    use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};
     #[pymodule_export]
     use crate::transport::StreamTransport;
 

@@ -13,11 +13,11 @@ use crate::ffi::function::Entry;
 
 /// Every native function of the toolkit by its name.
 pub static ENTRIES: &[Entry] = &[
-    Entry::coroutine::<channel::Send>("Sender.send"),
-    Entry::coroutine::<channel::Receive>("Receiver.recv"),
-    Entry::coroutine::<channel::Next>("Receiver.__anext__"),
-    Entry::method::<channel::TrySend>("Sender.try_send"),
-    Entry::method::<channel::TryReceive>("Receiver.try_recv"),
-    Entry::method::<channel::BlockingSend>("Sender.blocking_send"),
-    Entry::method::<channel::BlockingReceive>("Receiver.blocking_recv"),
+    Entry::coroutine::<channel::tasks::Send>("Sender.send"),
+    Entry::coroutine::<channel::tasks::Receive<channel::tasks::Refuse>>("Receiver.recv"),
+    Entry::coroutine::<channel::tasks::Receive<channel::tasks::Stop>>("Receiver.__anext__"),
+    Entry::method::<channel::threads::TrySend>("Sender.try_send"),
+    Entry::method::<channel::threads::TryReceive>("Receiver.try_recv"),
+    Entry::method::<channel::threads::BlockingSend>("Sender.blocking_send"),
+    Entry::method::<channel::threads::BlockingReceive>("Receiver.blocking_recv"),
 ];
