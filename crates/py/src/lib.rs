@@ -63,8 +63,8 @@ mod _tideloop {
     /// The native function of this name, with the looks of the Python function that it stands for.
     #[pyfunction]
     fn function<'py>(name: &str, template: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        let (first, second) = (primitives::ENTRIES, toolkit::ENTRIES);
-        ffi::function::new(template.py(), first.iter().chain(second), name, template)
+        let entries = [primitives::ENTRIES, toolkit::ENTRIES];
+        ffi::function::new(template.py(), &entries, name, template)
     }
 
     #[pymodule_init]

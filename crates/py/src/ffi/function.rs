@@ -354,11 +354,14 @@ impl FunctionObject {
 /// positional ones.
 pub fn new<'py>(
     py: Python<'py>,
-    mut entries: impl Iterator<Item = &'static Entry>,
+    entries: &[&'static [Entry]],
     name: &str,
     template: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let entry = entries
+        .iter()
+        .copied()
+        .flatten()
         .find(|entry| entry.name == name)
         .ok_or_else(|| PyLookupError::new_err(format!("no native function {name:?}")))?;
     let code = template.getattr(intern!(py, "__code__"))?;

@@ -85,16 +85,13 @@ pub struct Parked {
 }
 
 impl Waiter {
-    /// A waiter of the loop that runs in this thread, and the future for `Step::Wait`.
-    ///
-    /// Raises RuntimeError if no loop runs here.
+    /// A waiter of the loop that runs in this thread ([`park::running_loop`]), and the future for `Step::Wait`.
     #[inline]
-    pub fn new(py: Python<'_>) -> PyResult<(Self, Bound<'_, PyAny>)> {
-        let event_loop = park::running_loop(py)?;
-        let future = park::new_future(&event_loop)?;
+    pub fn new<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<(Self, Bound<'py, PyAny>)> {
+        let future = park::new_future(event_loop)?;
         let waiter = Self::Task(Parked {
             future: future.clone().unbind(),
-            event_loop: event_loop.unbind(),
+            event_loop: event_loop.clone().unbind(),
             generation: fork::generation(),
         });
         Ok((waiter, future))
@@ -109,14 +106,6 @@ impl Waiter {
             future: future.clone().unbind(),
             generation: fork::generation(),
         }))
-    }
-
-    /// The future's loop; none for a thread.
-    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<&Bound<'py, PyAny>> {
-        match self {
-            Self::Task(parked) => Some(parked.event_loop.bind(py)),
-            Self::Thread(_) => None,
-        }
     }
 
     /// Tells the waiter that its place has something for it. False: it can never be told.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
+use crate::ffi::park;
 
 /// Takes a step, and stands in line if it has to wait: then the future for [`Step::Wait`] comes back.
 fn step_or_stand<'py, R>(
@@ -28,7 +29,7 @@ fn step_or_stand<'py, R>(
     if let Some(outcome) = outcome {
         return Ok(Ok(outcome));
     }
-    let (waiter, future) = Waiter::new(py)?;
+    let (waiter, future) = Waiter::new(&park::running_loop(py)?)?;
     let stood = {
         let mut core = channel.get().enter();
         // Once more, since making a future may run any code.
