@@ -89,7 +89,10 @@ ALLOWED = {
         "outcome",
         "accelerated",
         "acceleration",
+        "channels",
         "gathering",
+        "queues",
+        "selection",
         "groups",
         "limits",
         "scopes",
@@ -102,7 +105,11 @@ ALLOWED = {
     # The primitives know nothing of the loop: they run on any.
     "acceleration": {"accelerated", "stock"},
     "accelerated": {"queues", "stock", "sync", "timeouts", "waits", "_tideloop"},
-    "queues": {"stock", "_tideloop"},
+    "queues": {"earlier_queues", "stock", "_tideloop"},
+    "earlier_queues": set(),
+    # The toolkit knows of no loop of ours: it runs on any.
+    "channels": {"queues", "_tideloop"},
+    "selection": {"channels", "queues", "_tideloop"},
     "sync": {"stock", "_tideloop"},
     "timeouts": {"stock", "_tideloop"},
     "waits": {"stock", "_tideloop"},

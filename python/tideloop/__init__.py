@@ -19,10 +19,7 @@ if TYPE_CHECKING:
         BoundedSemaphore,
         Condition,
         Event,
-        LifoQueue,
         Lock,
-        PriorityQueue,
-        Queue,
         Semaphore,
         TaskGroup,
         Timeout,
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.limits import (
@@ -49,7 +47,9 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
+    from tideloop.selection import Selected, select
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
@@ -58,6 +58,9 @@ __all__ = [
     "Barrier",
     "BoundedSemaphore",
     "CancelScope",
+    "Channel",
+    "ChannelClosed",
+    "ChannelStats",
     "Claim",
     "Condition",
     "ConditionStats",
@@ -79,11 +82,16 @@ __all__ = [
     "Outcome",
     "PriorityQueue",
     "Queue",
+    "QueueShutDown",
+    "QueueStats",
+    "Receiver",
     "ResourceLimits",
     "ResourceStats",
     "Runner",
+    "Selected",
     "Semaphore",
     "SemaphoreStats",
+    "Sender",
     "Stream",
     "StreamStats",
     "TaskGroup",
@@ -110,6 +118,7 @@ __all__ = [
     "qt",
     "race",
     "run",
+    "select",
     "shield",
     "sleep",
     "throttle",
@@ -122,6 +131,9 @@ __all__ = [
 # Where the names are that are imported when they are first asked for; all others are in `accelerated`.
 _HOMES = {
     "acceleration": ("Acceleration", "accelerate", "decelerate"),
+    "channels": ("Channel", "ChannelClosed", "ChannelStats", "Receiver", "Sender"),
+    "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
+    "selection": ("Selected", "select"),
     "gathering": ("first_ok", "gather", "race"),
     "groups": ("Group", "GroupStats", "TaskHandle", "group"),
     "limits": (

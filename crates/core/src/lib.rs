@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
+pub mod channel;
 pub mod datagram;
 pub mod flow;
+pub mod heap;
 pub mod histogram;
 pub mod limits;
 pub mod ranks;

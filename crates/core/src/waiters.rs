@@ -263,6 +263,14 @@ impl<T> Waiters<T> {
         place.waiter.as_ref()
     }
 
+    /// As [`notify`](Self::notify), with the ticket, for those who change what they pass.
+    pub fn notify_mut(&mut self) -> Option<(Ticket, &mut T)> {
+        let ticket = self.ticket_at(self.untold)?;
+        let place = self.places.get_mut(ticket.place as usize)?;
+        self.untold = place.next;
+        place.waiter.as_mut().map(|waiter| (ticket, waiter))
+    }
+
     /// The waiters in their order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         let mut at = self.first;

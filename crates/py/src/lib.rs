@@ -42,6 +42,10 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::barrier::BarrierCore;
     #[pymodule_export]
+    use crate::primitives::batches::{
+        queue_counts, queue_give_back, queue_leave, queue_put_some, queue_stand, queue_take_some,
+    };
+    #[pymodule_export]
     use crate::primitives::condition::ConditionCore;
     #[pymodule_export]
     use crate::primitives::event::EventCore;
@@ -55,6 +59,10 @@ mod _tideloop {
     use crate::primitives::task_group::TaskGroupCore;
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
+    use crate::toolkit::channel::selecting::{channel_leave, channel_stand, channel_take};
+    #[pymodule_export]
+    use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};
     #[pymodule_export]
     use crate::toolkit::group::GroupCore;
     #[pymodule_export]

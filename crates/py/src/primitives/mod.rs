@@ -10,11 +10,13 @@
 //! is the stock one, and this class only stores its attributes.
 
 pub mod barrier;
+pub mod batches;
 pub mod condition;
 pub mod event;
 pub mod gather;
 pub mod lock;
 pub mod queue;
+pub mod ranked;
 pub mod semaphore;
 pub mod shield;
 pub mod sleep;
@@ -31,6 +33,7 @@ use crate::ffi::function::Entry;
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<queue::Get>("Queue.get"),
+    Entry::coroutine::<batches::Next>("Queue.__anext__"),
     Entry::coroutine::<queue::Put>("Queue.put"),
     Entry::coroutine::<queue::Join>("Queue.join"),
     Entry::method::<queue::GetNowait>("Queue.get_nowait"),

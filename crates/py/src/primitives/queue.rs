@@ -1,8 +1,8 @@
 //! Queue, PriorityQueue and LifoQueue.
 //!
 //! Items live in a native container until a program looks at `_queue`: then they move to the list or
-//! deque that asyncio's class would have, and stay there. A priority queue is such a list from the
-//! beginning, since comparing its items is Python's business.
+//! deque that asyncio's class would have, and stay there. A priority queue has a heap that keeps equals in
+//! order ([`ranked`](super::ranked)) until then, and a list that `heapq` keeps from then on.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -13,8 +13,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyString, PyType};
 use pyo3::{PyTraverseError, PyVisit};
+use tideloop_core::heap::StableHeap;
 
 use super::event::{self, EventCore, truth};
+use super::ranked;
 use super::wait_list::{BoundLoop, WaitList, new_deque};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
@@ -24,21 +26,23 @@ use crate::ffi::park;
 
 /// In which order items come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     Fifo,
     Lifo,
     Priority,
 }
 
-enum Items {
+pub(super) enum Items {
     Native(VecDeque<Py<PyAny>>),
+    /// By priority.
+    Ranked(StableHeap<Py<PyAny>>),
     /// In a container that programs can see.
     Shown(Py<PyAny>),
 }
 
-struct State {
-    order: Order,
-    items: Items,
+pub(super) struct State {
+    pub(super) order: Order,
+    pub(super) items: Items,
     maxsize: Py<PyAny>,
     /// `_finished`, once somebody has asked for it: set while nothing is unfinished.
     finished: Option<Py<PyAny>>,
@@ -47,26 +51,36 @@ struct State {
 /// The native half of `tideloop.Queue` and its two kinds.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
 pub struct QueueCore {
-    state: LoopCell<State>,
+    pub(super) state: LoopCell<State>,
     /// `maxsize` as a number of items; 0 for no limit.
     limit: AtomicI64,
     unfinished: AtomicI64,
+    /// Items that were ever put.
+    pub(super) puts: AtomicI64,
     shut_down: AtomicBool,
     diverted: AtomicBool,
-    getters: WaitList,
-    putters: WaitList,
-    bound: BoundLoop,
+    pub(super) getters: WaitList,
+    pub(super) putters: WaitList,
+    pub(super) bound: BoundLoop,
 }
 
 /// One look at the items.
 enum Look<'py> {
     Nothing,
+    Ranked,
     Item(Bound<'py, PyAny>),
     Shown(Bound<'py, PyAny>, Order),
 }
 
+/// Where an item goes.
+enum Place<'py> {
+    Stored,
+    Ranked,
+    Shown(Bound<'py, PyAny>, Order),
+}
+
 impl QueueCore {
-    fn is_diverted(&self) -> bool {
+    pub(super) fn is_diverted(&self) -> bool {
         self.diverted.load(Ordering::Relaxed)
     }
 
@@ -76,15 +90,18 @@ impl QueueCore {
         // The GIL orders these; an atomic read-modify-write would cost as much as all the rest.
         let count = self.unfinished.load(Ordering::Relaxed) + 1;
         self.unfinished.store(count, Ordering::Relaxed);
+        let puts = self.puts.load(Ordering::Relaxed) + 1;
+        self.puts.store(puts, Ordering::Relaxed);
     }
 
-    fn is_shut_down(&self) -> bool {
+    pub(super) fn is_shut_down(&self) -> bool {
         self.shut_down.load(Ordering::Relaxed)
     }
 
-    fn size(&self, py: Python<'_>) -> PyResult<usize> {
+    pub(super) fn size(&self, py: Python<'_>) -> PyResult<usize> {
         let (size, shown) = self.state.with(py, |state| match &state.items {
             Items::Native(items) => (items.len(), None),
+            Items::Ranked(items) => (items.len(), None),
             Items::Shown(items) => (0, Some(items.clone_ref(py))),
         });
         match shown {
@@ -94,14 +111,14 @@ impl QueueCore {
     }
 
     #[inline]
-    fn is_full(&self, py: Python<'_>) -> PyResult<bool> {
+    pub(super) fn is_full(&self, py: Python<'_>) -> PyResult<bool> {
         let limit = self.limit.load(Ordering::Relaxed);
         Ok(limit > 0 && self.size(py)? as i64 >= limit)
     }
 
     /// Takes the next item, if there is one.
     #[inline]
-    fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    pub(super) fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let look = self.state.with(py, |state| match &mut state.items {
             Items::Native(items) => {
                 let item = match state.order {
@@ -110,11 +127,13 @@ impl QueueCore {
                 };
                 item.map_or(Look::Nothing, |item| Look::Item(item.into_bound(py)))
             }
+            Items::Ranked(_) => Look::Ranked,
             Items::Shown(items) => Look::Shown(items.bind(py).clone(), state.order),
         });
         match look {
             Look::Nothing => Ok(None),
             Look::Item(item) => Ok(Some(item)),
+            Look::Ranked => ranked::pop(self, py),
             Look::Shown(items, order) => take_shown(&items, order),
         }
     }
@@ -126,22 +145,25 @@ impl QueueCore {
         let shown = self.state.with(py, |state| match &mut state.items {
             Items::Native(items) => {
                 items.push_back(item.clone().unbind());
-                None
+                Place::Stored
             }
-            Items::Shown(items) => Some((items.bind(py).clone(), state.order)),
+            Items::Ranked(_) => Place::Ranked,
+            Items::Shown(items) => Place::Shown(items.bind(py).clone(), state.order),
         });
         match shown {
-            None => Ok(()),
-            Some((items, Order::Priority)) => {
+            Place::Stored => Ok(()),
+            Place::Ranked => ranked::push(self, item, false),
+            Place::Shown(items, Order::Priority) => {
                 heap(py)?.push.bind(py).call1((items, item)).map(drop)
             }
-            Some((items, _)) => call::method1(&items, intern!(py, "append"), item).map(drop),
+            Place::Shown(items, _) => call::method1(&items, intern!(py, "append"), item).map(drop),
         }
     }
 
-    fn is_empty(&self, py: Python<'_>) -> PyResult<bool> {
+    pub(super) fn is_empty(&self, py: Python<'_>) -> PyResult<bool> {
         let (empty, shown) = self.state.with(py, |state| match &state.items {
             Items::Native(items) => (items.is_empty(), None),
+            Items::Ranked(items) => (items.is_empty(), None),
             Items::Shown(items) => (false, Some(items.bind(py).clone())),
         });
         match shown {
@@ -151,7 +173,7 @@ impl QueueCore {
     }
 
     #[inline]
-    fn put_now(&self, item: &Bound<'_, PyAny>) -> PyResult<()> {
+    pub(super) fn put_now(&self, item: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = item.py();
         if self.is_shut_down() {
             return Err(failure(py, intern!(py, "QueueShutDown")));
@@ -226,6 +248,22 @@ fn take_shown<'py>(items: &Bound<'py, PyAny>, order: Order) -> PyResult<Option<B
     .map(Some)
 }
 
+/// Puts an item that was taken out back to where it comes out next.
+#[cold]
+pub(super) fn return_shown(
+    items: &Bound<'_, PyAny>,
+    order: Order,
+    item: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let py = items.py();
+    match order {
+        Order::Fifo => call::method1(items, intern!(py, "appendleft"), item),
+        Order::Lifo => call::method1(items, intern!(py, "append"), item),
+        Order::Priority => heap(py)?.push.bind(py).call1((items, item)),
+    }
+    .map(drop)
+}
+
 /// Sets or clears an event, ours or anybody's.
 fn mark(event: &Bound<'_, PyAny>, finished: bool) -> PyResult<()> {
     let py = event.py();
@@ -240,11 +278,16 @@ fn mark(event: &Bound<'_, PyAny>, finished: bool) -> PyResult<()> {
     }
 }
 
-/// One of asyncio's queue exceptions.
+/// One of asyncio's queue exceptions, or what stands for it in versions that have not got it.
 #[cold]
 fn failure(py: Python<'_>, name: &Bound<'_, PyString>) -> PyErr {
+    let home = if name == "QueueShutDown" {
+        intern!(py, "tideloop.queues")
+    } else {
+        intern!(py, "asyncio.queues")
+    };
     let class = py
-        .import(intern!(py, "asyncio.queues"))
+        .import(home)
         .and_then(|queues| queues.getattr(name))
         .and_then(|class| Ok(class.cast_into::<PyType>()?));
     match class {
@@ -301,6 +344,7 @@ impl QueueCore {
             }),
             limit: AtomicI64::new(0),
             unfinished: AtomicI64::new(0),
+            puts: AtomicI64::new(0),
             shut_down: AtomicBool::new(false),
             diverted: AtomicBool::new(false),
             getters: WaitList::default(),
@@ -314,16 +358,14 @@ impl QueueCore {
         let (order, items) = match order {
             "fifo" => (Order::Fifo, Items::Native(VecDeque::new())),
             "lifo" => (Order::Lifo, Items::Native(VecDeque::new())),
-            "priority" => (
-                Order::Priority,
-                Items::Shown(PyList::empty(py).into_any().unbind()),
-            ),
+            "priority" => (Order::Priority, Items::Ranked(StableHeap::default())),
             other => return Err(PyValueError::new_err(format!("no order {other:?}"))),
         };
         let none = py.None().into_bound(py);
         self.getters.set(&none);
         self.putters.set(&none);
         self.unfinished.store(0, Ordering::Relaxed);
+        self.puts.store(0, Ordering::Relaxed);
         self.shut_down.store(false, Ordering::Relaxed);
         self.limit.store(limit_of(&maxsize), Ordering::Relaxed);
         let new = State {
@@ -349,6 +391,7 @@ impl QueueCore {
                 .iter()
                 .map(|item| item.clone_ref(py))
                 .collect::<Vec<_>>()),
+            Items::Ranked(items) => Err(items.iter().map(|item| item.clone_ref(py)).collect()),
             Items::Shown(items) => Ok(items.bind(py).clone()),
         });
         let items = match items {
@@ -361,7 +404,7 @@ impl QueueCore {
     #[getter(_queue)]
     fn queue<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (order, shown) = self.state.with(py, |state| match &state.items {
-            Items::Native(_) => (state.order, None),
+            Items::Native(_) | Items::Ranked(_) => (state.order, None),
             Items::Shown(items) => (state.order, Some(items.bind(py).clone())),
         });
         if let Some(shown) = shown {
@@ -380,6 +423,7 @@ impl QueueCore {
             let new = Items::Shown(container.clone().unbind());
             match std::mem::replace(&mut state.items, new) {
                 Items::Native(items) => items,
+                Items::Ranked(mut items) => items.take_all().into(),
                 Items::Shown(_) => VecDeque::new(),
             }
         });
@@ -419,6 +463,9 @@ impl QueueCore {
 
     #[setter(_unfinished_tasks)]
     fn set_unfinished(&self, count: i64) {
+        // How the stock methods count what is put into a diverted queue.
+        let more = (count - self.unfinished.load(Ordering::Relaxed)).max(0);
+        self.puts.fetch_add(more, Ordering::Relaxed);
         self.unfinished.store(count, Ordering::Relaxed);
     }
 
@@ -481,6 +528,7 @@ impl QueueCore {
         let items = self.state.try_with(|state| {
             match &state.items {
                 Items::Native(items) => items.iter().try_for_each(|item| visit.call(item))?,
+                Items::Ranked(items) => items.iter().try_for_each(|item| visit.call(item))?,
                 Items::Shown(items) => visit.call(items)?,
             }
             visit.call(&state.maxsize)?;
@@ -547,7 +595,7 @@ impl Coroutine for Get {
             .with(py, |state| match (&mut state.items, state.order) {
                 (Items::Native(items), Order::Fifo) => items.pop_front(),
                 (Items::Native(items), _) => items.pop_back(),
-                (Items::Shown(_), _) => None,
+                (Items::Ranked(_) | Items::Shown(_), _) => None,
             });
         item.map_or(AtOnce::No, |item| AtOnce::Return(item.into_bound(py)))
     }
@@ -557,23 +605,35 @@ impl Coroutine for Get {
         frame: &Frame<'_, 'py>,
         input: Input,
     ) -> PyResult<Step<'py>> {
-        let py = frame.py();
-        let state = queue.get();
-        if let Input::Thrown(error) = input {
-            leave(&state.getters, frame, || Ok(!state.is_empty(py)?))?;
-            return Err(error);
+        match get(queue, frame, input)? {
+            Some(step) => Ok(step),
+            None => Err(failure(frame.py(), intern!(frame.py(), "QueueShutDown"))),
         }
-        if let Some(item) = state.take(py)? {
-            state.putters.wake_next(py)?;
-            return Ok(Step::Return(item));
-        }
-        if state.is_shut_down() {
-            return Err(failure(py, intern!(py, "QueueShutDown")));
-        }
-        let future = state.bound.new_future(queue.as_any())?;
-        frame.set_ticket(state.getters.push(&future)?);
-        Ok(Step::Wait(future))
     }
+}
+
+/// The next item; `None` if the queue is empty and shut down.
+pub(super) fn get<'py>(
+    queue: &Bound<'py, QueueCore>,
+    frame: &Frame<'_, 'py>,
+    input: Input,
+) -> PyResult<Option<Step<'py>>> {
+    let py = frame.py();
+    let state = queue.get();
+    if let Input::Thrown(error) = input {
+        leave(&state.getters, frame, || Ok(!state.is_empty(py)?))?;
+        return Err(error);
+    }
+    if let Some(item) = state.take(py)? {
+        state.putters.wake_next(py)?;
+        return Ok(Some(Step::Return(item)));
+    }
+    if state.is_shut_down() {
+        return Ok(None);
+    }
+    let future = state.bound.new_future(queue.as_any())?;
+    frame.set_ticket(state.getters.push(&future)?);
+    Ok(Some(Step::Wait(future)))
 }
 
 /// `Queue.put(item)`.
@@ -790,7 +850,7 @@ impl Method for Full {
     }
 }
 
-/// `Queue.shutdown(immediate=False)`, where the stock queue has it.
+/// `Queue.shutdown(immediate=False)`.
 pub struct Shutdown;
 
 impl Method for Shutdown {

@@ -6,6 +6,7 @@
 //! **Rule.** No Python is called, and no Python object dropped, while such a lock is held: what a core
 //! removes is handed out first.
 
+pub mod channel;
 pub mod group;
 pub mod limiter;
 pub mod task_handle;
@@ -22,4 +23,11 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<limiter::TryAcquire>("Limiter.try_acquire"),
     Entry::coroutine::<limiter::EnterClaim>("Claim.__aenter__"),
     Entry::coroutine::<limiter::ExitClaim>("Claim.__aexit__"),
+    Entry::coroutine::<channel::tasks::Send>("Sender.send"),
+    Entry::coroutine::<channel::tasks::Receive<channel::tasks::Refuse>>("Receiver.recv"),
+    Entry::coroutine::<channel::tasks::Receive<channel::tasks::Stop>>("Receiver.__anext__"),
+    Entry::method::<channel::threads::TrySend>("Sender.try_send"),
+    Entry::method::<channel::threads::TryReceive>("Receiver.try_recv"),
+    Entry::method::<channel::threads::BlockingSend>("Sender.blocking_send"),
+    Entry::method::<channel::threads::BlockingReceive>("Receiver.blocking_recv"),
 ];

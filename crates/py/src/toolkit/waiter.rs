@@ -97,6 +97,17 @@ impl Waiter {
         Ok((waiter, future))
     }
 
+    /// A waiter on a future of the loop that runs in this thread, which others may wait on as well.
+    ///
+    /// Raises RuntimeError if no loop runs here.
+    pub fn on(future: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self::Task(Parked {
+            event_loop: park::running_loop(future.py())?.unbind(),
+            future: future.clone().unbind(),
+            generation: fork::generation(),
+        }))
+    }
+
     /// Tells the waiter that its place has something for it. False: it can never be told.
     ///
     /// Also tells it if it is cancelled already; then its operation will run, and clean up.
@@ -132,10 +143,16 @@ impl Parked {
         let py = owner.py();
         let future = self.future.into_bound(py);
         let event_loop = self.event_loop.into_bound(py);
+        if self.generation != fork::generation() {
+            // A child that was forked by a loop's callback is not in that loop, though it looks so from the
+            // loop's own state; asyncio knows.
+            let here = park::current_loop(py).is_ok_and(|current| current.is(&event_loop));
+            return here && tell(&future);
+        }
         if park::runs_here(&event_loop).unwrap_or(false) {
             return tell(&future);
         }
-        if self.generation != fork::generation() || is_closed(&event_loop) {
+        if is_closed(&event_loop) {
             return false;
         }
         let letter = Letter {
