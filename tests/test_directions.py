@@ -83,18 +83,20 @@ def area(module):
 ALLOWED = {
     "loop": {"loop", "_tideloop"},
     "lab": {"lab"},
-    "__init__": {"loop", "qt", "accelerated", "acceleration", "limits", "sync"},
+    "__init__": {"accelerated", "acceleration", "adaptive", "limits", "loop", "qt", "rates", "sync"},
     "__main__": {"cli"},
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
     "acceleration": {"accelerated", "stock"},
     "accelerated": {"queues", "stock", "sync", "timeouts", "waits", "_tideloop"},
+    "limits": {"_tideloop"},
+    "rates": {"_tideloop"},
+    "adaptive": {"limits", "_tideloop"},
     "queues": {"stock", "_tideloop"},
     "sync": {"stock", "_tideloop"},
     "timeouts": {"stock", "_tideloop"},
     "waits": {"stock", "_tideloop"},
-    "limits": {"_tideloop"},
     "stock": set(),
     "qt": {"loop", "_tideloop"},
     # For tests of programs: nothing of ours imports it.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.adaptive import AIMD, AdaptiveLimiter, AdaptiveLimiterStats, Gradient2, Vegas
     from tideloop.limits import (
         Claim,
         KeyedLimiter,
@@ -48,21 +49,28 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
 __all__ = [
+    "AIMD",
     "Acceleration",
+    "AdaptiveLimiter",
+    "AdaptiveLimiterStats",
     "Barrier",
     "BoundedSemaphore",
+    "Charge",
     "Claim",
     "Condition",
     "ConditionStats",
     "Event",
     "EventLoop",
     "EventStats",
+    "Gradient2",
     "Guest",
     "KeyedLimiter",
     "KeyedLimiterStats",
+    "KeyedRateLimiter",
     "LifoQueue",
     "Limiter",
     "LimiterClosed",
@@ -73,6 +81,9 @@ __all__ = [
     "Outcome",
     "PriorityQueue",
     "Queue",
+    "Rate",
+    "RateLimiter",
+    "RateLimiterStats",
     "ResourceLimits",
     "ResourceStats",
     "Runner",
@@ -80,6 +91,7 @@ __all__ = [
     "SemaphoreStats",
     "TaskGroup",
     "Timeout",
+    "Vegas",
     "WaitTimes",
     "WeightError",
     "accelerate",
@@ -90,6 +102,7 @@ __all__ = [
     "install",
     "new_event_loop",
     "qt",
+    "rate",
     "run",
     "shield",
     "sleep",
@@ -119,6 +132,17 @@ _LAZY = {
     "EventStats": "sync",
     "LockStats": "sync",
     "SemaphoreStats": "sync",
+    "AIMD": "adaptive",
+    "AdaptiveLimiter": "adaptive",
+    "AdaptiveLimiterStats": "adaptive",
+    "Gradient2": "adaptive",
+    "Vegas": "adaptive",
+    "Charge": "rates",
+    "KeyedRateLimiter": "rates",
+    "Rate": "rates",
+    "RateLimiter": "rates",
+    "RateLimiterStats": "rates",
+    "rate": "rates",
 }
 
 

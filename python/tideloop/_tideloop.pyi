@@ -5,7 +5,7 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from socket import socket
 from typing import Any, Self, TypeVar, final
@@ -13,9 +13,11 @@ from typing import Any, Self, TypeVar, final
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "AdaptiveCore",
     "BarrierCore",
-    "ConditionCore",
+    "Charge",
     "ClaimCore",
+    "ConditionCore",
     "DatagramTransport",
     "EventCore",
     "Future",
@@ -25,6 +27,8 @@ __all__ = [
     "LockCore",
     "LoopCore",
     "QueueCore",
+    "RateClaimCore",
+    "RatesCore",
     "SemaphoreCore",
     "StreamTransport",
     "Task",
@@ -287,3 +291,44 @@ class ClaimCore:
     def _try(self) -> bool: ...
     def _block(self) -> None: ...
     def _release(self) -> None: ...
+
+@disjoint_base
+class RatesCore:
+    def __new__(cls, rates: list[tuple[float, float, int, str]], name: str | None) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def waiting(self) -> int: ...
+    def _tally(self) -> tuple[list[int], float]: ...
+    def _available(self) -> list[int]: ...
+    def _is_fresh(self) -> bool: ...
+    def _try_acquire(self, cost: int | Mapping[str, int] | None) -> Charge | None: ...
+    def _reserve(self, cost: int | Mapping[str, int] | None, priority: int) -> Charge: ...
+    def _penalise(self, retry_after: float) -> None: ...
+
+@disjoint_base
+class RateClaimCore:
+    def __new__(cls, rates: RatesCore, cost: int | Mapping[str, int] | None, priority: int) -> Self: ...
+
+@final
+class Charge:
+    @property
+    def wait(self) -> float: ...
+    @property
+    def cost(self) -> dict[str, int]: ...
+    def settle(self, cost: int | None = None, /, **units: int) -> None: ...
+    def cancel(self) -> None: ...
+
+@disjoint_base
+class AdaptiveCore:
+    def __new__(
+        cls,
+        algorithm: str,
+        parameters: tuple[float, float, float],
+        min: int,
+        max: int,
+        initial: int,
+        now: float,
+    ) -> Self: ...
+    def _ended(self, began: float, now: float, in_flight: int, outcome: str) -> int | None: ...
+    def _look(self) -> tuple[int, float, float | None, int, bool, str]: ...

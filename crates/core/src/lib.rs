@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
+pub mod adaptive;
 pub mod datagram;
 pub mod flow;
 pub mod histogram;
 pub mod limits;
 pub mod ranks;
+pub mod rate;
 pub mod ready;
 pub mod registry;
 pub mod stream;

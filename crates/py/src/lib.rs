@@ -56,7 +56,11 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
+    use crate::toolkit::adaptive::AdaptiveCore;
+    #[pymodule_export]
     use crate::toolkit::limiter::{ClaimCore, LimitsCore};
+    #[pymodule_export]
+    use crate::toolkit::rate::{Charge, RateClaimCore, RatesCore};
     #[pymodule_export]
     use crate::transport::StreamTransport;
 

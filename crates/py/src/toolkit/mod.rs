@@ -6,7 +6,9 @@
 //! **Rule.** No Python is called, and no Python object dropped, while such a lock is held: what a core
 //! removes is handed out first.
 
+pub mod adaptive;
 pub mod limiter;
+pub mod rate;
 pub mod waiter;
 
 use crate::ffi::function::Entry;
@@ -20,4 +22,8 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<limiter::TryAcquire>("Limiter.try_acquire"),
     Entry::coroutine::<limiter::EnterClaim>("Claim.__aenter__"),
     Entry::coroutine::<limiter::ExitClaim>("Claim.__aexit__"),
+    Entry::coroutine::<rate::Acquire>("RateLimiter.acquire"),
+    Entry::coroutine::<rate::Enter>("RateLimiter.__aenter__"),
+    Entry::coroutine::<rate::Exit>("RateLimiter.__aexit__"),
+    Entry::coroutine::<rate::EnterClaim>("RateClaim.__aenter__"),
 ];
