@@ -48,7 +48,7 @@ class Gradient2:
     """
 
     tolerance: float = 1.1
-    smoothing: float = 0.5
+    smoothing: float = 0.7
     backoff: float = 0.9
 
 
@@ -69,8 +69,8 @@ class Vegas:
 class AIMD:
     """``step`` more per window; times ``backoff`` when operations are dropped or take longer than ``too_long`` seconds.
 
-    Source: Chiu and Jain 1989; Netflix concurrency-limits, ``AIMDLimit``. For backends that say when they have enough: it
-    knows nothing of queues, and without drops and ``too_long`` it grows to the maximum.
+    Source: Chiu and Jain 1989; Netflix concurrency-limits, ``AIMDLimit``. For backends that say when they have
+    enough: it knows nothing of queues, and without drops and ``too_long`` it grows to the maximum.
     """
 
     step: float = 1.0
@@ -81,8 +81,9 @@ class AIMD:
 def outcome_of(error: BaseException) -> Result:
     """What an exception says of the backend, unless ``outcomes`` says otherwise.
 
-    "drop": TimeoutError, ConnectionError, and whatever carries the HTTP status 429 or 503 (as ``status``, ``status_code``, or
-    in a ``response``), as errors of the usual clients do. "ignore": everything else; how long it took says nothing.
+    "drop": TimeoutError, ConnectionError, and whatever carries the HTTP status 429 or 503 (as ``status``,
+    ``status_code``, or in a ``response``), as errors of the usual clients do. "ignore": everything else; how long it
+    took says nothing.
     """
     if isinstance(error, TimeoutError | ConnectionError):
         return "drop"
@@ -251,10 +252,19 @@ class AdaptiveLimiter:
 
     async def _enter(self, partition: str | None) -> None:
         limiter = self._of(partition)
-        if len(self._limiters) > 1 and limiter.available == 0:
+        if len(self._limiters) == 1:
+            await limiter.acquire()
+            return
+        if limiter.available == 0:
             with self._lock:
                 self._balance(partition)
-        await limiter.acquire()
+        try:
+            await limiter.acquire()
+        except BaseException:
+            # What it was lent is for the others now.
+            with self._lock:
+                self._balance()
+            raise
 
     def _leave(self, partition: str | None, began: float, outcome: Result) -> None:
         with self._lock:

@@ -61,7 +61,8 @@ pub struct Window {
     interval: Fine,
     burst: u64,
     tat: Fine,
-    /// How far the TAT was ahead when a charge came, by the charge's number: the least since each.
+    /// By the numbers of charges: how far the TAT was ahead when each came; less and less towards the front. One that was
+    /// as far ahead as a later one does not matter.
     ahead: VecDeque<(u64, Fine)>,
 }
 
@@ -122,13 +123,26 @@ impl Window {
 
     /// Gives a part of a charge back, as far as it is not gone.
     fn refund(&mut self, number: u64, cost: u64) {
-        let first = self.ahead.partition_point(|note| note.0 <= number);
-        let least = self.ahead.get(first).map_or(Fine::MAX, |(_, ahead)| *ahead);
-        let back = self.price(cost).min(least);
+        let mut first = self.ahead.partition_point(|note| note.0 <= number);
+        let least = self.ahead.get(first).map(|(_, ahead)| *ahead);
+        let back = self.price(cost).min(least.unwrap_or(Fine::MAX));
         self.tat -= back;
         // Those that came since would have been so much less ahead.
         for note in self.ahead.iter_mut().skip(first) {
             note.1 -= back;
+        }
+        let Some(least) = least else {
+            return;
+        };
+        // Earlier ones that were ahead by more than these are now do not matter any more.
+        while first > 0
+            && self
+                .ahead
+                .get(first - 1)
+                .is_some_and(|(_, ahead)| *ahead >= least - back)
+        {
+            first -= 1;
+            self.ahead.remove(first);
         }
     }
 
@@ -672,6 +686,20 @@ mod tests {
         assert_eq!(rates.windows()[0].available(0), 0);
         rates.push(Costs::One(1), 0, 0);
         assert_eq!(rates.next(), Some(501 * SECOND / 100));
+    }
+
+    #[test]
+    fn what_was_given_back_counts_for_earlier_charges_too() {
+        let mut rates = rates(&[(3.0, 1.0, 9)]);
+        let first = rates.try_take(&Costs::One(4)).unwrap();
+        rates.observe(333_333_335);
+        let second = rates.try_take(&Costs::One(6)).unwrap();
+        // At 7 intervals, which leaves 3 of what came before.
+        assert_eq!(rates.reserve(&Costs::One(6), 0).0, 1_999_999_999);
+        rates.settle(second, 0, 6, 0);
+        rates.settle(first, 0, 4, 0);
+        rates.push(Costs::One(4), 0, 0);
+        assert!(rates.next() > Some(8 * SECOND / 3 - 3));
     }
 
     #[test]

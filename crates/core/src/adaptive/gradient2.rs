@@ -7,8 +7,8 @@
 //!
 //! * the long mean is the baseline of [`super`], which probes keep free of queues,
 //! * the tolerance is 1.1, which windows instead of single samples allow,
-//! * instead of a constant queue the gradient may exceed 1: up to [`GROWTH`] per window, by as much as there is
-//!   room in the tolerance. So a small limit is not overshot by the constant, and a large one does not creep.
+//! * instead of a constant queue the gradient may exceed 1, by as much as there is room in the tolerance, and then
+//!   the limit grows by 1 at least (times the smoothing). So a limit of 20 is not overshot by a constant, and one of 1 is soon left behind.
 
 use super::Summary;
 
@@ -32,7 +32,7 @@ impl Default for Gradient2 {
     fn default() -> Self {
         Self {
             tolerance: 1.1,
-            smoothing: 0.5,
+            smoothing: 0.7,
             backoff: 0.9,
         }
     }
@@ -46,8 +46,12 @@ impl Gradient2 {
         if window.mean <= 0.0 {
             return limit;
         }
-        let gradient = (self.tolerance * window.baseline / window.mean).clamp(SHRINK, GROWTH);
-        // The root is what a queue that stands still makes of a limit: both in equal parts.
-        limit * (1.0 - self.smoothing) + limit * gradient * self.smoothing
+        let mean = (window.mean - window.error).max(window.mean / 2.0);
+        let gradient = (self.tolerance * window.baseline / mean).clamp(SHRINK, GROWTH);
+        if gradient > 1.0 {
+            limit + (limit * (gradient - 1.0)).max(1.0) * self.smoothing
+        } else {
+            limit + limit * (gradient - 1.0) * self.smoothing
+        }
     }
 }

@@ -5,14 +5,16 @@
 //! [`Algorithm`] what the limit should be. What all algorithms share is here, since their known failures in the
 //! field come from these parts and not from their formulas:
 //!
-//! * **Noise.** A decision is made of the mean of a window of at least [`WINDOW_SAMPLES`] operations and
-//!   [`WINDOW_NS`], not of single ones (Envoy #9038: over-reaction to noise).
+//! * **Noise.** A decision is made of the mean of a window of at least [`WINDOW_NS`] and some operations, less
+//!   its standard error, and not of single operations (Envoy #9038: over-reaction to noise).
 //! * **What began before.** A window counts operations that began in it only. Those that began under another
 //!   limit waited in its queue (Envoy #11579: they poisoned the baseline, which ratcheted up).
 //! * **Drift.** A mean over the past contains the queue that the limit itself has made, so a limit that is
 //!   compared with it creeps up under overload (Uber's Cinnamon, figure 6; concurrency-limits' Gradient2). Every
-//!   [`PROBE_EVERY`] windows one is run with [`PROBE`] of the limit, and the baseline is learnt from these. It may fall at
-//!   once, since nothing but less waiting makes operations faster.
+//!   [`PROBE_EVERY`] windows one is run with [`PROBE`] of the limit, and the baseline is learnt from these. From other
+//!   windows only if they are much faster: the fastest of many noisy means says little.
+//! * **A wrong start.** Far above the capacity a probe queues, too. It shows in that it is faster in proportion to
+//!   its limit; then the limit becomes that of the probe, and another one follows, until it does not.
 //! * **No recovery.** A baseline that no longer holds (the operations have become slower by themselves) is replaced
 //!   in two probes, whatever the minimum is (Envoy #10647, #38338).
 //! * **Idleness.** A window in which the limit was not reached says nothing about it, so it does not grow in it.
@@ -35,12 +37,13 @@ use vegas::Vegas;
 /// A window is at least so long.
 pub const WINDOW_NS: i64 = 100_000_000;
 
-/// A window has at least so many operations.
+/// A window has at least so many operations, or [`FEW_SAMPLES`] if the limit is small.
 pub const WINDOW_SAMPLES: u64 = 20;
 
-/// A window of an idle program, or one of very long operations, ends after so many of them also before
-/// [`WINDOW_SAMPLES`] for each unit of the limit.
-const WINDOW_ROUNDS: u64 = 2;
+pub const FEW_SAMPLES: u64 = 10;
+
+/// A window that is faster than so much of the baseline changes it, also if it is no probe.
+const MUCH_FASTER: f64 = 0.7;
 
 /// One window in so many is run with less than the limit.
 pub const PROBE_EVERY: u32 = 10;
@@ -48,11 +51,16 @@ pub const PROBE_EVERY: u32 = 10;
 /// The part of the limit that such a window is run with.
 pub const PROBE: f64 = 0.75;
 
+/// A probe that takes less than this part of the window before it was queued as that was.
+const STILL_QUEUED: f64 = 0.79;
+
 /// What a window of operations came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     /// The mean duration of an operation, in nanoseconds.
     pub mean: f64,
+    /// The standard error of this mean.
+    pub error: f64,
     /// The mean duration when nothing queues, as far as it is known.
     pub baseline: f64,
     /// Whether an operation failed as an overloaded backend lets it.
@@ -120,6 +128,7 @@ enum Phase {
 struct Window {
     began: i64,
     sum: f64,
+    squares: f64,
     count: u64,
     dropped: bool,
     peak: u64,
@@ -130,9 +139,25 @@ impl Window {
         Self {
             began,
             sum: 0.0,
+            squares: 0.0,
             count: 0,
             dropped: false,
             peak: 0,
+        }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+
+    /// The standard error of the mean.
+    fn error(&self) -> f64 {
+        let count = self.count as f64;
+        let variance = (self.squares - self.sum * self.sum / count) / (count - 1.0);
+        if variance > 0.0 {
+            (variance / count).sqrt()
+        } else {
+            0.0
         }
     }
 }
@@ -149,6 +174,8 @@ pub struct Adaptive {
     phase: Phase,
     window: Window,
     baseline: Option<f64>,
+    /// The mean of the last window that was no probe.
+    before: Option<f64>,
     reason: Reason,
     windows: u64,
 }
@@ -167,6 +194,7 @@ impl Adaptive {
             phase: Phase::Normal(0),
             window: Window::new(now),
             baseline: None,
+            before: None,
             reason: Reason::Start,
             windows: 0,
         }
@@ -213,10 +241,12 @@ impl Adaptive {
         self.window.dropped |= outcome == Outcome::Drop;
         self.window.peak = self.window.peak.max(in_flight);
         if began >= self.window.began && outcome == Outcome::Ok {
-            self.window.sum += (now - began) as f64;
+            let duration = (now - began) as f64;
+            self.window.sum += duration;
+            self.window.squares += duration * duration;
             self.window.count += 1;
         }
-        let enough = WINDOW_SAMPLES.min(WINDOW_ROUNDS * self.allowed).max(1);
+        let enough = (2 * self.allowed).clamp(FEW_SAMPLES, WINDOW_SAMPLES);
         let long = now - self.window.began >= WINDOW_NS;
         // Drops are acted upon without waiting for operations that succeed.
         if !long || (self.window.count < enough && !self.window.dropped) {
@@ -228,24 +258,41 @@ impl Adaptive {
     fn end_window(&mut self, now: i64) -> bool {
         let window = std::mem::replace(&mut self.window, Window::new(now));
         self.windows += 1;
-        let mean = (window.count > 0).then(|| window.sum / window.count as f64);
+        let mean = window.mean();
         match self.phase {
             Phase::Probe => {
-                if let Some(mean) = mean {
-                    self.learn(mean);
+                let queued = |mean: f64, before: f64| {
+                    window.peak >= self.allowed && mean + window.error() < STILL_QUEUED * before
+                };
+                match (mean, self.before) {
+                    (Some(mean), Some(before)) if queued(mean, before) && self.allowed > 1 => {
+                        self.limit = (self.limit * PROBE).max(self.min);
+                        self.reason = Reason::Queued;
+                        self.baseline = Some(mean);
+                        self.before = Some(mean);
+                    }
+                    _ => {
+                        if let Some(mean) = mean {
+                            self.learn(mean);
+                        }
+                        self.phase = Phase::Normal(PROBE_EVERY);
+                    }
                 }
-                self.phase = Phase::Normal(PROBE_EVERY);
             }
             Phase::Normal(left) => {
                 if let Some(mean) = mean
-                    && self.baseline.is_some_and(|baseline| mean < baseline)
+                    && self
+                        .baseline
+                        .is_some_and(|baseline| mean < MUCH_FASTER * baseline)
                 {
                     self.learn(mean);
                 }
+                self.before = mean;
                 // Until there is a baseline, the window is one to compare with.
                 let mean = mean.or(self.baseline).unwrap_or(0.0);
                 let summary = Summary {
                     mean,
+                    error: window.error(),
                     baseline: self.baseline.unwrap_or(mean),
                     dropped: window.dropped,
                     used: window.peak as f64 >= 0.9 * self.allowed as f64,

@@ -36,7 +36,8 @@ impl Vegas {
         if window.mean <= 0.0 {
             return limit;
         }
-        let queue = limit * (1.0 - window.baseline / window.mean);
+        let mean = (window.mean - window.error).max(window.mean / 2.0);
+        let queue = limit * (1.0 - window.baseline / mean);
         let step = limit.log10().max(1.0);
         if queue > 4.0 * self.beta * step {
             limit - queue / 2.0
