@@ -2,8 +2,8 @@
 
     python examples/adaptive_batch.py
 
-The database is made up: it serves 8 queries of 5 ms at a time, the rest queue. Time is virtual, so this takes none. Half-way
-through, the database loses three quarters of its capacity.
+The database is made up: it serves 8 queries of 5 ms at a time, the rest queue. Half-way through it loses three quarters
+of its capacity. Time is virtual, so this takes next to none.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/rate_limited_calls.py [--calls 60]
 
-The service is made up, and strict: it counts for itself what comes, and refuses what is too much. What a call will cost in
-tokens is only estimated before it. Runs on any asyncio loop.
+The service is made up. What a call will cost in tokens is only estimated before it, and settled after it. Runs on any
+asyncio loop.
 """
 
 from __future__ import annotations

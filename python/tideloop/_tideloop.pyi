@@ -5,7 +5,7 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from socket import socket
 from typing import Any, Self, TypeVar, final
@@ -294,7 +294,7 @@ class ClaimCore:
 
 @disjoint_base
 class RatesCore:
-    def __new__(cls, rates: list[tuple[float, float, int, str]], name: str | None) -> Self: ...
+    def __new__(cls, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> Self: ...
     @property
     def name(self) -> str | None: ...
     @property

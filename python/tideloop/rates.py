@@ -99,7 +99,7 @@ class RateLimiterStats(NamedTuple):
 
 def _native(name: str) -> Callable[[_F], _F]:
     """The native function of this name, with the signature and the documentation of what it decorates."""
-    return lambda template: function(name, template)  # type: ignore[no-any-return]
+    return lambda template: function(name, template)
 
 
 class RateClaim(RateClaimCore):
@@ -132,7 +132,7 @@ class RateLimiter(RatesCore):
         for given in rates:
             if not isinstance(given, Rate):
                 raise TypeError(f"RateLimiter takes rates, such as rate(100, per=1), not {given!r}")
-        self = RatesCore.__new__(cls, [tuple(given) for given in rates], name)
+        self = RatesCore.__new__(cls, rates, name)
         self._rates = rates
         return self
 
