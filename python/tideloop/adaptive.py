@@ -269,13 +269,17 @@ class AdaptiveLimiter:
     def _leave(self, partition: str | None, began: float, outcome: Result) -> None:
         with self._lock:
             in_flight = self.in_flight
-            self._limiters[partition].release()
+            limiter = self._limiters[partition]
+            if len(self._limiters) > 1:
+                # What was lent comes back to all, not to the next of this partition.
+                limiter.resize(_most(self._share(partition), limiter.in_use - 1))
+            limiter.release()
             self._counts[outcome] += 1
             allowed = self._core._ended(began, self._now(), in_flight, outcome)
             if allowed is not None:
                 self._allowed = allowed
                 if len(self._limiters) == 1:
-                    self._limiters[partition].resize(allowed)
+                    limiter.resize(allowed)
             self._balance()
 
     def _outcome(self, error: BaseException | None) -> Result:

@@ -473,10 +473,12 @@ def _real_loop(kind: str) -> Iterator[asyncio.AbstractEventLoop]:
     try:
         yield loop
     finally:
-        for task in asyncio.all_tasks(loop):
+        left = asyncio.all_tasks(loop)
+        for task in left:
             task.cancel()
         if not loop.is_closed():
-            loop.run_until_complete(asyncio.sleep(0))
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=REAL_PATIENCE))
             loop.close()
 
 
@@ -586,14 +588,12 @@ def share(kind: str, primitive: Permits, threads: int = 3, visits: int = 40, vis
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
-        loop = new_real_loop(kind)
-        try:
-            crowd = asyncio.wait_for(_gather(*(visitor(dice) for _ in range(visitors))), REAL_PATIENCE)
-            loop.run_until_complete(crowd)
-        except BaseException as error:
-            faults.append(error)
-        finally:
-            loop.close()
+        with _real_loop(kind) as loop:
+            try:
+                crowd = asyncio.wait_for(_gather(*(visitor(dice) for _ in range(visitors))), REAL_PATIENCE)
+                loop.run_until_complete(crowd)
+            except BaseException as error:
+                faults.append(error)
 
     workers = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(threads)]
     for worker in workers:
@@ -608,7 +608,9 @@ def share(kind: str, primitive: Permits, threads: int = 3, visits: int = 40, vis
 
 
 async def _gather(*work: Awaitable[Any]) -> None:
-    await asyncio.gather(*work)
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def fork_with_waiters(kind: str, primitive: Permits) -> None:

@@ -39,7 +39,7 @@ PARTS = Permits(
     lambda: AdaptiveLimiter(max=3, initial=3, partitions={"live": 0.7, "batch": 0.3}),
     visit_partition,
     all_back,
-    limit=4,  # one partition may have borrowed what the other claims back
+    limit=5,  # batch may have borrowed all three when live claims its two
     fifo=False,
     several_loops=True,
 )
@@ -69,7 +69,7 @@ def test_forked_with_waiters(backend):
 
 
 class Backend:
-    """So many servers; operations of a noisy 5 ms queue behind them."""
+    """So many servers; operations of a noisy 20 ms queue behind them."""
 
     def __init__(self, servers: int) -> None:
         self.servers = Limiter(servers)
@@ -78,7 +78,7 @@ class Backend:
 
     async def operate(self) -> None:
         async with self.servers:
-            await asyncio.sleep(0.005 * self.dice.lognormvariate(-0.045, 0.3))
+            await asyncio.sleep(0.02 * self.dice.lognormvariate(-0.045, 0.3))
         self.done += 1
 
 
@@ -106,9 +106,9 @@ def test_it_follows_a_stepped_noisy_backend(kind, algorithm):
             await load(backend, limiter, 10)
             rate = await load(backend, limiter, 5)
             stats = limiter.stats()
-            assert rate >= 0.9 * servers / 0.005, f"{servers} servers: {rate:.0f}/s, {stats}"
+            assert rate >= 0.9 * servers / 0.02, f"{servers} servers: {rate:.0f}/s, {stats}"
             assert stats.limit < 2 * servers + 5, f"{servers} servers: {stats}"
-            assert stats.baseline == pytest.approx(0.005, rel=0.3)
+            assert stats.baseline == pytest.approx(0.02, rel=0.3)
 
     harness.run(kind, main())
 
@@ -117,7 +117,7 @@ def test_shrinking_hangs_nobody(kind):
     async def main():
         backend = Backend(50)
         limiter = AdaptiveLimiter(initial=100, max=100)
-        working = asyncio.ensure_future(load(backend, limiter, 20, clients=300))
+        working = asyncio.ensure_future(load(backend, limiter, 60, clients=300))
         await asyncio.sleep(5)
         backend.servers.resize(1)
         await working
@@ -219,8 +219,10 @@ def test_partitions_share_and_borrow(kind):
         async def work(partition):
             async with limiter(partition):
                 inside[partition] += 1
-                await leave.wait()
-            inside[partition] -= 1
+                try:
+                    await leave.wait()
+                finally:
+                    inside[partition] -= 1
 
         batch = [asyncio.ensure_future(work("batch")) for _ in range(20)]
         await asyncio.sleep(1)
