@@ -8,9 +8,9 @@
 //!
 //! **Waiting.** Nobody who waits has a slot; the first in line is admitted when the windows allow it, then the
 //! next. So who leaves the line costs those behind it nothing, and they come earlier. One timer, for the first,
-//! is enough ([`Rates::next`]). When more than one waits, and a window has burst to spare, that timer may be
-//! up to [`BATCH`] late: several are then admitted by one wake-up, and nothing is lost, since what was not used
-//! in time is what the burst is for.
+//! is enough ([`Rates::next`]). When more than one waits, and a window has burst to spare, that timer may be late by
+//! [`BATCH`] or a hundredth of what the first has waited, and at most [`MAX_BATCH`]: several are then admitted by one
+//! wake-up, and nothing is lost, since what was not used in time is what the burst is for.
 //!
 //! **Giving back.** A cost that turns out smaller ([`Rates::settle`]) lowers the TAT. Not by more than it would be
 //! lower if the cost had been smaller from the beginning: where the window was full in between, it would have been
@@ -30,6 +30,9 @@ use crate::waiters::{Ticket, Waiters};
 
 /// How late several waiters may be admitted together.
 pub const BATCH: i64 = 1_000_000;
+
+/// The same if they have waited for long.
+pub const MAX_BATCH: i64 = 10_000_000;
 
 /// From how far back on a clock counts as set back.
 pub const JUMP_NS: i64 = 1_000_000_000;
@@ -384,7 +387,7 @@ impl<W> Rates<W> {
     /// When the first in line is to be admitted: the time of the one timer.
     pub fn next(&self) -> Option<i64> {
         let (_, ticket) = self.first()?;
-        let costs = &self.requests.get(ticket)?.costs;
+        let Request { costs, since, .. } = self.requests.get(ticket)?;
         let at = self.earliest(self.tats(), costs);
         if self.line.len() == 1 {
             return Some(at);
@@ -396,7 +399,8 @@ impl<W> Rates<W> {
             .map(|(window, _)| coarse(window.tat))
             .min();
         let spare = full.map_or(0, |full| full.saturating_sub(at.max(self.now)));
-        Some(at.saturating_add(spare.clamp(0, BATCH)))
+        let patience = at.saturating_sub(*since) / 100;
+        Some(at.saturating_add(spare.clamp(0, patience.clamp(BATCH, MAX_BATCH))))
     }
 
     /// Admits the first in line, if it is time; hands the waiter out, to be told.
@@ -627,7 +631,7 @@ mod tests {
             rates.push(Costs::One(1), 0, n);
         }
         let urgent = rates.push(Costs::One(2), 5, 9);
-        assert_eq!(rates.next(), Some(SECOND / 5 + BATCH));
+        assert_eq!(rates.next(), Some(SECOND / 5 + 2 * BATCH));
         assert_eq!(rates.leave(urgent), Left::Waiting(9));
         assert_eq!(rates.leave(urgent), Left::Nothing);
         assert_eq!(rates.next(), Some(SECOND));
