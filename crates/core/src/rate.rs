@@ -798,7 +798,7 @@ mod tests {
         #[test]
         fn never_more_than_promised(steps in prop::collection::vec(step(), 0..150)) {
             let bursts = [4u64, 9];
-            let intervals = [SECOND / 7 * 1, SECOND / 3];
+            let intervals = [SECOND / 7, SECOND / 3];
             let mut rates = rates(&[(7.0, 1.0, 4), (3.0, 1.0, 9)]);
             let mut now = 0;
             // By the number of the charge: when, and the real costs.
