@@ -190,10 +190,10 @@ def test_no_herd(kind):
         await asyncio.gather(*(limiter.acquire() for _ in range(2000)))
         stats = limiter.stats()
         assert stats.waited == 1900
-        assert stats.timers <= 1900 / 1.9
+        assert stats.timers < 400
         return asyncio.get_running_loop().time()
 
-    assert on_clock(kind, main) == pytest.approx(1.9, rel=0.001)
+    assert on_clock(kind, main) == pytest.approx(1.9, rel=0.01)
 
 
 def test_settling(kind):
