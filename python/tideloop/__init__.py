@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
+    from tideloop.adaptive import AIMD, AdaptiveLimiter, AdaptiveLimiterStats, Gradient2, Vegas
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
@@ -48,30 +49,37 @@ if TYPE_CHECKING:
         WeightError,
     )
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
+    from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
 __all__ = [
+    "AIMD",
     "Acceleration",
+    "AdaptiveLimiter",
+    "AdaptiveLimiterStats",
     "Barrier",
     "BoundedSemaphore",
     "CancelScope",
     "Channel",
     "ChannelClosed",
     "ChannelStats",
+    "Charge",
     "Claim",
     "Condition",
     "ConditionStats",
     "Event",
     "EventLoop",
     "EventStats",
+    "Gradient2",
     "Group",
     "GroupStats",
     "Guest",
     "KeyedLimiter",
     "KeyedLimiterStats",
+    "KeyedRateLimiter",
     "LifoQueue",
     "Limiter",
     "LimiterClosed",
@@ -84,6 +92,9 @@ __all__ = [
     "Queue",
     "QueueShutDown",
     "QueueStats",
+    "Rate",
+    "RateLimiter",
+    "RateLimiterStats",
     "Receiver",
     "ResourceLimits",
     "ResourceStats",
@@ -97,6 +108,7 @@ __all__ = [
     "TaskGroup",
     "TaskHandle",
     "Timeout",
+    "Vegas",
     "WaitTimes",
     "WeightError",
     "accelerate",
@@ -117,6 +129,7 @@ __all__ = [
     "paginate",
     "qt",
     "race",
+    "rate",
     "run",
     "select",
     "shield",
@@ -157,6 +170,8 @@ _HOMES = {
     ),
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
     "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
+    "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
+    "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

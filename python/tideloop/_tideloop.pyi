@@ -5,7 +5,7 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import Context
 from socket import socket
 from types import GenericAlias
@@ -16,8 +16,10 @@ from typing_extensions import disjoint_base
 from tideloop.outcome import Outcome
 
 __all__ = [
+    "AdaptiveCore",
     "BarrierCore",
     "ChannelCore",
+    "Charge",
     "ClaimCore",
     "ConditionCore",
     "DatagramTransport",
@@ -30,6 +32,8 @@ __all__ = [
     "LockCore",
     "LoopCore",
     "QueueCore",
+    "RateClaimCore",
+    "RatesCore",
     "ReceiverCore",
     "SemaphoreCore",
     "SenderCore",
@@ -405,3 +409,44 @@ def queue_leave(queue: QueueCore, future: asyncio.Future[Any], ticket: int, woke
 def channel_stand(receiver: ReceiverCore, future: asyncio.Future[Any]) -> int: ...
 def channel_take(receiver: ReceiverCore, ticket: int) -> tuple[Any] | None: ...
 def channel_leave(receiver: ReceiverCore, ticket: int) -> None: ...
+
+@disjoint_base
+class RatesCore:
+    def __new__(cls, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def waiting(self) -> int: ...
+    def _tally(self) -> tuple[list[int], float]: ...
+    def _available(self) -> list[int]: ...
+    def _is_fresh(self) -> bool: ...
+    def _try_acquire(self, cost: int | Mapping[str, int] | None) -> Charge | None: ...
+    def _reserve(self, cost: int | Mapping[str, int] | None, priority: int) -> Charge: ...
+    def _penalise(self, retry_after: float) -> None: ...
+
+@disjoint_base
+class RateClaimCore:
+    def __new__(cls, rates: RatesCore, cost: int | Mapping[str, int] | None, priority: int) -> Self: ...
+
+@final
+class Charge:
+    @property
+    def wait(self) -> float: ...
+    @property
+    def cost(self) -> dict[str, int]: ...
+    def settle(self, cost: int | None = None, /, **units: int) -> None: ...
+    def cancel(self) -> None: ...
+
+@disjoint_base
+class AdaptiveCore:
+    def __new__(
+        cls,
+        algorithm: str,
+        parameters: tuple[float, float, float],
+        min: int,
+        max: int,
+        initial: int,
+        now: float,
+    ) -> Self: ...
+    def _ended(self, began: float, now: float, in_flight: int, outcome: str) -> int | None: ...
+    def _look(self) -> tuple[int, float, float | None, int, bool, str]: ...

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
+pub mod adaptive;
 pub mod channel;
 pub mod datagram;
 pub mod flow;
@@ -14,6 +15,7 @@ pub mod heap;
 pub mod histogram;
 pub mod limits;
 pub mod ranks;
+pub mod rate;
 pub mod ready;
 pub mod registry;
 pub mod stream;

@@ -60,6 +60,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
     #[pymodule_export]
+    use crate::toolkit::adaptive::AdaptiveCore;
+    #[pymodule_export]
     use crate::toolkit::channel::selecting::{channel_leave, channel_stand, channel_take};
     #[pymodule_export]
     use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};
@@ -67,6 +69,8 @@ mod _tideloop {
     use crate::toolkit::group::GroupCore;
     #[pymodule_export]
     use crate::toolkit::limiter::{ClaimCore, LimitsCore};
+    #[pymodule_export]
+    use crate::toolkit::rate::{Charge, RateClaimCore, RatesCore};
     #[pymodule_export]
     use crate::toolkit::task_handle::TaskHandle;
     #[pymodule_export]

@@ -79,6 +79,19 @@ pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
+/// The time of a loop's clock in nanoseconds.
+#[inline]
+pub fn time_ns(event_loop: &Bound<'_, PyAny>) -> PyResult<i64> {
+    let py = event_loop.py();
+    // SAFETY: a live object.
+    if let Some(core) = unsafe { future::core_of(py, event_loop.as_ptr()) } {
+        return Ok(core.clock().now() as i64);
+    }
+    let seconds: f64 = call::method0(event_loop, intern!(py, "time"))?.extract()?;
+    // To the nearest: a timer's own time, in seconds, is that of its deadline again.
+    Ok((seconds * 1e9).round() as i64)
+}
+
 /// The task that runs in the running loop; Python's `None` without one.
 pub fn current_task(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let function = asyncio(py)?

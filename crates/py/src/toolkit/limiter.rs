@@ -67,7 +67,7 @@ impl Parks for LimitsCore {
 }
 
 /// One of the exceptions that `tideloop.limits` defines.
-fn error(py: Python<'_>, class: &str, message: String) -> PyErr {
+pub fn error(py: Python<'_>, class: &str, message: String) -> PyErr {
     let made = py
         .import("tideloop.limits")
         .and_then(|module| module.getattr(class))
@@ -399,7 +399,8 @@ impl Coroutine for Acquire {
     }
 }
 
-fn rank(title: &str, priority: &Bound<'_, PyAny>) -> PyResult<i64> {
+/// A priority.
+pub fn rank(title: &str, priority: &Bound<'_, PyAny>) -> PyResult<i64> {
     priority.extract().map_err(|_| {
         let shown = priority.repr().map_or_else(
             |_| "that".to_owned(),

@@ -6,9 +6,11 @@
 //! **Rule.** No Python is called, and no Python object dropped, while such a lock is held: what a core
 //! removes is handed out first.
 
+pub mod adaptive;
 pub mod channel;
 pub mod group;
 pub mod limiter;
+pub mod rate;
 pub mod task_handle;
 pub mod waiter;
 
@@ -30,4 +32,8 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<channel::threads::TryReceive>("Receiver.try_recv"),
     Entry::method::<channel::threads::BlockingSend>("Sender.blocking_send"),
     Entry::method::<channel::threads::BlockingReceive>("Receiver.blocking_recv"),
+    Entry::coroutine::<rate::Acquire>("RateLimiter.acquire"),
+    Entry::coroutine::<rate::Enter>("RateLimiter.__aenter__"),
+    Entry::coroutine::<rate::Exit>("RateLimiter.__aexit__"),
+    Entry::coroutine::<rate::EnterClaim>("RateClaim.__aenter__"),
 ];

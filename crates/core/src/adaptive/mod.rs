@@ -1,0 +1,350 @@
+//! How much to allow at once, learnt from how long things take: a limit that follows what is behind it.
+//!
+//! An [`Adaptive`] is told when each operation began and ended and gives out a new limit now and then. It collects
+//! operations in windows, keeps a *baseline*, the time an operation takes when nothing queues, and asks its
+//! [`Algorithm`] what the limit should be. What all algorithms share is here, since their known failures in the
+//! field come from these parts and not from their formulas:
+//!
+//! * **Noise.** A decision is made of the mean of a window of at least [`WINDOW_NS`] and some operations, less
+//!   its standard error, and not of single operations (Envoy #9038: over-reaction to noise).
+//! * **What began before.** A window counts operations that began in it only. Those that began under another
+//!   limit waited in its queue (Envoy #11579: they poisoned the baseline, which ratcheted up).
+//! * **Drift.** A mean over the past contains the queue that the limit itself has made, so a limit that is
+//!   compared with it creeps up under overload (Uber's Cinnamon, figure 6; concurrency-limits' Gradient2). Every
+//!   [`PROBE_EVERY`] windows one is run with [`PROBE`] of the limit, and the baseline is learnt from these. From other
+//!   windows only if they are much faster: the fastest of many noisy means says little.
+//! * **A wrong start.** Far above the capacity a probe queues, too. It shows in that it is faster in proportion to
+//!   its limit; then the limit becomes that of the probe, and another one follows, until it does not.
+//! * **No recovery.** A baseline that no longer holds (the operations have become slower by themselves) is replaced
+//!   in two probes, whatever the minimum is (Envoy #10647, #38338).
+//! * **Idleness.** A window in which the limit was not reached says nothing about it, so it does not grow in it.
+//! * **What says nothing.** Cancelled operations are told as ignored, and change nothing.
+//!
+//! Sources: Netflix concurrency-limits (Vegas, Gradient2, AIMD), Brakmo and Peterson 1995 (TCP Vegas), Chiu and Jain
+//! 1989 (AIMD), Cardwell et al. 2016 (BBR: probing for the baseline in the same way).
+
+pub mod aimd;
+pub mod gradient2;
+pub mod vegas;
+
+#[cfg(test)]
+mod simulation;
+
+use aimd::Aimd;
+use gradient2::Gradient2;
+use vegas::Vegas;
+
+/// A window is at least so long.
+pub const WINDOW_NS: i64 = 100_000_000;
+
+/// A window has at least so many operations, or [`FEW_SAMPLES`] if the limit is small.
+pub const WINDOW_SAMPLES: u64 = 20;
+
+pub const FEW_SAMPLES: u64 = 10;
+
+/// A window that is faster than so much of the baseline changes it, also if it is no probe.
+const MUCH_FASTER: f64 = 0.7;
+
+/// One window in so many is run with less than the limit.
+pub const PROBE_EVERY: u32 = 10;
+
+/// The part of the limit that such a window is run with.
+pub const PROBE: f64 = 0.75;
+
+/// A probe that takes less than this part of the window before it was queued as that was.
+const STILL_QUEUED: f64 = 0.79;
+
+/// What a window of operations came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// The mean duration of an operation, in nanoseconds.
+    pub mean: f64,
+    /// The standard error of this mean.
+    pub error: f64,
+    /// The mean duration when nothing queues, as far as it is known.
+    pub baseline: f64,
+    /// Whether an operation failed as an overloaded backend lets it.
+    pub dropped: bool,
+    /// Whether the limit was reached.
+    pub used: bool,
+}
+
+/// What the limit should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Algorithm {
+    Gradient2(Gradient2),
+    Vegas(Vegas),
+    Aimd(Aimd),
+}
+
+impl Algorithm {
+    /// The limit after a window.
+    fn next(&self, window: &Summary, limit: f64) -> f64 {
+        match self {
+            Self::Gradient2(algorithm) => algorithm.next(window, limit),
+            Self::Vegas(algorithm) => algorithm.next(window, limit),
+            Self::Aimd(algorithm) => algorithm.next(window, limit),
+        }
+    }
+
+    /// Whether it compares with the baseline, so that this has to be learnt.
+    fn has_baseline(&self) -> bool {
+        !matches!(self, Self::Aimd(_))
+    }
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what it should, and how long it took counts.
+    Ok,
+    /// It failed as under overload: refused, timed out.
+    Drop,
+    /// How long it took says nothing: cancelled, or failed for another reason.
+    Ignore,
+}
+
+/// Why the limit was changed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    Start,
+    /// Operations took about as long as without a queue, and the limit was reached.
+    Grew,
+    /// Operations queued.
+    Queued,
+    Dropped,
+    /// Nothing: the limit was not reached, or was right.
+    Kept,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// So many windows until the next probe.
+    Normal(u32),
+    Probe,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    began: i64,
+    sum: f64,
+    squares: f64,
+    count: u64,
+    dropped: bool,
+    peak: u64,
+}
+
+impl Window {
+    fn new(began: i64) -> Self {
+        Self {
+            began,
+            sum: 0.0,
+            squares: 0.0,
+            count: 0,
+            dropped: false,
+            peak: 0,
+        }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+
+    /// The standard error of the mean.
+    fn error(&self) -> f64 {
+        let count = self.count as f64;
+        let variance = (self.squares - self.sum * self.sum / count) / (count - 1.0);
+        if variance > 0.0 {
+            (variance / count).sqrt()
+        } else {
+            0.0
+        }
+    }
+}
+
+/// A limit that follows what is behind it.
+#[derive(Debug)]
+pub struct Adaptive {
+    algorithm: Algorithm,
+    min: f64,
+    max: f64,
+    limit: f64,
+    /// What is allowed now; less than the limit in a probe.
+    allowed: u64,
+    phase: Phase,
+    window: Window,
+    baseline: Option<f64>,
+    /// The mean of the last window that was no probe.
+    before: Option<f64>,
+    reason: Reason,
+    windows: u64,
+}
+
+impl Adaptive {
+    /// A limit that begins with `initial` and stays from `min` to `max`.
+    pub fn new(algorithm: Algorithm, min: u64, max: u64, initial: u64, now: i64) -> Self {
+        let limit = initial.clamp(min, max);
+        Self {
+            algorithm,
+            min: min as f64,
+            max: max as f64,
+            limit: limit as f64,
+            allowed: limit,
+            // The first thing to know is the baseline.
+            phase: Phase::Normal(0),
+            window: Window::new(now),
+            baseline: None,
+            before: None,
+            reason: Reason::Start,
+            windows: 0,
+        }
+    }
+
+    /// How many operations are allowed at once.
+    pub fn allowed(&self) -> u64 {
+        self.allowed
+    }
+
+    pub fn limit(&self) -> f64 {
+        self.limit
+    }
+
+    /// Nanoseconds that an operation takes when nothing queues, as far as it is known.
+    pub fn baseline(&self) -> Option<f64> {
+        self.baseline
+    }
+
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// How many windows have ended.
+    pub fn windows(&self) -> u64 {
+        self.windows
+    }
+
+    /// Whether a probe is under way.
+    pub fn is_probing(&self) -> bool {
+        self.phase == Phase::Probe
+    }
+
+    /// Takes note of an operation that has ended; `in_flight` is how many there were, it included. Whether what
+    /// is allowed has changed.
+    pub fn ended(&mut self, began: i64, now: i64, in_flight: u64, outcome: Outcome) -> bool {
+        if outcome == Outcome::Ignore {
+            return false;
+        }
+        // A clock that was set back: nothing in this window means anything.
+        if now < self.window.began {
+            self.window = Window::new(now);
+        }
+        self.window.dropped |= outcome == Outcome::Drop;
+        self.window.peak = self.window.peak.max(in_flight);
+        if began >= self.window.began && outcome == Outcome::Ok {
+            let duration = (now - began) as f64;
+            self.window.sum += duration;
+            self.window.squares += duration * duration;
+            self.window.count += 1;
+        }
+        let enough = (2 * self.allowed).clamp(FEW_SAMPLES, WINDOW_SAMPLES);
+        let long = now - self.window.began >= WINDOW_NS;
+        // Drops are acted upon without waiting for operations that succeed.
+        if !long || (self.window.count < enough && !self.window.dropped) {
+            return false;
+        }
+        self.end_window(now)
+    }
+
+    fn end_window(&mut self, now: i64) -> bool {
+        let window = std::mem::replace(&mut self.window, Window::new(now));
+        self.windows += 1;
+        let mean = window.mean();
+        match self.phase {
+            Phase::Probe => {
+                let queued = |mean: f64, before: f64| {
+                    window.peak >= self.allowed && mean + window.error() < STILL_QUEUED * before
+                };
+                match (mean, self.before) {
+                    (Some(mean), Some(before)) if queued(mean, before) && self.allowed > 1 => {
+                        self.limit = (self.limit * PROBE).max(self.min);
+                        self.reason = Reason::Queued;
+                        self.baseline = Some(mean);
+                        self.before = Some(mean);
+                    }
+                    _ => {
+                        if let Some(mean) = mean {
+                            self.learn(mean);
+                        }
+                        self.phase = Phase::Normal(PROBE_EVERY);
+                    }
+                }
+            }
+            Phase::Normal(left) => {
+                if let Some(mean) = mean
+                    && self
+                        .baseline
+                        .is_some_and(|baseline| mean < MUCH_FASTER * baseline)
+                {
+                    self.learn(mean);
+                }
+                self.before = mean;
+                // Until there is a baseline, the window is one to compare with.
+                let mean = mean.or(self.baseline).unwrap_or(0.0);
+                let summary = Summary {
+                    mean,
+                    error: window.error(),
+                    baseline: self.baseline.unwrap_or(mean),
+                    dropped: window.dropped,
+                    used: window.peak as f64 >= 0.9 * self.allowed as f64,
+                };
+                self.decide(&summary);
+                self.phase = match left.checked_sub(1) {
+                    Some(left) => Phase::Normal(left),
+                    None if self.algorithm.has_baseline() => Phase::Probe,
+                    None => Phase::Normal(PROBE_EVERY),
+                };
+            }
+        }
+        self.allow()
+    }
+
+    /// The mean of a window without a queue, as far as one knows.
+    fn learn(&mut self, mean: f64) {
+        self.baseline = Some(match self.baseline {
+            Some(baseline) => (baseline + mean) / 2.0,
+            None => mean,
+        });
+    }
+
+    fn decide(&mut self, window: &Summary) {
+        let before = self.limit;
+        let wanted = self.algorithm.next(window, before);
+        // Not reached, it may be too low or not: nobody knows. Too high it may be all the same.
+        let wanted = if window.used {
+            wanted
+        } else {
+            wanted.min(before)
+        };
+        self.limit = wanted.clamp(self.min, self.max);
+        self.reason = if window.dropped {
+            Reason::Dropped
+        } else if self.limit > before {
+            Reason::Grew
+        } else if self.limit < before {
+            Reason::Queued
+        } else {
+            Reason::Kept
+        };
+    }
+
+    fn allow(&mut self) -> bool {
+        let part = if self.phase == Phase::Probe {
+            PROBE
+        } else {
+            1.0
+        };
+        let before = self.allowed;
+        self.allowed = (self.limit * part).floor().max(self.min.min(1.0)).max(1.0) as u64;
+        before != self.allowed
+    }
+}
