@@ -102,7 +102,9 @@ impl When {
     /// As [`When::at`]; None if that time has come.
     pub fn ahead(clock: &LoopClock, seconds: f64) -> Option<Self> {
         let now = clock.now();
-        (!(seconds <= seconds_of(now))).then(|| Self::new(now, seconds))
+        // What is no number has not come, as asyncio compares it.
+        let has_come = seconds <= seconds_of(now);
+        (!has_come).then(|| Self::new(now, seconds))
     }
 
     /// So many seconds from now.
