@@ -18,6 +18,7 @@ mod handoff;
 mod listener;
 mod primitives;
 mod reactor;
+mod streams;
 mod transport;
 mod turn;
 
@@ -47,6 +48,8 @@ mod _tideloop {
     use crate::primitives::semaphore::SemaphoreCore;
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
+    use crate::streams::ReaderCore;
     #[pymodule_export]
     use crate::transport::StreamTransport;
 

@@ -29,6 +29,7 @@ pub mod native;
 pub mod operation;
 pub mod owner;
 pub mod park;
+pub mod piece;
 pub mod spare;
 pub mod task;
 

@@ -20,6 +20,7 @@ pub mod timeout;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
+use crate::streams::{feeding, reading, writing};
 
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
@@ -54,4 +55,17 @@ pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),
     Entry::method::<timeout::After>("timeout"),
     Entry::method::<timeout::At>("timeout_at"),
+    Entry::coroutine::<reading::Read>("StreamReader.read"),
+    Entry::coroutine::<reading::ReadExactly>("StreamReader.readexactly"),
+    Entry::coroutine::<reading::ReadLine>("StreamReader.readline"),
+    Entry::coroutine::<reading::ReadUntil>("StreamReader.readuntil"),
+    Entry::coroutine::<reading::Next>("StreamReader.__anext__"),
+    Entry::method::<feeding::AtEof>("StreamReader.at_eof"),
+    Entry::method::<feeding::Exception>("StreamReader.exception"),
+    Entry::method::<feeding::FeedData>("StreamReader.feed_data"),
+    Entry::method::<feeding::FeedEof>("StreamReader.feed_eof"),
+    Entry::method::<feeding::SetException>("StreamReader.set_exception"),
+    Entry::method::<feeding::DataReceived>("StreamReaderProtocol.data_received"),
+    Entry::method::<writing::Write>("StreamWriter.write"),
+    Entry::coroutine::<writing::Drain>("StreamWriter.drain"),
 ];
