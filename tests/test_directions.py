@@ -81,7 +81,7 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"loop", "_tideloop"},
+    "loop": {"loop", "_tideloop", "adopted"},
     "lab": {"lab"},
     "__init__": {"loop", "qt", "accelerated", "acceleration"},
     "__main__": {"cli"},

@@ -15,17 +15,20 @@ from typing_extensions import disjoint_base
 __all__ = [
     "DatagramTransport",
     "EventCore",
+    "FlowCore",
     "Future",
     "Handle",
     "Listener",
     "LockCore",
     "LoopCore",
     "QueueCore",
+    "ReaderCore",
     "SemaphoreCore",
     "StreamTransport",
     "Task",
     "TimeoutCore",
     "TimerHandle",
+    "WriterCore",
     "function",
     "guest_begin",
     "guest_descriptor",
@@ -156,6 +159,35 @@ class Listener:
     ) -> Listener: ...
     def start(self) -> None: ...
     def resume(self) -> None: ...
+
+# What streams are made of (tideloop.loop.streams).
+
+@final
+class ReaderCore:
+    def __new__(cls, event_loop: Any, limit: int) -> ReaderCore: ...
+    def __len__(self) -> int: ...
+    buffer: Any
+    eof: Any
+    event_loop: Any
+    exception: Any
+    limit: Any
+    paused: Any
+    transport: Any
+    waiter: Any
+    def divert(self) -> None: ...
+
+@final
+class FlowCore:
+    def __new__(cls) -> FlowCore: ...
+    lost: Any
+    paused: Any
+
+@final
+class WriterCore:
+    def __new__(cls) -> WriterCore: ...
+    protocol: Any
+    reader: Any
+    transport: Any
 
 # Their loop is a LoopCore; EventLoop is one at run time, but is not declared so (tideloop.loop.bases).
 def guest_begin(loop: Any, /) -> None: ...

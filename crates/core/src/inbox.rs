@@ -243,7 +243,10 @@ mod tests {
         let mut inbox = Inbox::default();
         assert_eq!(inbox.push(b"ab".to_vec()), [None, None]);
         assert_eq!(inbox.skip(1), None);
-        assert_eq!(inbox.push(b"cd".to_vec()), [Some(b"ab".to_vec()), Some(b"cd".to_vec())]);
+        assert_eq!(
+            inbox.push(b"cd".to_vec()),
+            [Some(b"ab".to_vec()), Some(b"cd".to_vec())]
+        );
         assert_eq!(inbox.push(b"ef".to_vec()), [Some(b"ef".to_vec()), None]);
         assert_eq!(inbox.as_slice(), b"bcdef");
         assert_eq!(inbox.clear(), None);
@@ -273,19 +276,31 @@ mod tests {
     fn a_separator_may_begin_in_what_was_looked_at() {
         let scanned = scan(b"ab\r", &[b"\r\n"], 0, 100);
         assert_eq!(scanned, Scan::Missing { offset: 2 });
-        assert_eq!(scan(b"ab\r\n", &[b"\r\n"], 2, 100), Scan::Found { start: 2, end: 4 });
+        assert_eq!(
+            scan(b"ab\r\n", &[b"\r\n"], 2, 100),
+            Scan::Found { start: 2, end: 4 }
+        );
     }
 
     #[test]
     fn the_separator_that_ends_first_counts() {
         let separators: [&[u8]; 2] = [b"b", b"aba"];
-        assert_eq!(scan(b"xababa", &separators, 0, 100), Scan::Found { start: 2, end: 3 });
+        assert_eq!(
+            scan(b"xababa", &separators, 0, 100),
+            Scan::Found { start: 2, end: 3 }
+        );
     }
 
     #[test]
     fn the_limit_is_on_what_comes_before_the_separator() {
-        assert_eq!(scan(b"abc\n", &[b"\n"], 0, 3), Scan::Found { start: 3, end: 4 });
-        assert_eq!(scan(b"abcd\n", &[b"\n"], 0, 3), Scan::FoundTooLate { start: 4 });
+        assert_eq!(
+            scan(b"abc\n", &[b"\n"], 0, 3),
+            Scan::Found { start: 3, end: 4 }
+        );
+        assert_eq!(
+            scan(b"abcd\n", &[b"\n"], 0, 3),
+            Scan::FoundTooLate { start: 4 }
+        );
         assert_eq!(scan(b"abc", &[b"\n"], 0, 3), Scan::Missing { offset: 3 });
         assert_eq!(scan(b"abcd", &[b"\n"], 0, 3), Scan::TooLong { consumed: 4 });
     }

@@ -51,6 +51,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::streams::ReaderCore;
     #[pymodule_export]
+    use crate::streams::writing::{FlowCore, WriterCore};
+    #[pymodule_export]
     use crate::transport::StreamTransport;
 
     /// The native function of this name, with the looks of the Python function that it stands for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from asyncio import streams as _streams
 from typing import TYPE_CHECKING, Any
 
-from tideloop._tideloop import ReaderCore, function
+from tideloop._tideloop import FlowCore, ReaderCore, WriterCore, function
 from tideloop.adopted import adopt
 
 __all__ = ["StreamReader", "StreamReaderProtocol", "StreamWriter", "attach"]
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 else:
 
-    def _shown(name):
-        """One of asyncio's private attributes: what the core has under its own name."""
+    def _shown(name, core="_core"):
+        """One of asyncio's private attributes: what a core has under its own name."""
 
         def get(self):
-            return getattr(self._core, name)
+            return getattr(getattr(self, core), name)
 
         def put(self, value):
-            setattr(self._core, name, value)
+            setattr(getattr(self, core), name, value)
 
         return property(get, put)
 
@@ -95,12 +95,27 @@ else:
         __doc__ = StockWriter.__doc__
         __module__ = "tideloop"
 
+        def __init__(self, transport, protocol, reader, loop):
+            self._core = WriterCore()
+            super().__init__(transport, protocol, reader, loop)
+
+        _protocol = _shown("protocol")
+        _reader = _shown("reader")
+        _transport = _shown("transport")
+
         write = function("StreamWriter.write", StockWriter.write)
         drain = function("StreamWriter.drain", StockWriter.drain)
 
     class StreamReaderProtocol(StockProtocol):
         __doc__ = StockProtocol.__doc__
         __module__ = "tideloop"
+
+        def __init__(self, *args, **kwargs):
+            self._flow = FlowCore()
+            super().__init__(*args, **kwargs)
+
+        _connection_lost = _shown("lost", "_flow")
+        _paused = _shown("paused", "_flow")
 
         connection_made = adopt(StockProtocol.connection_made, StreamWriter=StreamWriter)
         data_received = function("StreamReaderProtocol.data_received", StockProtocol.data_received)
@@ -124,4 +139,8 @@ else:
             del fields[name]
         reader.__class__ = StreamReader
         reader._core = core
+        flow = FlowCore()
+        fields = vars(protocol)
+        flow.paused, flow.lost = fields.pop("_paused"), fields.pop("_connection_lost")
         protocol.__class__ = StreamReaderProtocol
+        protocol._flow = flow

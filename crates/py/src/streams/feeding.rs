@@ -33,12 +33,7 @@ impl ReaderCore {
                 let surplus = inbox.push(piece);
                 (None, surplus, inbox.len(), None)
             }
-            Buffer::Shown(buffer) => (
-                Some(piece),
-                [None, None],
-                0,
-                Some(buffer.bind(py).clone()),
-            ),
+            Buffer::Shown(buffer) => (Some(piece), [None, None], 0, Some(buffer.bind(py).clone())),
         });
         for piece in surplus.into_iter().chain([unused]).flatten() {
             drop(piece.into_bound(py));
@@ -185,7 +180,9 @@ impl Method for Exception {
 
     fn call<'py>(reader: &Bound<'py, PyAny>, _: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         let py = reader.py();
-        let exception = known_core(reader)?.get().shown(py, |state| &state.exception);
+        let exception = known_core(reader)?
+            .get()
+            .shown(py, |state| &state.exception);
         Ok(exception.unwrap_or_else(|| py.None()).into_bound(py))
     }
 }

@@ -78,11 +78,7 @@ fn core_of<'py>(reader: &Bound<'py, PyAny>) -> Option<Bound<'py, ReaderCore>> {
 
 /// Whether asyncio's code is to serve what may not be a reader of ours.
 fn is_diverted(reader: &Bound<'_, PyAny>) -> bool {
-    core_of(reader).is_none_or(|core| {
-        core.get()
-            .state
-            .with(reader.py(), |state| state.diverted)
-    })
+    core_of(reader).is_none_or(|core| core.get().state.with(reader.py(), |state| state.diverted))
 }
 
 fn known_core<'py>(reader: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ReaderCore>> {
@@ -195,9 +191,7 @@ impl ReaderCore {
                 .map(|transport| transport.bind(py).clone())
         });
         match transport {
-            Some(transport) => {
-                call::method0(&transport, intern!(py, "resume_reading")).map(drop)
-            }
+            Some(transport) => call::method0(&transport, intern!(py, "resume_reading")).map(drop),
             None => Err(PyAttributeError::new_err(
                 "'NoneType' object has no attribute 'resume_reading'",
             )),
@@ -300,7 +294,9 @@ impl ReaderCore {
     #[setter]
     fn set_limit(&self, py: Python<'_>, limit: &Bound<'_, PyAny>) -> PyResult<()> {
         let limit = limit.extract().map_err(|_| {
-            let shown = limit.repr().map_or_else(|_| "?".to_owned(), |repr| repr.to_string());
+            let shown = limit
+                .repr()
+                .map_or_else(|_| "?".to_owned(), |repr| repr.to_string());
             PyTypeError::new_err(format!(
                 "the limit of a stream reader is a number of bytes, not {shown}"
             ))
@@ -412,8 +408,9 @@ impl ReaderCore {
         py: Python<'_>,
         field: impl FnOnce(&State) -> &Option<Py<PyAny>>,
     ) -> Option<Py<PyAny>> {
-        self.state
-            .with(py, |state| field(state).as_ref().map(|value| value.clone_ref(py)))
+        self.state.with(py, |state| {
+            field(state).as_ref().map(|value| value.clone_ref(py))
+        })
     }
 
     fn put(

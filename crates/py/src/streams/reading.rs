@@ -144,7 +144,7 @@ fn empty(py: Python<'_>) -> Bound<'_, PyAny> {
 
 /// asyncio's exception of a name.
 #[cold]
-fn failure(py: Python<'_>, name: &str, arguments: impl pyo3::PyErrArguments + Send + Sync + 'static) -> PyErr {
+fn failure(py: Python<'_>, name: &str, arguments: impl pyo3::PyErrArguments + 'static) -> PyErr {
     let class = py
         .import(intern!(py, "asyncio.exceptions"))
         .and_then(|exceptions| exceptions.getattr(name))
@@ -156,10 +156,7 @@ fn failure(py: Python<'_>, name: &str, arguments: impl pyo3::PyErrArguments + Se
 }
 
 #[cold]
-fn incomplete<'py>(
-    partial: &Bound<'py, PyAny>,
-    expected: Option<&Bound<'py, PyAny>>,
-) -> PyErr {
+fn incomplete<'py>(partial: &Bound<'py, PyAny>, expected: Option<&Bound<'py, PyAny>>) -> PyErr {
     let py = partial.py();
     let expected = expected.map_or_else(|| py.None(), |expected| expected.clone().unbind());
     failure(
@@ -185,9 +182,7 @@ impl Coroutine for Read {
             return AtOnce::No;
         };
         match wanted.cast_exact::<PyInt>().map(|wanted| wanted.extract()) {
-            Ok(Ok(count @ 1..)) => core
-                .get()
-                .take_at_once(frame.py(), |_, _| Some(count)),
+            Ok(Ok(count @ 1..)) => core.get().take_at_once(frame.py(), |_, _| Some(count)),
             _ => AtOnce::No,
         }
     }
@@ -277,9 +272,9 @@ impl Coroutine for ReadExactly {
             return AtOnce::No;
         };
         match wanted.cast_exact::<PyInt>().map(|wanted| wanted.extract()) {
-            Ok(Ok(count @ 1..)) => core
-                .get()
-                .take_at_once(frame.py(), |bytes, _| (bytes.len() >= count).then_some(count)),
+            Ok(Ok(count @ 1..)) => core.get().take_at_once(frame.py(), |bytes, _| {
+                (bytes.len() >= count).then_some(count)
+            }),
             _ => AtOnce::No,
         }
     }
@@ -436,9 +431,11 @@ impl Coroutine for ReadUntil {
             Search::Waits(step) => Ok(step),
             Search::Ended(Ended::Message(message)) => Ok(Step::Return(message)),
             Search::Ended(Ended::Partial(partial)) => Err(incomplete(&partial, None)),
-            Search::Ended(Ended::TooLong(message, consumed)) => {
-                Err(failure(frame.py(), "LimitOverrunError", (message, consumed)))
-            }
+            Search::Ended(Ended::TooLong(message, consumed)) => Err(failure(
+                frame.py(),
+                "LimitOverrunError",
+                (message, consumed),
+            )),
         }
     }
 }

@@ -1,29 +1,197 @@
 //! The writer: `write` and `drain`.
+//!
+//! What a drain looks at lies in two objects. The [`FlowCore`] of a protocol knows whether it was told to
+//! pause and whether its connection is lost. The [`WriterCore`] of a writer knows its transport, its
+//! protocol and its reader, and by them what is native in these; its dictionary holds it as `_core`.
+//! asyncio's private names show them, as those of the reader do.
 
-use pyo3::exceptions::{PyConnectionResetError, PyValueError};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::exceptions::{PyAttributeError, PyConnectionResetError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyString};
+use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::waiters::Ticket;
 
-use super::{CLASSES, core_of};
+use super::{CLASSES, ReaderCore, core_of};
 use crate::ffi::call;
+use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
 use crate::ffi::piece::attributes;
 use crate::transport::StreamTransport;
 
-fn attribute<'py>(
-    attributes: &Bound<'py, PyDict>,
-    name: &Bound<'py, PyString>,
-) -> Option<Bound<'py, PyAny>> {
-    attributes.get_item(name).ok()?
+/// What a stream protocol was told of the other direction.
+#[pyclass(frozen, module = "tideloop._tideloop")]
+pub struct FlowCore {
+    paused: AtomicBool,
+    lost: AtomicBool,
 }
 
-/// Whether an attribute is exactly False.
-fn is_false(attributes: &Bound<'_, PyDict>, name: &Bound<'_, PyString>) -> bool {
-    attribute(attributes, name).is_some_and(|value| value.is(PyBool::new(value.py(), false)))
+impl FlowCore {
+    fn is_free(&self) -> bool {
+        !self.paused.load(Ordering::Relaxed) && !self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[pymethods]
+impl FlowCore {
+    #[new]
+    fn new() -> Self {
+        Self {
+            paused: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+        }
+    }
+
+    #[getter]
+    fn paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    #[setter]
+    fn set_paused(&self, paused: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.paused.store(paused.is_truthy()?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[getter]
+    fn lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    #[setter]
+    fn set_lost(&self, lost: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.lost.store(lost.is_truthy()?, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Ends {
+    transport: Option<Py<PyAny>>,
+    protocol: Option<Py<PyAny>>,
+    reader: Option<Py<PyAny>>,
+    /// What is native in them.
+    native: Option<Py<StreamTransport>>,
+    flow: Option<Py<FlowCore>>,
+    unread: Option<Py<ReaderCore>>,
+}
+
+/// What a stream writer consists of.
+#[pyclass(frozen, module = "tideloop._tideloop")]
+pub struct WriterCore {
+    ends: LoopCell<Ends>,
+}
+
+impl WriterCore {
+    fn get(
+        &self,
+        py: Python<'_>,
+        field: impl FnOnce(&Ends) -> &Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        self.ends
+            .with(py, |ends| {
+                field(ends).as_ref().map(|value| value.clone_ref(py))
+            })
+            .ok_or_else(|| PyAttributeError::new_err("the stream writer has no such end yet"))
+    }
+}
+
+#[pymethods]
+impl WriterCore {
+    #[new]
+    fn new() -> Self {
+        Self {
+            ends: LoopCell::new(Ends::default()),
+        }
+    }
+
+    #[getter]
+    fn transport(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.get(py, |ends| &ends.transport)
+    }
+
+    #[setter]
+    fn set_transport(&self, transport: Bound<'_, PyAny>) {
+        let py = transport.py();
+        let native = transport.cast::<StreamTransport>().ok().cloned();
+        let new = (Some(transport.unbind()), native.map(Bound::unbind));
+        let old = self.ends.with(py, |ends| {
+            (
+                std::mem::replace(&mut ends.transport, new.0),
+                std::mem::replace(&mut ends.native, new.1),
+            )
+        });
+        drop(old);
+    }
+
+    #[getter]
+    fn protocol(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.get(py, |ends| &ends.protocol)
+    }
+
+    #[setter]
+    fn set_protocol(&self, protocol: Bound<'_, PyAny>) {
+        let py = protocol.py();
+        let flow = is_ours(&protocol)
+            .then(|| attributes(&protocol)?.get_item(intern!(py, "_flow")).ok()?)
+            .flatten()
+            .and_then(|flow| flow.cast_into::<FlowCore>().ok());
+        let new = (Some(protocol.unbind()), flow.map(Bound::unbind));
+        let old = self.ends.with(py, |ends| {
+            (
+                std::mem::replace(&mut ends.protocol, new.0),
+                std::mem::replace(&mut ends.flow, new.1),
+            )
+        });
+        drop(old);
+    }
+
+    #[getter]
+    fn reader(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.get(py, |ends| &ends.reader)
+    }
+
+    #[setter]
+    fn set_reader(&self, reader: Bound<'_, PyAny>) {
+        let py = reader.py();
+        let unread = core_of(&reader);
+        let new = (Some(reader.unbind()), unread.map(Bound::unbind));
+        let old = self.ends.with(py, |ends| {
+            (
+                std::mem::replace(&mut ends.reader, new.0),
+                std::mem::replace(&mut ends.unread, new.1),
+            )
+        });
+        drop(old);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let visited = self.ends.try_with(|ends| {
+            visit.call(&ends.transport)?;
+            visit.call(&ends.protocol)?;
+            visit.call(&ends.reader)?;
+            visit.call(&ends.native)?;
+            visit.call(&ends.flow)?;
+            visit.call(&ends.unread)
+        });
+        visited.unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        drop(self.ends.with(py, std::mem::take));
+    }
+}
+
+/// The core of a writer; nothing if it is another kind of object.
+#[inline]
+fn writer_core<'py>(writer: &Bound<'py, PyAny>) -> Option<Bound<'py, WriterCore>> {
+    let core = attributes(writer)?
+        .get_item(intern!(writer.py(), "_core"))
+        .ok()??;
+    core.cast_into::<WriterCore>().ok()
 }
 
 /// `StreamWriter.write(data)`.
@@ -32,12 +200,19 @@ pub struct Write;
 impl Method for Write {
     type Receiver = PyAny;
 
+    fn diverted(writer: &Bound<'_, PyAny>) -> bool {
+        writer_core(writer).is_none()
+    }
+
     fn call<'py>(writer: &Bound<'py, PyAny>, rest: &Rest<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         let py = writer.py();
         let data = rest
             .get(0)
             .ok_or_else(|| PyValueError::new_err("a bug in tideloop: nothing to write"))?;
-        let transport = writer.getattr(intern!(py, "_transport"))?;
+        let transport = match writer_core(writer) {
+            Some(core) => core.get().transport(py)?.into_bound(py),
+            None => writer.getattr(intern!(py, "_transport"))?,
+        };
         call::method1(&transport, intern!(py, "write"), &data)?;
         Ok(py.None().into_bound(py))
     }
@@ -60,12 +235,17 @@ fn is_ours(protocol: &Bound<'_, PyAny>) -> bool {
 impl Coroutine for Drain {
     type Receiver = PyAny;
 
+    // A protocol of another class may have another `_drain_helper`.
     const ASK_ALWAYS: bool = true;
 
+    #[inline]
     fn diverted(writer: &Bound<'_, PyAny>) -> bool {
-        let protocol = attributes(writer)
-            .and_then(|writer| attribute(&writer, intern!(writer.py(), "_protocol")));
-        !protocol.is_some_and(|protocol| is_ours(&protocol))
+        let ours = writer_core(writer).map(|core| {
+            core.get()
+                .ends
+                .with(writer.py(), |ends| ends.flow.is_some())
+        });
+        ours != Some(true)
     }
 
     #[inline]
@@ -115,27 +295,17 @@ impl Coroutine for Drain {
 /// Whether there is nothing to wait for and nothing to raise; nothing if that is not so simple to say.
 #[inline]
 fn is_free(writer: &Bound<'_, PyAny>, py: Python<'_>) -> Option<bool> {
-    let writer = attributes(writer)?;
-    let reader = attribute(&writer, intern!(py, "_reader"))?;
-    let core = core_of(&reader)?;
-    if core.get().state.with(py, |state| state.exception.is_some()) {
-        return None;
-    }
-    let transport = attribute(&writer, intern!(py, "_transport"))?;
-    if transport.cast::<StreamTransport>().ok()?.get().is_closing(py) {
-        return None;
-    }
-    let protocol = attribute(&writer, intern!(py, "_protocol"))?;
-    let protocol = attributes(&protocol)?;
-    let lost = intern!(py, "_connection_lost");
-    Some(is_false(&protocol, lost) && is_false(&protocol, intern!(py, "_paused")))
+    let core = writer_core(writer)?;
+    core.get().ends.with(py, |ends| {
+        let unread = ends.unread.as_ref()?.get();
+        let closing = ends.native.as_ref()?.get().is_closing(py);
+        let failed = unread.state.with(py, |state| state.exception.is_some());
+        Some(!failed && !closing && ends.flow.as_ref()?.get().is_free())
+    })
 }
 
 /// What `_drain_helper` does until it waits.
-fn wait_for<'py>(
-    protocol: &Bound<'py, PyAny>,
-    frame: &Frame<'_, 'py>,
-) -> PyResult<Step<'py>> {
+fn wait_for<'py>(protocol: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Step<'py>> {
     let py = frame.py();
     if protocol
         .getattr(intern!(py, "_connection_lost"))?
