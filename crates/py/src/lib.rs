@@ -18,6 +18,7 @@ mod handoff;
 mod listener;
 mod primitives;
 mod reactor;
+mod sockets;
 mod streams;
 mod transport;
 mod turn;

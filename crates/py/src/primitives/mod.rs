@@ -20,6 +20,7 @@ pub mod timeout;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
+use crate::sockets;
 use crate::streams::{feeding, reading, writing};
 
 /// Every native function by its name.
@@ -68,4 +69,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<feeding::DataReceived>("StreamReaderProtocol.data_received"),
     Entry::method::<writing::Write>("StreamWriter.write"),
     Entry::coroutine::<writing::Drain>("StreamWriter.drain"),
+    Entry::coroutine::<sockets::Recv>("EventLoop.sock_recv"),
+    Entry::coroutine::<sockets::RecvInto>("EventLoop.sock_recv_into"),
+    Entry::coroutine::<sockets::RecvFrom>("EventLoop.sock_recvfrom"),
+    Entry::coroutine::<sockets::SendAll>("EventLoop.sock_sendall"),
+    Entry::coroutine::<sockets::Accept>("EventLoop.sock_accept"),
 ];
