@@ -6,6 +6,7 @@ gets a transport of ours, it and its reader become these (`attach`); subclasses 
 
 from __future__ import annotations
 
+import sys
 from asyncio import streams as _streams
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +119,19 @@ else:
         _paused = _shown("paused", "_flow")
 
         connection_made = adopt(StockProtocol.connection_made, StreamWriter=StreamWriter)
+        _drain_helper = function("StreamReaderProtocol._drain_helper", StockProtocol._drain_helper)
         data_received = function("StreamReaderProtocol.data_received", StockProtocol.data_received)
 
     # What a stock reader has of its own before it is used; the core has the same under its own names.
     _FRESH = {"_eof": False, "_waiter": None, "_exception": None, "_transport": None, "_paused": False}
 
     def attach(protocol):
-        """Make a stock stream protocol ours, and its reader, if that is a stock one which nobody has used."""
+        """Make a stock stream protocol ours, and its reader, if that is a stock one which nobody has used.
+
+        Does nothing for a protocol of any other class.
+        """
+        if type(protocol) is not StockProtocol:
+            return
         reader = protocol._stream_reader
         if type(reader) is not StockReader:
             return
@@ -132,7 +139,7 @@ else:
         if any(fields.get(name, protocol) is not value for name, value in _FRESH.items()):
             return
         limit = fields["_limit"]
-        if fields["_buffer"] or type(limit) is not int:
+        if fields["_buffer"] or type(limit) is not int or limit > sys.maxsize:
             return
         core = ReaderCore(fields["_loop"], limit)
         for name in ("_buffer", "_limit", "_loop", *_FRESH):

@@ -69,6 +69,7 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<feeding::DataReceived>("StreamReaderProtocol.data_received"),
     Entry::method::<writing::Write>("StreamWriter.write"),
     Entry::coroutine::<writing::Drain>("StreamWriter.drain"),
+    Entry::coroutine::<writing::DrainHelper>("StreamReaderProtocol._drain_helper"),
     Entry::coroutine::<sockets::Recv>("EventLoop.sock_recv"),
     Entry::coroutine::<sockets::RecvInto>("EventLoop.sock_recv_into"),
     Entry::coroutine::<sockets::RecvFrom>("EventLoop.sock_recvfrom"),

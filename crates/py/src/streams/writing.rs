@@ -135,10 +135,10 @@ impl WriterCore {
     #[setter]
     fn set_protocol(&self, protocol: Bound<'_, PyAny>) {
         let py = protocol.py();
-        let flow = is_ours(&protocol)
-            .then(|| attributes(&protocol)?.get_item(intern!(py, "_flow")).ok()?)
-            .flatten()
-            .and_then(|flow| flow.cast_into::<FlowCore>().ok());
+        let flow = match is_ours(&protocol) {
+            true => flow_of(&protocol),
+            false => None,
+        };
         let new = (Some(protocol.unbind()), flow.map(Bound::unbind));
         let old = self.ends.with(py, |ends| {
             (
@@ -329,4 +329,45 @@ fn leave<'py>(protocol: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<
     let py = frame.py();
     let waiters = protocol.getattr(intern!(py, "_drain_waiters"))?;
     call::method1(&waiters, intern!(py, "remove"), &frame.awaited()?).map(drop)
+}
+
+/// `StreamReaderProtocol._drain_helper()`, for writers that are asyncio's.
+pub struct DrainHelper;
+
+fn flow_of<'py>(protocol: &Bound<'py, PyAny>) -> Option<Bound<'py, FlowCore>> {
+    let flow = attributes(protocol)?
+        .get_item(intern!(protocol.py(), "_flow"))
+        .ok()??;
+    flow.cast_into::<FlowCore>().ok()
+}
+
+impl Coroutine for DrainHelper {
+    type Receiver = PyAny;
+
+    fn diverted(protocol: &Bound<'_, PyAny>) -> bool {
+        !is_ours(protocol)
+    }
+
+    #[inline]
+    fn at_once<'py>(protocol: &Bound<'py, PyAny>, _: &Frame<'_, 'py>) -> AtOnce<'py> {
+        match flow_of(protocol) {
+            Some(flow) if flow.get().is_free() => AtOnce::Finish,
+            _ => AtOnce::No,
+        }
+    }
+
+    fn advance<'py>(
+        protocol: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+        input: Input,
+    ) -> PyResult<Step<'py>> {
+        match input {
+            Input::Start => wait_for(protocol, frame),
+            Input::Resumed => leave(protocol, frame).map(|()| Step::Finish),
+            Input::Thrown(error) => {
+                leave(protocol, frame)?;
+                Err(error)
+            }
+        }
+    }
 }
