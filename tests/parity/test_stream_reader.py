@@ -268,27 +268,30 @@ def test_what_comes_for_a_dropped_reader_is_dropped():
     run(main)
 
 
-def test_cycles_through_a_connection_die():
-    class Mark:
-        pass
+class Mark:
+    """Something that can be referred to weakly."""
 
+
+def test_cycles_through_a_connection_die():
     async def main():
         loop = asyncio.get_running_loop()
         near, far = socket.socketpair()
         near.setblocking(False)
         with far:
-            reader = asyncio.StreamReader()
-            protocol = asyncio.StreamReaderProtocol(reader)
-            transport, _ = await loop.create_connection(lambda: protocol, sock=near)
-            writer = streams.StreamWriter(transport, protocol, reader, loop)
-            reader.mark, writer.reader_too = Mark(), reader
+            reader, writer, transport = await connect(loop, near)
+            reader.mark = Mark()
             reader.writer = writer
-            reader._core.exception = Exception(reader)
-            ref = weakref.ref(reader.mark)
+            reader.set_exception(Exception(reader))
             transport.abort()
             await turns()
-            del reader, protocol, transport, writer
-            gc.collect()
-            assert ref() is None
+            return weakref.ref(reader.mark)
 
-    run(main)
+    async def connect(loop, sock):
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+        return reader, streams.StreamWriter(transport, protocol, reader, loop), transport
+
+    ref = run(main)
+    gc.collect()
+    assert ref() is None

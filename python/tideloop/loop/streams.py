@@ -38,7 +38,18 @@ else:
         return property(get, put)
 
     # What asyncio's reader calls on itself, so that a subclass may override it.
-    _HOOKS = ("_maybe_resume_transport", "_wait_for_data", "_wakeup_waiter", "feed_data", "read", "readline", "readuntil")
+    _HOOKS = (
+        "_maybe_resume_transport",
+        "_wait_for_data",
+        "_wakeup_waiter",
+        "feed_data",
+        "read",
+        "readline",
+        "readuntil",
+    )
+
+    def _overrides(cls):
+        return any(getattr(cls, name) is not getattr(StreamReader, name) for name in _HOOKS)
 
     class StreamReader(StockReader):
         __doc__ = StockReader.__doc__
@@ -50,7 +61,9 @@ else:
             self._core = ReaderCore(loop, limit)
             super().__init__(limit, loop)
             cls = type(self)
-            if cls is not StreamReader and any(getattr(cls, name) is not getattr(StreamReader, name) for name in _HOOKS):
+            if cls is not StreamReader and any(
+                getattr(cls, name) is not getattr(StreamReader, name) for name in _HOOKS
+            ):
                 self._core.divert()
 
         _buffer = _shown("buffer")
