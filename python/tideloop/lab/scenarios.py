@@ -164,7 +164,7 @@ QUICK = Profile(
         replace(
             TCP_ECHO,
             name="tcp_echo.sock",
-            template="TCP echo by sock_recv, sock_sendall, native client: {connections} connections, {size:,} B requests",
+            template="TCP echo by sock_* methods, native client: {connections} connections, {size:,} B requests",
             params={**TCP_ECHO.params, "how": "sock"},
             families=("asyncio",),
         ),

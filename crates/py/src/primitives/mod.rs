@@ -21,7 +21,7 @@ pub mod wait_list;
 
 use crate::ffi::function::Entry;
 use crate::sockets;
-use crate::streams::{feeding, reading, writing};
+use crate::streams::{feeding, messages, reading, writing};
 
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
@@ -58,9 +58,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<timeout::At>("timeout_at"),
     Entry::coroutine::<reading::Read>("StreamReader.read"),
     Entry::coroutine::<reading::ReadExactly>("StreamReader.readexactly"),
-    Entry::coroutine::<reading::ReadLine>("StreamReader.readline"),
-    Entry::coroutine::<reading::ReadUntil>("StreamReader.readuntil"),
-    Entry::coroutine::<reading::Next>("StreamReader.__anext__"),
+    Entry::coroutine::<messages::ReadLine>("StreamReader.readline"),
+    Entry::coroutine::<messages::ReadUntil>("StreamReader.readuntil"),
+    Entry::coroutine::<messages::Next>("StreamReader.__anext__"),
     Entry::method::<feeding::AtEof>("StreamReader.at_eof"),
     Entry::method::<feeding::Exception>("StreamReader.exception"),
     Entry::method::<feeding::FeedData>("StreamReader.feed_data"),

@@ -24,6 +24,7 @@
 //! when it goes on.
 
 pub mod feeding;
+pub mod messages;
 pub mod reading;
 pub mod writing;
 
