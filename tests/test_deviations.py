@@ -13,6 +13,7 @@ import weakref
 
 import pytest
 import tideloop
+from tideloop.loop import streams
 
 from tests.peers import settled
 from tests.tls import authority
@@ -273,3 +274,30 @@ def test_a_second_sendfile_is_refused(runner, tmp_path):
             return await first, received
 
     assert runner.run(main()) == (1_000_000, 1_000_000)
+
+
+def test_a_second_stream_reader_is_not_forgotten(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        reader = streams.StreamReader(loop=loop)
+        first = loop.create_task(reader.read(1))
+        await settled(loop)
+        second = loop.create_task(reader.readexactly(5))
+        # In the ring behind the second one, which therefore begins to wait before the first one goes on.
+        reader.feed_data(b"a")
+        await settled(loop)
+        assert await first == b"a"
+        reader.feed_data(b"bcdef")
+        assert await asyncio.wait_for(second, 5) == b"bcdef"
+
+    runner.run(main())
+
+
+def test_a_separator_that_is_not_bytes_is_refused_at_once(runner):
+    async def main():
+        reader = streams.StreamReader(loop=asyncio.get_running_loop())
+        for separator in ("a", 3, None):
+            with pytest.raises(TypeError):
+                await reader.readuntil(separator)
+
+    runner.run(main())

@@ -81,8 +81,9 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"loop", "outcome", "_tideloop"},
+    "loop": {"adopted", "loop", "outcome", "_tideloop"},
     "lab": {"lab"},
+    "adopted": set(),
     "__init__": {
         "accelerated",
         "acceleration",

@@ -24,6 +24,7 @@ __all__ = [
     "ConditionCore",
     "DatagramTransport",
     "EventCore",
+    "FlowCore",
     "Future",
     "GroupCore",
     "Handle",
@@ -34,6 +35,7 @@ __all__ = [
     "QueueCore",
     "RateClaimCore",
     "RatesCore",
+    "ReaderCore",
     "ReceiverCore",
     "SemaphoreCore",
     "SenderCore",
@@ -43,6 +45,7 @@ __all__ = [
     "TaskHandle",
     "TimeoutCore",
     "TimerHandle",
+    "WriterCore",
     "channel_leave",
     "channel_stand",
     "channel_take",
@@ -186,6 +189,35 @@ class Listener:
     ) -> Listener: ...
     def start(self) -> None: ...
     def resume(self) -> None: ...
+
+# What streams are made of (tideloop.loop.streams).
+
+@final
+class ReaderCore:
+    def __new__(cls, event_loop: Any, limit: int) -> ReaderCore: ...
+    def __len__(self) -> int: ...
+    buffer: Any
+    eof: Any
+    event_loop: Any
+    exception: Any
+    limit: Any
+    paused: Any
+    transport: Any
+    waiter: Any
+    def divert(self) -> None: ...
+
+@final
+class FlowCore:
+    def __new__(cls) -> FlowCore: ...
+    lost: Any
+    paused: Any
+
+@final
+class WriterCore:
+    def __new__(cls) -> WriterCore: ...
+    protocol: Any
+    reader: Any
+    transport: Any
 
 # Their loop is a LoopCore; EventLoop is one at run time, but is not declared so (tideloop.loop.bases).
 def guest_begin(loop: Any, /) -> None: ...

@@ -1,6 +1,6 @@
 """CPython's own asyncio tests on tideloop: ``make conformance``.
 
-    python -m tests.conformance [--loop] [--tasks] [--stock] [--accelerated] [module ...]
+    python -m tests.conformance [--loop] [--tasks] [--stock] [--accelerated] [--streams] [module ...]
 
 Each module runs in a process of its own with a time limit, once in each mode of modes.py: those named, or all
 that this build has. The tables show what passed, failed and was left out, with the reasons; the exit code is

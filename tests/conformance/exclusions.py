@@ -15,6 +15,7 @@ EXCLUDED: dict[str, dict[str, str]] = {
     "tasks": {},
     "stock": {},
     "accelerated": {},
+    "streams": {},
 }
 
 

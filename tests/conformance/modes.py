@@ -4,6 +4,7 @@
 `tasks`        the loop, and tideloop's Task and Future under every name of asyncio's C classes: what tests tasks
 `stock`        the loop with stock tasks, `TIDELOOP_TASKS=stock`: the same modules
 `accelerated`  the loop with `tideloop.accelerate()` called before the test modules are imported: the same, and more
+`streams`      the loop, and its stream classes under asyncio's names, not only where they meet a transport
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any
 
 import tideloop
 from tideloop import _tideloop
+from tideloop.loop import streams
 
 __all__ = ["MODES", "environment", "install", "missing", "modules"]
 
-MODES = ("loop", "tasks", "stock", "accelerated")
+MODES = ("loop", "tasks", "stock", "accelerated", "streams")
 
 TASK_MODULES = (
     "test_context",
@@ -39,6 +41,9 @@ TASK_MODULES = (
     "test_waitfor",
 )
 """What tests tasks, futures and what is built on them; some are not in every Python."""
+
+STREAM_MODULES = ("test_streams", "test_server", "test_sslproto", "test_buffered_proto")
+"""What tests streams, alone and on connections."""
 
 
 class Loop(tideloop.EventLoop):
@@ -64,7 +69,10 @@ def missing(mode: str) -> str | None:
 
 def modules(mode: str, there: list[str]) -> list[str]:
     """Which of the test modules that this Python has are run in a mode."""
-    return there if mode == "loop" else [name for name in there if name in TASK_MODULES]
+    if mode == "loop":
+        return there
+    wanted = STREAM_MODULES if mode == "streams" else TASK_MODULES
+    return [name for name in there if name in wanted]
 
 
 def environment(mode: str) -> dict[str, str]:
@@ -80,6 +88,8 @@ def install(mode: str) -> None:
         install_tasks(_tideloop.Task, _tideloop.Future)  # type: ignore[attr-defined]
     elif mode == "accelerated":
         tideloop.accelerate()  # type: ignore[attr-defined]
+    elif mode == "streams":
+        install_streams()
 
 
 def install_loop() -> None:
@@ -102,3 +112,10 @@ def install_tasks(task: Any, future: Any) -> None:
     asyncio.Future = futures.Future = futures._CFuture = future  # type: ignore[misc]
     if hasattr(tasks, "create_eager_task_factory"):
         asyncio.eager_task_factory = tasks.eager_task_factory = tasks.create_eager_task_factory(task)  # type: ignore[attr-defined]
+
+
+def install_streams() -> None:
+    """Make every name of asyncio's stream classes mean the loop's."""
+    for name in ("StreamReader", "StreamReaderProtocol", "StreamWriter"):
+        setattr(asyncio, name, getattr(streams, name))
+        setattr(asyncio.streams, name, getattr(streams, name))

@@ -66,6 +66,31 @@ kept = loop.run_until_complete(serve())
 sys.stderr = open(os.devnull, "w")
 """,
     ),
+    "tasks that read": (
+        0,
+        """
+import socket
+loop = backend.new_event_loop()
+near, far = socket.socketpair()
+near.setblocking(False)
+far.setblocking(False)
+
+async def echo():
+    reader, writer = await asyncio.open_connection(sock=near)
+    await reader.readline()
+
+async def receive():
+    await loop.sock_recv(far, 10)
+
+async def main():
+    keep = [loop.create_task(echo()), loop.create_task(receive())]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return keep
+
+kept = loop.run_until_complete(main())
+""",
+    ),
     "a running executor job": (
         0,
         """

@@ -80,12 +80,27 @@ def test_the_echo_scenario_end_to_end(name: str) -> None:
         pytest.skip("tideloop-load is not built; run `make build`")
     if reason := BACKENDS[name].missing():
         pytest.skip(reason)
-    params = {"connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02}
+    params = {"connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02, "how": "usual"}
     run = run_job(job(replace(BY_NAME["tcp_echo"], params=params), BACKENDS[name]))
     assert run.error is None
     assert run.metrics["requests"] > 3
     assert run.metrics["server_cpu_us_per_request"] > 0
     assert run.metrics["latency_p50_us"] <= run.metrics["latency_p99_us"]
+
+
+@pytest.mark.parametrize("how", ["streams", "sock"])
+@pytest.mark.parametrize("name", ["asyncio", "uvloop", "tideloop"])
+def test_the_other_echo_servers_end_to_end(name: str, how: str) -> None:
+    if find_load_client() is None:
+        pytest.skip("tideloop-load is not built; run `make build`")
+    if reason := BACKENDS[name].missing():
+        pytest.skip(reason)
+    scenario = BY_NAME[f"tcp_echo.{how}"]
+    params = {**scenario.params, "connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02}
+    run = run_job(job(replace(scenario, params=params), BACKENDS[name]))
+    assert run.error is None
+    assert run.metrics["requests"] > 3
+    assert run.metrics["server_cpu_us_per_request"] > 0
 
 
 @pytest.mark.parametrize("name", ["sequential", "threads", "asyncio", "tideloop"])

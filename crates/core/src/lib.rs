@@ -13,6 +13,7 @@ pub mod datagram;
 pub mod flow;
 pub mod heap;
 pub mod histogram;
+pub mod inbox;
 pub mod limits;
 pub mod ranks;
 pub mod rate;

@@ -28,7 +28,7 @@ use crate::ffi::task::TaskList;
 use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
 use crate::loop_clock::LoopClock;
-use crate::reactor::{Reactor, Side, Target, source_from};
+use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
 
 /// One static receive buffer per loop: data is copied out of it into bytes of the exact size, which
@@ -565,11 +565,14 @@ impl LoopCore {
             .extract::<i64>()
             .is_err()
             .then(|| file.clone().unbind());
-        let replaced =
-            state
-                .reactor
-                .set_callback(py, source, side, handle.clone().unbind(), kept)?;
-        if let Some(replaced) = replaced {
+        let replaced = state.reactor.set_callback(
+            py,
+            source,
+            side,
+            Slot::Callback(handle.clone().unbind()),
+            kept,
+        )?;
+        if let Slot::Callback(replaced) = replaced {
             replaced.bind(py).call_method0("cancel")?;
         }
         Ok(handle)
@@ -592,16 +595,14 @@ impl LoopCore {
                 None => return Err(error),
             },
         };
-        let Some(removed) = self.reactor.remove_callback(py, source, side) else {
-            return Ok(false);
-        };
-        for object in removed {
+        let removed = self.reactor.remove_callback(py, source, side);
+        for object in removed.objects {
             let object = object.into_bound(py);
             if handle::is_handle(&object) {
                 object.call_method0("cancel")?;
             }
         }
-        Ok(true)
+        Ok(removed.waited)
     }
 }
 

@@ -19,6 +19,8 @@ mod listener;
 mod loop_clock;
 mod primitives;
 mod reactor;
+mod sockets;
+mod streams;
 mod toolkit;
 mod transport;
 mod turn;
@@ -59,6 +61,10 @@ mod _tideloop {
     use crate::primitives::task_group::TaskGroupCore;
     #[pymodule_export]
     use crate::primitives::timeout::TimeoutCore;
+    #[pymodule_export]
+    use crate::streams::ReaderCore;
+    #[pymodule_export]
+    use crate::streams::writing::{FlowCore, WriterCore};
     #[pymodule_export]
     use crate::toolkit::adaptive::AdaptiveCore;
     #[pymodule_export]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyWeakrefReference;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::registry::{Key, Registry};
 use tideloop_sys::datagram::Arrivals;
@@ -34,11 +35,39 @@ pub enum Side {
     Writer,
 }
 
+/// Who waits for one side of a descriptor.
+#[derive(Default)]
+pub enum Slot {
+    #[default]
+    Nobody,
+    /// A handle, which is run whenever the side is ready.
+    Callback(Py<PyAny>),
+    /// A future of an operation, which is ended once. The selector goes on watching afterwards, until
+    /// something comes that nobody waits for: an operation that follows finds the watch as it was.
+    Once(Py<PyAny>),
+}
+
+impl Slot {
+    fn object(&self) -> Option<&Py<PyAny>> {
+        match self {
+            Self::Nobody => None,
+            Self::Callback(object) | Self::Once(object) => Some(object),
+        }
+    }
+
+    fn is_nobody(&self) -> bool {
+        matches!(self, Self::Nobody)
+    }
+}
+
 /// Who is told.
 pub enum Target {
     Callbacks {
-        reader: Option<Py<PyAny>>,
-        writer: Option<Py<PyAny>>,
+        reader: Slot,
+        writer: Slot,
+        /// A weak reference to the socket that operations have waited for: a watch that nobody uses may be
+        /// that of a descriptor which was closed since, and whose number is another's now.
+        socket: Option<Py<PyAny>>,
         /// What the user registered, if not a number: kept open as long as we watch it.
         file: Option<Py<PyAny>>,
     },
@@ -53,6 +82,60 @@ struct Registration {
     target: Target,
 }
 
+impl Registration {
+    fn slot(&mut self, side: Side) -> Option<&mut Slot> {
+        match (&mut self.target, side) {
+            (Target::Callbacks { reader, .. }, Side::Reader) => Some(reader),
+            (Target::Callbacks { writer, .. }, Side::Writer) => Some(writer),
+            _ => None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match &self.target {
+            Target::Callbacks { reader, writer, .. } => reader.is_nobody() && writer.is_nobody(),
+            _ => false,
+        }
+    }
+
+    fn has_callback(&self) -> bool {
+        match &self.target {
+            Target::Callbacks { reader, writer, .. } => {
+                matches!(reader, Slot::Callback(_)) || matches!(writer, Slot::Callback(_))
+            }
+            _ => false,
+        }
+    }
+
+    fn take_file(&mut self) -> Option<Py<PyAny>> {
+        match &mut self.target {
+            Target::Callbacks { file, .. } => file.take(),
+            _ => None,
+        }
+    }
+
+    /// Takes note of the socket that operations wait for; returns the one before.
+    fn recognise(&mut self, socket: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        match &mut self.target {
+            Target::Callbacks { socket: known, .. } => std::mem::replace(known, socket),
+            _ => socket,
+        }
+    }
+
+    /// Keeps what the user has registered, if nothing is kept yet; else hands it back.
+    fn keep(&mut self, new: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        match &mut self.target {
+            Target::Callbacks {
+                file: file @ None, ..
+            } => {
+                *file = new;
+                None
+            }
+            _ => new,
+        }
+    }
+}
+
 struct Inner {
     /// None once the loop is closed.
     selector: Option<Arc<dyn Selector>>,
@@ -62,10 +145,19 @@ struct Inner {
     keys: HashMap<RawSource, Key>,
 }
 
+/// What remove_callback() has taken out.
+#[derive(Default)]
+#[must_use = "it may own Python objects, which are dropped outside of the cell"]
+pub struct Removed {
+    /// Whether somebody waited.
+    pub waited: bool,
+    pub objects: Vec<Py<PyAny>>,
+}
+
 /// What to do about one event.
 pub enum Delivery {
     Nothing,
-    Callbacks(Option<Py<PyAny>>, Option<Py<PyAny>>),
+    Callbacks(Slot, Slot),
     Stream(Py<StreamTransport>),
     Datagram(Py<DatagramTransport>),
     Listener(Py<Listener>),
@@ -118,24 +210,115 @@ impl Reactor {
         py: Python<'_>,
         source: RawSource,
         side: Side,
-        handle: Py<PyAny>,
+        waiting: Slot,
         file: Option<Py<PyAny>>,
-    ) -> PyResult<Option<Py<PyAny>>> {
-        let result = self.inner.with(py, |inner| {
-            inner.selector()?;
-            let key = match inner.keys.get(&source) {
-                Some(&key) => key,
-                None => inner.insert(
-                    source,
-                    Target::Callbacks {
-                        reader: None,
-                        writer: None,
-                        file,
-                    },
-                ),
+    ) -> PyResult<Slot> {
+        let (result, surplus) = self.inner.with(py, |inner| {
+            if let Err(failure) = inner.selector() {
+                return (Err(failure), file);
+            }
+            let key = inner.callbacks(source);
+            let surplus = match inner.registry.entry_mut(key) {
+                Some(entry) => entry.keep(file),
+                None => file,
             };
-            inner.set_callback(py, key, side, handle)
+            (inner.set_callback(py, key, side, waiting), surplus)
         });
+        drop(surplus.map(|file| file.into_bound(py)));
+        self.replaced(py, source, result)
+    }
+
+    /// Lets a future wait, once, for a side of a Python socket with this descriptor, and returns whom it
+    /// replaces. Raises RuntimeError if a transport uses the descriptor.
+    pub fn set_waiter<'py>(
+        &self,
+        sock: &Bound<'py, PyAny>,
+        source: RawSource,
+        side: Side,
+        future: &Bound<'py, PyAny>,
+    ) -> PyResult<Slot> {
+        let py = sock.py();
+        let known = self.inner.with(py, |inner| {
+            let key = inner.keys.get(&source)?;
+            match &inner.registry.entry(*key)?.target {
+                Target::Callbacks {
+                    socket: Some(socket),
+                    ..
+                } => Some(socket.bind(py).clone()),
+                _ => None,
+            }
+        });
+        let same = known.is_some_and(|known| {
+            known
+                .cast::<PyWeakrefReference>()
+                .is_ok_and(|known| known.upgrade().is_some_and(|known| known.is(sock)))
+        });
+        // A socket that cannot be referred to weakly is not recognised, and watched anew each time.
+        let reference = match same {
+            true => None,
+            false => PyWeakrefReference::new(sock).ok(),
+        };
+        let waiting = Slot::Once(future.clone().unbind());
+        let (result, old) = self.inner.with(py, |inner| {
+            if let Err(failure) = inner.selector() {
+                return (Err(failure), None);
+            }
+            let key = inner.callbacks(source);
+            let old = match inner.registry.entry_mut(key) {
+                Some(entry) if !same => {
+                    entry.recognise(reference.map(|new| new.into_any().unbind()))
+                }
+                _ => None,
+            };
+            let arm = !same && inner.is_watched(key, side);
+            let mut result = inner.set_callback(py, key, side, waiting);
+            if arm
+                && result.is_ok()
+                && let Err(failure) = inner.watch_again(key)
+            {
+                // The caller still holds the future that is taken out again.
+                if let Some(slot) = inner.registry.entry_mut(key).and_then(|e| e.slot(side)) {
+                    *slot = Slot::Nobody;
+                }
+                result = Err(failure);
+            }
+            (result, old)
+        });
+        drop(old.map(|old| old.into_bound(py)));
+        self.replaced(py, source, result)
+    }
+
+    /// Takes a future out again that waits for nothing any more. The watch stays.
+    pub fn remove_waiter(
+        &self,
+        py: Python<'_>,
+        source: Option<RawSource>,
+        side: Side,
+        future: &Bound<'_, PyAny>,
+    ) {
+        let removed = self.inner.with(py, |inner| {
+            let Inner { registry, keys, .. } = inner;
+            let entry = match source {
+                Some(source) => keys.get(&source).and_then(|&key| registry.entry_mut(key)),
+                None => None,
+            };
+            let slot = entry?.slot(side)?;
+            match slot {
+                Slot::Once(waiting) if waiting.is(future) => Some(std::mem::take(slot)),
+                _ => None,
+            }
+        });
+        if let Some(Slot::Once(future)) = removed {
+            drop(future.into_bound(py));
+        }
+    }
+
+    fn replaced(
+        &self,
+        py: Python<'_>,
+        source: RawSource,
+        result: Result<Slot, Failure>,
+    ) -> PyResult<Slot> {
         match result {
             Ok(replaced) => Ok(replaced),
             Err(Failure::InUse(owner)) => {
@@ -149,13 +332,8 @@ impl Reactor {
         }
     }
 
-    /// Removes one callback of a descriptor and returns it.
-    pub fn remove_callback(
-        &self,
-        py: Python<'_>,
-        source: RawSource,
-        side: Side,
-    ) -> Option<Vec<Py<PyAny>>> {
+    /// Removes whoever waits for a side of a descriptor. What comes back is to be dropped.
+    pub fn remove_callback(&self, py: Python<'_>, source: RawSource, side: Side) -> Removed {
         self.inner
             .with(py, |inner| inner.remove_callback(source, side))
     }
@@ -238,17 +416,7 @@ impl Reactor {
                 Target::Stream(transport) => Delivery::Stream(transport.clone_ref(py)),
                 Target::Datagram(transport) => Delivery::Datagram(transport.clone_ref(py)),
                 Target::Listener(listener) => Delivery::Listener(listener.clone_ref(py)),
-                Target::Callbacks { reader, writer, .. } => {
-                    let wanted = |ready: bool, side: &Option<Py<PyAny>>| {
-                        side.as_ref()
-                            .filter(|_| ready)
-                            .map(|handle| handle.clone_ref(py))
-                    };
-                    Delivery::Callbacks(
-                        wanted(event.readable, reader),
-                        wanted(event.writable, writer),
-                    )
-                }
+                Target::Callbacks { .. } => inner.due(py, event),
             }
         })
     }
@@ -272,10 +440,12 @@ impl Reactor {
                     Target::Callbacks {
                         reader,
                         writer,
+                        socket,
                         file,
                     } => {
-                        visit.call(reader)?;
-                        visit.call(writer)?;
+                        visit.call(reader.object())?;
+                        visit.call(writer.object())?;
+                        visit.call(socket)?;
                         visit.call(file)?;
                     }
                     Target::Stream(transport) => visit.call(transport)?,
@@ -335,57 +505,124 @@ impl Inner {
         key
     }
 
+    /// The registration of a descriptor's callbacks, or of its owner.
+    fn callbacks(&mut self, source: RawSource) -> Key {
+        match self.keys.get(&source) {
+            Some(&key) => key,
+            None => self.insert(
+                source,
+                Target::Callbacks {
+                    reader: Slot::Nobody,
+                    writer: Slot::Nobody,
+                    socket: None,
+                    file: None,
+                },
+            ),
+        }
+    }
+
+    /// Whether a side is watched, be it for somebody or for nobody.
+    fn is_watched(&self, key: Key, side: Side) -> bool {
+        self.registry.entry(key).is_some_and(|entry| match side {
+            Side::Reader => entry.interest.read,
+            Side::Writer => entry.interest.write,
+        })
+    }
+
+    /// Tells the selector again what it should know: the descriptor may be another one by now.
+    fn watch_again(&mut self, key: Key) -> Result<(), Failure> {
+        let selector = Arc::clone(self.selector()?);
+        let Some(entry) = self.registry.entry(key) else {
+            return Ok(());
+        };
+        let (source, bits) = (entry.source, key.to_u64());
+        match selector.modify(source, bits, entry.interest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                selector.add(source, bits, entry.interest)
+            }
+            other => other,
+        }
+        .map_err(Failure::System)
+    }
+
+    /// Whom an event on callbacks is for. A side that nobody waits for is no longer watched.
+    fn due(&mut self, py: Python<'_>, event: Event) -> Delivery {
+        let key = Key::from_u64(event.key);
+        let Some(entry) = self.registry.entry_mut(key) else {
+            return Delivery::Nothing;
+        };
+        let before = entry.interest;
+        let mut interest = before;
+        let Target::Callbacks { reader, writer, .. } = &mut entry.target else {
+            return Delivery::Nothing;
+        };
+        let take = |ready: bool, slot: &mut Slot, watched: &mut bool| match slot {
+            _ if !ready => Slot::Nobody,
+            Slot::Nobody => {
+                *watched = false;
+                Slot::Nobody
+            }
+            Slot::Callback(handle) => Slot::Callback(handle.clone_ref(py)),
+            Slot::Once(_) => std::mem::take(slot),
+        };
+        let due = Delivery::Callbacks(
+            take(event.readable, reader, &mut interest.read),
+            take(event.writable, writer, &mut interest.write),
+        );
+        if interest != before {
+            // Fails only if the descriptor was closed meanwhile, and then it is watched no more.
+            self.set_interest(key, interest).ok();
+        }
+        due
+    }
+
     fn set_callback(
         &mut self,
         py: Python<'_>,
         key: Key,
         side: Side,
-        handle: Py<PyAny>,
-    ) -> Result<Option<Py<PyAny>>, Failure> {
+        waiting: Slot,
+    ) -> Result<Slot, Failure> {
+        let watched = self.is_watched(key, side);
         let Some(entry) = self.registry.entry_mut(key) else {
             return Err(Failure::Closed);
         };
         let mut interest = entry.interest;
-        let replaced = match &mut entry.target {
-            Target::Callbacks { reader, writer, .. } => match side {
-                Side::Reader => {
-                    interest.read = true;
-                    reader.replace(handle)
-                }
-                Side::Writer => {
-                    interest.write = true;
-                    writer.replace(handle)
-                }
-            },
-            Target::Stream(owner) => {
-                return Err(Failure::InUse(owner.clone_ref(py).into_any()));
-            }
-            Target::Datagram(owner) => {
-                return Err(Failure::InUse(owner.clone_ref(py).into_any()));
-            }
-            Target::Listener(owner) => {
-                return Err(Failure::InUse(owner.clone_ref(py).into_any()));
-            }
+        match side {
+            Side::Reader => interest.read = true,
+            Side::Writer => interest.write = true,
+        }
+        let owner = match &entry.target {
+            Target::Callbacks { .. } => None,
+            Target::Stream(owner) => Some(owner.clone_ref(py).into_any()),
+            Target::Datagram(owner) => Some(owner.clone_ref(py).into_any()),
+            Target::Listener(owner) => Some(owner.clone_ref(py).into_any()),
         };
-        if let Err(failure) = self.set_interest(key, interest) {
-            // Nothing half-done stays behind: a callback that cannot be called is not registered.
-            let failed =
-                self.registry
-                    .entry_mut(key)
-                    .is_some_and(|entry| match &mut entry.target {
-                        Target::Callbacks { reader, writer, .. } => {
-                            let slot = match side {
-                                Side::Reader => &mut *reader,
-                                Side::Writer => &mut *writer,
-                            };
-                            // The handle was made for this call; the caller still holds it.
-                            *slot = None;
-                            reader.is_none() && writer.is_none()
-                        }
-                        _ => false,
-                    });
-            if failed {
-                // Callbacks hold nothing now but perhaps the file, which the caller holds too.
+        if let Some(owner) = owner {
+            return Err(Failure::InUse(owner));
+        }
+        let callback = matches!(waiting, Slot::Callback(_));
+        let replaced = match entry.slot(side) {
+            Some(slot) => std::mem::replace(slot, waiting),
+            None => return Err(Failure::Closed),
+        };
+        // A watch that was left over may be that of a descriptor which is closed.
+        let changed = if callback && watched && replaced.is_nobody() {
+            self.watch_again(key)
+        } else {
+            self.set_interest(key, interest)
+        };
+        if let Err(failure) = changed {
+            // Nothing half-done stays behind: a callback that cannot be called is not registered. The caller
+            // still holds what was made for this call.
+            let idle = self.registry.entry_mut(key).is_some_and(|entry| {
+                if let Some(slot) = entry.slot(side) {
+                    *slot = Slot::Nobody;
+                }
+                entry.is_idle()
+            });
+            if idle {
+                // Callbacks hold nothing now but perhaps the file, which the caller holds too, and a weak reference.
                 drop(self.unregister(key));
             }
             return Err(failure);
@@ -393,44 +630,46 @@ impl Inner {
         Ok(replaced)
     }
 
-    fn remove_callback(&mut self, source: RawSource, side: Side) -> Option<Vec<Py<PyAny>>> {
-        let key = *self.keys.get(&source)?;
-        let entry = self.registry.entry_mut(key)?;
-        let mut removed = Vec::new();
-        match &mut entry.target {
-            Target::Callbacks { reader, writer, .. } => {
-                let mut interest = entry.interest;
-                let slot = match side {
-                    Side::Reader => {
-                        interest.read = false;
-                        reader
-                    }
-                    Side::Writer => {
-                        interest.write = false;
-                        writer
-                    }
-                };
-                removed.push(slot.take()?);
-                if interest.is_none() {
-                    if let Some(Target::Callbacks {
-                        file: Some(file), ..
-                    }) = self.unregister(key)
-                    {
-                        removed.push(file);
+    fn remove_callback(&mut self, source: RawSource, side: Side) -> Removed {
+        let mut removed = Removed::default();
+        let Some(&key) = self.keys.get(&source) else {
+            return removed;
+        };
+        let Some(entry) = self.registry.entry_mut(key) else {
+            return removed;
+        };
+        let mut interest = entry.interest;
+        match side {
+            Side::Reader => interest.read = false,
+            Side::Writer => interest.write = false,
+        }
+        match entry.slot(side).map(std::mem::take) {
+            Some(waiting) => {
+                removed.waited = !waiting.is_nobody();
+                if let Slot::Callback(object) | Slot::Once(object) = waiting {
+                    removed.objects.push(object);
+                }
+                // What the user registered is kept for callbacks only.
+                if !entry.has_callback() {
+                    removed.objects.extend(entry.take_file());
+                }
+                if entry.is_idle() {
+                    if let Some(Target::Callbacks { socket, .. }) = self.unregister(key) {
+                        removed.objects.extend(socket);
                     }
                 } else if self.set_interest(key, interest).is_err() {
                     // The descriptor was closed before its callbacks were removed: nothing to watch.
                 }
-                Some(removed)
             }
-            Target::Listener(_) if side == Side::Reader => {
+            None if side == Side::Reader && matches!(entry.target, Target::Listener(_)) => {
+                removed.waited = true;
                 if let Some(Target::Listener(listener)) = self.unregister(key) {
-                    removed.push(listener.into_any());
+                    removed.objects.push(listener.into_any());
                 }
-                Some(removed)
             }
-            _ => None,
+            None => {}
         }
+        removed
     }
 
     fn set_interest(&mut self, key: Key, interest: Interest) -> Result<(), Failure> {

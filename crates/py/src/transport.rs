@@ -33,6 +33,7 @@ use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::owner::{Owner, is_still};
 use crate::reactor::Target;
+use crate::streams;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
@@ -182,11 +183,14 @@ impl StreamTransport {
             Received::Nothing => Ok(()),
             Received::Data(protocol, bytes) => {
                 let (protocol, bytes) = (protocol.into_bound(py), bytes.into_bound(py));
-                let told = call::in_context(state.context.bind(py), |py| {
-                    call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
+                let told = streams::fed(&protocol, &bytes).unwrap_or_else(|| {
+                    call::in_context(state.context.bind(py), |py| {
+                        call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
+                            .map(drop)
+                    })
                 });
                 match told {
-                    Ok(_) => Ok(()),
+                    Ok(()) => Ok(()),
                     Err(error) => Self::fail(
                         slf,
                         error,
@@ -780,6 +784,7 @@ impl StreamTransport {
         server: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
         let py = r#loop.py();
+        streams::attach(protocol)?;
         Ok(Self {
             core: r#loop.clone().unbind(),
             context: call::copy_context(py)?.unbind(),
@@ -1008,7 +1013,7 @@ impl StreamTransport {
     }
 
     /// Whether the transport is closing or closed.
-    fn is_closing(&self, py: Python<'_>) -> bool {
+    pub fn is_closing(&self, py: Python<'_>) -> bool {
         self.with(py, |connection| connection.machine.is_closing())
     }
 

@@ -23,9 +23,9 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, future, handle, native, task, told};
+use crate::ffi::{call, future, handle, native, park, task, told};
 use crate::listener::Listener;
-use crate::reactor::{Batch, Delivery};
+use crate::reactor::{Batch, Delivery, Slot};
 use crate::transport::StreamTransport;
 
 /// Runs turns until the loop is told to stop, or an exception ends it.
@@ -238,8 +238,15 @@ fn deliver(core: &Bound<'_, LoopCore>, batch: &Batch, index: usize) -> PyResult<
         Delivery::Datagram(endpoint) => DatagramTransport::deliver(&endpoint.into_bound(py), event),
         Delivery::Listener(listener) => Listener::deliver(&listener.into_bound(py)),
         Delivery::Callbacks(reader, writer) => {
-            for handle in [reader, writer].into_iter().flatten() {
-                state.push_ready(py, handle);
+            for due in [reader, writer] {
+                match due {
+                    Slot::Nobody => {}
+                    Slot::Callback(handle) => state.push_ready(py, handle),
+                    Slot::Once(future) => {
+                        let none = py.None().into_bound(py);
+                        park::resolve(&future.into_bound(py), &none)?;
+                    }
+                }
             }
             Ok(())
         }

@@ -115,6 +115,57 @@ pub unsafe fn accept(listener: RawSource) -> io::Result<Socket> {
     Ok(Socket(socket))
 }
 
+/// Whether [`recv_on`] and [`send_on`] work here: they do not wait, even on a blocking socket.
+pub const DIRECT: bool = cfg!(unix);
+
+/// Receives on a descriptor that somebody else owns, without waiting.
+///
+/// # Safety
+///
+/// `raw` is open during the call, or is refused by the system as not open.
+#[cfg(unix)]
+pub unsafe fn recv_on(raw: RawSource, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the buffer is valid for writes of its length during the call.
+    let len = unsafe {
+        libc::recv(
+            raw,
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends on a descriptor that somebody else owns, without waiting.
+///
+/// # Safety
+///
+/// As [`recv_on`].
+#[cfg(unix)]
+pub unsafe fn send_on(raw: RawSource, bytes: &[u8]) -> io::Result<usize> {
+    let flags = SEND_FLAGS | libc::MSG_DONTWAIT;
+    // SAFETY: the bytes are valid for reads of their length during the call.
+    let len = unsafe { libc::send(raw, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// # Safety
+///
+/// None is needed: it is not called where [`DIRECT`] is false.
+#[cfg(not(unix))]
+pub unsafe fn recv_on(_raw: RawSource, _buffer: &mut [u8]) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// # Safety
+///
+/// As [`recv_on`].
+#[cfg(not(unix))]
+pub unsafe fn send_on(_raw: RawSource, _bytes: &[u8]) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Whether an error says "not now, later", not "no".
 #[inline]
 pub fn would_block(error: &io::Error) -> bool {

@@ -105,6 +105,15 @@ CANCELLATION = Scenario(
     (SETTLE,),
 )
 
+TCP_ECHO = Scenario(
+    "tcp_echo",
+    "TCP echo on loopback, native client: {connections} connections, {size:,} B requests",
+    "tcp_echo",
+    {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15, "how": "usual"},
+    (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
+    limit_s=30.0,
+)
+
 QUICK = Profile(
     "quick",
     (
@@ -144,13 +153,20 @@ QUICK = Profile(
             params={"cancel_tasks": 5_000, "cancel_after": 0.05, "how": "scope"},
             metrics=(SETTLE, CPU),
         ),
-        Scenario(
-            "tcp_echo",
-            "TCP echo on loopback, native client: {connections} connections, {size:,} B requests",
-            "tcp_echo",
-            {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15},
-            (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
-            limit_s=30.0,
+        TCP_ECHO,
+        replace(
+            TCP_ECHO,
+            name="tcp_echo.streams",
+            template="TCP echo by asyncio's streams, native client: {connections} connections, {size:,} B requests",
+            params={**TCP_ECHO.params, "how": "streams"},
+            families=("asyncio",),
+        ),
+        replace(
+            TCP_ECHO,
+            name="tcp_echo.sock",
+            template="TCP echo by sock_* methods, native client: {connections} connections, {size:,} B requests",
+            params={**TCP_ECHO.params, "how": "sock"},
+            families=("asyncio",),
         ),
         Scenario(
             "http_50",

@@ -16,8 +16,9 @@ import sys
 import threading
 from asyncio import base_events, events, format_helpers
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from tideloop._tideloop import function
 from tideloop.loop.absent import AbsentLoop
 from tideloop.loop.datagrams import DatagramLoop
 from tideloop.loop.files import FileLoop
@@ -156,6 +157,15 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
             f"<{self.__class__.__name__} running={self.is_running()} "
             f"closed={self.is_closed()} debug={self.get_debug()}>"
         )
+
+    # --- sockets of the application ------------------------------------------------------------------
+
+    if not TYPE_CHECKING:
+        sock_recv = function("EventLoop.sock_recv", asyncio.SelectorEventLoop.sock_recv)
+        sock_recv_into = function("EventLoop.sock_recv_into", asyncio.SelectorEventLoop.sock_recv_into)
+        sock_recvfrom = function("EventLoop.sock_recvfrom", asyncio.SelectorEventLoop.sock_recvfrom)
+        sock_sendall = function("EventLoop.sock_sendall", asyncio.SelectorEventLoop.sock_sendall)
+        sock_accept = function("EventLoop.sock_accept", asyncio.SelectorEventLoop.sock_accept)
 
     # --- what the native half calls ----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from asyncio import constants, sslproto
 from typing import TYPE_CHECKING, Any, cast
 
 from tideloop.loop.bases import LoopBase
+from tideloop.loop.streams import attach
 
 try:
     import ssl
@@ -192,6 +193,7 @@ class TlsLoop(LoopBase):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         context: Any = None,
     ) -> asyncio.Transport:
+        attach(protocol)
         tls = TlsProtocol(
             self,
             protocol,

@@ -29,6 +29,7 @@ pub mod native;
 pub mod operation;
 pub mod owner;
 pub mod park;
+pub mod piece;
 pub mod refcheck;
 pub mod spare;
 pub mod task;
@@ -48,6 +49,20 @@ pub fn accept_on(_py: Python<'_>, _sock: &Py<PyAny>, source: RawSource) -> io::R
     // hold. If it was told before, the system refuses the number (EBADF) or it names another open
     // descriptor of this process, on which accept fails or does nothing harmful to memory.
     unsafe { socket::accept(source) }
+}
+
+/// Receives on the descriptor that a Python socket has just told.
+#[inline]
+pub fn receive_on(_py: Python<'_>, source: RawSource, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: as in `accept_on`. A number that is not open is refused.
+    unsafe { socket::recv_on(source, buffer) }
+}
+
+/// Sends on the descriptor that a Python socket has just told.
+#[inline]
+pub fn send_on(_py: Python<'_>, source: RawSource, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: as in `accept_on`. A number that is not open is refused.
+    unsafe { socket::send_on(source, bytes) }
 }
 
 /// Runs the body of an `extern "C"` function that returns a new reference, or null with an exception

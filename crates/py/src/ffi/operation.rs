@@ -766,7 +766,8 @@ fn close<'py>(this: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
             }
             State::Suspended | State::Running => {}
         }
-        let exit = PyErr::new::<pyo3::exceptions::PyGeneratorExit, _>(());
+        // Made here: PyO3 refuses to make one later if the interpreter is going down.
+        let exit = PyErr::from_value(py.get_type::<pyo3::exceptions::PyGeneratorExit>().call0()?);
         match drive(py, operation, Drive::Throw(exit)) {
             Ok(Moved::Yielded(_)) => {
                 Err(PyRuntimeError::new_err("coroutine ignored GeneratorExit"))

@@ -29,6 +29,8 @@ pub mod wait_for;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
+use crate::sockets;
+use crate::streams::{feeding, messages, reading, writing};
 
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
@@ -79,4 +81,23 @@ pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<timeout::Exit>("Timeout.__aexit__"),
     Entry::method::<timeout::After>("timeout"),
     Entry::method::<timeout::At>("timeout_at"),
+    Entry::coroutine::<reading::Read>("StreamReader.read"),
+    Entry::coroutine::<reading::ReadExactly>("StreamReader.readexactly"),
+    Entry::coroutine::<messages::ReadLine>("StreamReader.readline"),
+    Entry::coroutine::<messages::ReadUntil>("StreamReader.readuntil"),
+    Entry::coroutine::<messages::Next>("StreamReader.__anext__"),
+    Entry::method::<feeding::AtEof>("StreamReader.at_eof"),
+    Entry::method::<feeding::Exception>("StreamReader.exception"),
+    Entry::method::<feeding::FeedData>("StreamReader.feed_data"),
+    Entry::method::<feeding::FeedEof>("StreamReader.feed_eof"),
+    Entry::method::<feeding::SetException>("StreamReader.set_exception"),
+    Entry::method::<feeding::DataReceived>("StreamReaderProtocol.data_received"),
+    Entry::method::<writing::Write>("StreamWriter.write"),
+    Entry::coroutine::<writing::Drain>("StreamWriter.drain"),
+    Entry::coroutine::<writing::DrainHelper>("StreamReaderProtocol._drain_helper"),
+    Entry::coroutine::<sockets::Recv>("EventLoop.sock_recv"),
+    Entry::coroutine::<sockets::RecvInto>("EventLoop.sock_recv_into"),
+    Entry::coroutine::<sockets::RecvFrom>("EventLoop.sock_recvfrom"),
+    Entry::coroutine::<sockets::SendAll>("EventLoop.sock_sendall"),
+    Entry::coroutine::<sockets::Accept>("EventLoop.sock_accept"),
 ];

@@ -11,7 +11,9 @@ lost a client measures that instead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -92,7 +94,8 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
     sessions = 2 if params["warmup_s"] else 1
     meter = Meter(params["connections"] * sessions)
     client = Client(params)
-    kit.run(lambda: SERVERS[kit.family](meter, client))
+    server = SERVERS[kit.family] if params["how"] == "usual" else ASYNCIO_SERVERS[params["how"]]
+    kit.run(lambda: server(meter, client))
     report = client.result()
     requests = report["requests"]
     if not requests:
@@ -145,6 +148,49 @@ async def _asyncio_server(meter: Meter, client: Client) -> None:
         await _until_over(meter, client, asyncio.sleep)
 
 
+async def _streams_server(meter: Meter, client: Client) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        meter.opened()
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        meter.closed()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(echo, HOST, 0, backlog=1024)
+    async with server:
+        client.start(server.sockets[0].getsockname()[1])
+        await _until_over(meter, client, asyncio.sleep)
+
+
+async def _sock_server(meter: Meter, client: Client) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def echo(sock: socket.socket) -> None:
+        meter.opened()
+        with sock:
+            while data := await loop.sock_recv(sock, 1 << 16):
+                await loop.sock_sendall(sock, data)
+        meter.closed()
+
+    async def serve(listener: socket.socket) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                sock, _ = await loop.sock_accept(listener)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                group.create_task(echo(sock))
+
+    with socket.create_server((HOST, 0), backlog=1024) as listener:
+        listener.setblocking(False)
+        client.start(listener.getsockname()[1])
+        serving = loop.create_task(serve(listener))
+        await _until_over(meter, client, asyncio.sleep)
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
 async def _trio_server(meter: Meter, client: Client) -> None:
     import trio
 
@@ -180,6 +226,9 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
         await _until_over(meter, client, anyio.sleep)
         group.cancel_scope.cancel()
 
+
+# Other ways to write it on asyncio's loops.
+ASYNCIO_SERVERS: dict[str, Callable[[Meter, Client], Any]] = {"streams": _streams_server, "sock": _sock_server}
 
 SERVERS: dict[Family, Callable[[Meter, Client], Any]] = {
     "asyncio": _asyncio_server,
