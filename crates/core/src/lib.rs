@@ -10,6 +10,7 @@
 pub mod datagram;
 pub mod flow;
 pub mod histogram;
+pub mod hold;
 pub mod ready;
 pub mod registry;
 pub mod stream;

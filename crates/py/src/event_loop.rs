@@ -28,6 +28,7 @@ use crate::ffi::spare::{Running, Spare};
 use crate::ffi::task::TaskList;
 use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
+use crate::held::Held;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
 
@@ -140,6 +141,7 @@ pub struct LoopCore {
     #[cfg(not(Py_3_14))]
     tasks: LoopCell<TaskList>,
     handoff: Handoff,
+    held: Held,
     selector_name: &'static str,
 }
 
@@ -265,6 +267,12 @@ impl LoopCore {
 
     pub fn handoff(&self) -> &Handoff {
         &self.handoff
+    }
+
+    /// What the running callback has written and not sent.
+    #[inline]
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     pub fn reactor(&self) -> &Reactor {
@@ -451,6 +459,12 @@ impl LoopCore {
         Ok(())
     }
 
+    /// Whether the loop waits, or is about to: no callback of its own is running.
+    #[inline]
+    pub fn is_sleeping(&self) -> bool {
+        self.sleeping.load(Ordering::Relaxed)
+    }
+
     pub fn set_sleeping(&self, sleeping: bool) {
         self.sleeping.store(sleeping, Ordering::Release);
     }
@@ -615,6 +629,7 @@ impl LoopCore {
             #[cfg(not(Py_3_14))]
             tasks: LoopCell::new(TaskList::default()),
             handoff: Handoff::default(),
+            held: Held::default(),
             selector_name,
         })
     }
@@ -801,6 +816,7 @@ impl LoopCore {
         self.task_factory
             .try_with(|factory| visit.call(&*factory))
             .unwrap_or(Ok(()))?;
+        self.held.traverse(&visit)?;
         self.reactor.traverse(&visit)
     }
 

@@ -8,8 +8,12 @@
 //!   handed to us.
 //! * Protocol methods run in the context in which the connection was made.
 //! * One receive per event: a connection that never runs dry cannot keep the others waiting.
-//! * What cannot be sent at once is queued by reference if it is `bytes`, and as a snapshot if the
-//!   caller could change it afterwards.
+//! * What a callback of the loop writes is held and leaves by one system call, when the callback has returned
+//!   ([`crate::held`]) or before anything that could tell the difference: [`StreamTransport::release_held`] stands
+//!   at the head of whatever closes, ends, hands over, looks at or counts what was written. What is written from
+//!   elsewhere, and what is large, leaves at once.
+//! * What does not leave at once is kept by reference if it is `bytes`, and as a snapshot if the caller could
+//!   change it afterwards.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -22,6 +26,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
 use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
+use tideloop_sys::clock;
 use tideloop_sys::selector::{Event, Interest};
 use tideloop_sys::socket::{self, Address, RawSource, would_block};
 
@@ -32,10 +37,17 @@ use crate::ffi::buffer::Bytes;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::owner::{Owner, is_still};
+use crate::held;
 use crate::reactor::Target;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
+
+/// The largest snapshot that is made only to hold bytes back.
+const MAX_COPIED: usize = 16 * 1024;
+
+/// What is said of a connection that could not be written to.
+const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
 /// Bytes that wait to be sent, and how many of them already were.
 struct Chunk {
@@ -56,7 +68,7 @@ struct Connection {
     /// A future that waits until everything is sent and the socket takes more.
     writable: Option<Py<PyAny>>,
     /// Somebody else sends on the descriptor: writes would get in between.
-    held: bool,
+    lent: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
     view: Option<Py<PyAny>>,
     local: Option<Address>,
@@ -298,37 +310,137 @@ impl StreamTransport {
             Self::update_interest(slf)?;
             return release_waiter(&writable.into_bound(py), None);
         }
-        let sent = state.with(py, |connection| {
-            let Some(socket) = &connection.socket else {
-                return Ok(0);
-            };
-            if connection.queue.is_empty() {
-                return Ok(0);
-            }
-            let slices: Vec<IoSlice<'_>> = connection
-                .queue
-                .iter()
-                .take(MAX_SLICES)
-                .map(|chunk| IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]))
-                .collect();
-            socket.socket().send_vectored(&slices)
-        });
-        match sent {
-            Ok(len) => {
-                state.consume(py, len);
-                let signal = state.with(py, |connection| connection.machine.sent(len));
+        if state.with(py, |connection| connection.machine.is_holding()) {
+            // Written by the callback that is running: it ends soon.
+            return Ok(());
+        }
+        match state.offer(py, &[]) {
+            Ok(offer) => {
+                let signal = state.consume(py, offer.taken);
                 if signal != Signal::Nothing {
                     call::in_context(state.context.bind(py), |_| Self::tell(slf, signal))?;
                 }
                 Self::after_send(slf)
             }
-            Err(error) if would_block(&error) => Ok(()),
-            Err(error) => Self::fail(
-                slf,
-                os_error(error),
-                "Fatal write error on socket transport",
-            ),
+            Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
         }
+    }
+
+    /// Sends what is held back, if anything is.
+    pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let state = slf.get();
+        match state.with(slf.py(), |connection| connection.machine.release()) {
+            true => Self::send_queue(slf, None),
+            false => Ok(()),
+        }
+    }
+
+    /// Drops what is held back: it is another process's to send.
+    pub fn forget_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let held = state.with(py, |connection| match connection.machine.release() {
+            true => connection.machine.queued_bytes(),
+            false => 0,
+        });
+        // Nothing that is held could have paused the protocol.
+        let _nobody_waits = state.consume(py, held);
+        Self::after_send(slf)
+    }
+
+    /// Sends what is held back before the connection ends for another reason: how it goes is no news then.
+    fn release_last(&self, py: Python<'_>) {
+        let held = self.with(py, |connection| connection.machine.release());
+        if held && self.check_descriptor(py).is_ok() {
+            while let Ok(offer) = self.offer(py, &[]) {
+                let _nobody_waits = self.consume(py, offer.taken);
+                if !offer.goes_on() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued and `data` behind it; what the socket does not take waits for it.
+    fn send_queue(slf: &Bound<'_, Self>, data: Option<&Payload<'_, '_>>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        if let Err(error) = state.check_descriptor(py) {
+            return Self::fail(slf, os_error(error), WRITE_FAILED);
+        }
+        let bytes = data.map_or(&[][..], Payload::as_slice);
+        let start = loop {
+            let offer = match state.offer(py, bytes) {
+                Ok(offer) => offer,
+                Err(error) => return Self::fail(slf, os_error(error), WRITE_FAILED),
+            };
+            let queued = offer.taken.min(offer.queued);
+            let _nobody_waits = state.consume(py, queued);
+            if !offer.goes_on() {
+                break offer.taken - queued;
+            }
+        };
+        match data {
+            Some(data) if start < bytes.len() => Self::queue(slf, data, start),
+            _ => {
+                let idle = state.with(py, |connection| {
+                    let machine = &connection.machine;
+                    machine.queued_bytes() == 0 && !machine.awaits_drain()
+                });
+                if idle { Ok(()) } else { Self::after_send(slf) }
+            }
+        }
+    }
+
+    /// Keeps what is left of `data` from `start` on until the socket takes it.
+    fn queue(slf: &Bound<'_, Self>, data: &Payload<'_, '_>, start: usize) -> PyResult<()> {
+        let (chunk, len) = data.rest(slf.py(), start);
+        let signal = slf.get().with(slf.py(), |connection| {
+            connection.queue.push_back(chunk);
+            connection.machine.queued(len)
+        });
+        Self::update_interest(slf)?;
+        Self::tell(slf, signal)
+    }
+
+    /// Offers the socket what is queued and `bytes` behind it, by one system call.
+    fn offer(&self, py: Python<'_>, bytes: &[u8]) -> io::Result<Offer> {
+        self.with(py, |connection| {
+            let mut offer = Offer::default();
+            let Some(owner) = &connection.socket else {
+                return Ok(offer);
+            };
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let mut count = 0;
+            for (slot, chunk) in slices.iter_mut().zip(&connection.queue) {
+                *slot = IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]);
+                offer.queued += slot.len();
+                count += 1;
+            }
+            offer.offered = offer.queued;
+            offer.more = count < connection.queue.len();
+            if !offer.more && !bytes.is_empty() {
+                match slices.get_mut(count) {
+                    Some(slot) => {
+                        *slot = IoSlice::new(bytes);
+                        offer.offered += bytes.len();
+                        count += 1;
+                    }
+                    None => offer.more = true,
+                }
+            }
+            let sent = match &slices[..count] {
+                [] => Ok(0),
+                [only] => owner.socket().send(only),
+                several => owner.socket().send_vectored(several),
+            };
+            match sent {
+                Ok(taken) => offer.taken = taken,
+                Err(error) if would_block(&error) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(offer)
+        })
     }
 
     /// What follows once the protocol knows that bytes went out.
@@ -348,23 +460,35 @@ impl StreamTransport {
     }
 
     /// Drops what was sent from the head of the queue.
-    fn consume(&self, py: Python<'_>, mut sent: usize) {
-        let mut done = Vec::new();
-        self.with(py, |connection| {
-            while sent > 0 {
-                let Some(head) = connection.queue.front_mut() else {
-                    break;
-                };
-                let left = head.bytes.as_bytes(py).len() - head.start;
-                if sent < left {
-                    head.start += sent;
+    fn consume(&self, py: Python<'_>, sent: usize) -> Signal {
+        let (mut done, signal) = self.with(py, |connection| {
+            let signal = connection.machine.sent(sent);
+            let queue = &mut connection.queue;
+            if connection.machine.queued_bytes() == 0 {
+                return (std::mem::take(queue), signal);
+            }
+            let (mut left, mut gone) = (sent, 0);
+            for chunk in queue.iter_mut() {
+                let len = chunk.bytes.as_bytes(py).len() - chunk.start;
+                if left < len {
+                    chunk.start += left;
                     break;
                 }
-                sent -= left;
-                done.extend(connection.queue.pop_front());
+                left -= len;
+                gone += 1;
             }
+            (queue.drain(..gone).collect(), signal)
         });
-        drop(done);
+        done.clear();
+        if done.capacity() <= MAX_SLICES {
+            // The room is used again.
+            self.with(py, |connection| {
+                if connection.queue.capacity() == 0 {
+                    connection.queue = done;
+                }
+            });
+        }
+        signal
     }
 
     /// Tells the protocol to pause or go on; it cannot fail the connection.
@@ -453,6 +577,7 @@ impl StreamTransport {
     fn force_close(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        state.release_last(py);
         let (step, dropped) = state.with(py, |connection| {
             let step = connection.machine.abort();
             let dropped = match step {
@@ -473,12 +598,14 @@ impl StreamTransport {
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        let released = Self::release_held(slf);
         let step = state.with(py, |connection| connection.machine.close());
         Self::update_interest(slf)?;
-        match step {
+        let closed = match step {
             CloseStep::Finish => Self::schedule_lost(slf, None),
             CloseStep::Nothing => Ok(()),
-        }
+        };
+        released.and(closed)
     }
 
     fn schedule_lost(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
@@ -567,6 +694,11 @@ impl StreamTransport {
         }
     }
 
+    /// Fails if our descriptor is not ours any more.
+    fn check_descriptor(&self, py: Python<'_>) -> io::Result<()> {
+        self.check_owner(py).and_then(|()| self.check_view(py))
+    }
+
     /// A Python socket on our descriptor, which it does not own.
     fn view<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         if let Some(view) = self.with(py, |connection| {
@@ -594,6 +726,40 @@ impl StreamTransport {
         Ok(Some(view))
     }
 
+    /// What get_extra_info() knows by this name.
+    fn extra_info<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if let Some(value) = self.extra.bind(py).get_item(name)? {
+            return Ok(Some(value));
+        }
+        let found = match name {
+            "socket" => match self.view(py)? {
+                Some(view) => {
+                    let shown = py
+                        .import(intern!(py, "asyncio.trsock"))?
+                        .getattr(intern!(py, "TransportSocket"))?
+                        .call1((view,))?;
+                    self.extra.bind(py).set_item(name, &shown)?;
+                    Some(shown)
+                }
+                None => None,
+            },
+            "sockname" => {
+                let address = self.with(py, |connection| connection.local.clone());
+                self.address(py, address, "getsockname")?
+            }
+            "peername" => {
+                let address = self.with(py, |connection| connection.peer.clone());
+                self.address(py, address, "getpeername")?
+            }
+            _ => None,
+        };
+        Ok(found)
+    }
+
     fn address<'py>(
         &self,
         py: Python<'py>,
@@ -612,69 +778,95 @@ impl StreamTransport {
         }
     }
 
-    /// Sends what can be sent now and queues the rest.
+    /// Writes for whoever calls: to be held until the callback ends, or sent at once as far as can be.
     fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
+        let core = slf.get().core(slf.py());
+        let hold = match data.is_cheap_to_keep() {
+            true => held::may_hold(core.get()),
+            false => None,
+        };
+        Self::send_or_hold(slf, data, hold)
+    }
+
+    fn send_or_hold(
+        slf: &Bound<'_, Self>,
+        data: &Payload<'_, '_>,
+        hold: Option<u64>,
+    ) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        if let Err(error) = state.check_owner(py).and_then(|()| state.check_view(py)) {
-            return Self::fail(
-                slf,
-                os_error(error),
-                "Fatal write error on socket transport",
-            );
+        let core = state.core(py);
+        held::forget_inherited(core)?;
+        let len = data.as_slice().len();
+        let step = state.with(py, |connection| match connection.lent {
+            true => None,
+            false => Some(connection.machine.write(len, hold)),
+        });
+        match step {
+            Some(WriteStep::Hold { first }) => {
+                let (chunk, _) = data.rest(py, 0);
+                state.with(py, |connection| connection.queue.push_back(chunk));
+                if first {
+                    core.get().held().join(slf);
+                }
+                Ok(())
+            }
+            Some(WriteStep::SendNow) => Self::send_queue(slf, Some(data)),
+            Some(WriteStep::Queue) => match state.check_descriptor(py) {
+                Ok(()) => Self::queue(slf, data, 0),
+                Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
+            },
+            Some(WriteStep::Nothing) => Ok(()),
+            Some(WriteStep::AfterEof) => Err(PyRuntimeError::new_err(
+                "Cannot call write() after write_eof()",
+            )),
+            Some(WriteStep::Dropped { warn: false }) => Ok(()),
+            Some(WriteStep::Dropped { warn: true }) => core
+                .call_method0(intern!(py, "_warn_dropped_write"))
+                .map(drop),
+            None => Err(PyRuntimeError::new_err(
+                "unable to write; sendfile is in progress",
+            )),
         }
-        let bytes = data.as_slice();
-        let (step, sent) = state.with(py, |connection| {
-            if connection.held {
-                return (None, None);
+    }
+
+    /// Writes pieces that leave together, also if no callback is running.
+    fn send_pieces(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
+        let state = slf.get();
+        let running = held::may_hold(state.core.get());
+        let now = running.unwrap_or_else(clock::monotonic_ns);
+        let lost = || state.with(slf.py(), |connection| connection.machine.is_lost());
+        let mut result = Ok(());
+        for piece in pieces {
+            let hold = piece.is_cheap_to_keep().then_some(now);
+            result = Self::send_or_hold(slf, piece, hold);
+            // One call of the program is one dropped write.
+            if result.is_err() || lost() {
+                break;
             }
-            let step = connection.machine.write(bytes.len());
-            match (step, &connection.socket) {
-                (WriteStep::SendNow, Some(socket)) => {
-                    (Some(step), Some(socket.socket().send(bytes)))
-                }
-                _ => (Some(step), None),
-            }
-        });
-        let start = match (step, sent) {
-            (_, Some(Ok(len))) if len == bytes.len() => return Ok(()),
-            (_, Some(Ok(len))) => len,
-            (_, Some(Err(error))) if would_block(&error) => 0,
-            (_, Some(Err(error))) => {
-                return Self::fail(
-                    slf,
-                    os_error(error),
-                    "Fatal write error on socket transport",
-                );
-            }
-            (Some(WriteStep::Queue | WriteStep::SendNow), None) => 0,
-            (None, None) => {
-                return Err(PyRuntimeError::new_err(
-                    "unable to write; sendfile is in progress",
-                ));
-            }
-            (Some(WriteStep::Nothing), None) => return Ok(()),
-            (Some(WriteStep::AfterEof), None) => {
-                return Err(PyRuntimeError::new_err(
-                    "Cannot call write() after write_eof()",
-                ));
-            }
-            (Some(WriteStep::Dropped { warn }), None) => {
-                if warn {
-                    state
-                        .core(py)
-                        .call_method0(intern!(py, "_warn_dropped_write"))?;
-                }
-                return Ok(());
-            }
-        };
-        let (chunk, len) = data.rest(py, start);
-        let signal = state.with(py, |connection| {
-            connection.queue.push_back(chunk);
-            connection.machine.queued(len)
-        });
-        Self::update_interest(slf)?;
-        Self::tell(slf, signal)
+        }
+        match running {
+            Some(_) => result,
+            None => result.and(held::release(state.core(slf.py()))),
+        }
+    }
+}
+
+/// What one system call was offered, bytes.
+#[derive(Default)]
+struct Offer {
+    /// Of the queue.
+    queued: usize,
+    offered: usize,
+    taken: usize,
+    /// There was more than one system call takes.
+    more: bool,
+}
+
+impl Offer {
+    /// Whether the socket may take more.
+    fn goes_on(&self) -> bool {
+        self.more && self.taken == self.offered
     }
 }
 
@@ -711,6 +903,14 @@ impl<'a, 'py> Payload<'a, 'py> {
         match self {
             Self::Immutable(bytes) => bytes.as_bytes(),
             Self::Mutable(bytes) => bytes.as_slice(),
+        }
+    }
+
+    /// Whether keeping it costs little beside the system call that it saves.
+    fn is_cheap_to_keep(&self) -> bool {
+        match self {
+            Self::Immutable(_) => true,
+            Self::Mutable(bytes) => bytes.len() <= MAX_COPIED,
         }
     }
 
@@ -796,7 +996,7 @@ impl StreamTransport {
                 queue: VecDeque::new(),
                 server: server.map(Bound::unbind),
                 writable: None,
-                held: false,
+                lent: false,
                 view: None,
                 local: None,
                 peer: None,
@@ -813,9 +1013,10 @@ impl StreamTransport {
 
     /// Refuse writes while somebody else sends on the descriptor, or take them again. Raises
     /// RuntimeError if they are refused already: two senders would get in between each other.
-    fn _hold_writes(&self, py: Python<'_>, held: bool) -> PyResult<()> {
-        let before = self.with(py, |connection| {
-            std::mem::replace(&mut connection.held, held)
+    fn _hold_writes(slf: &Bound<'_, Self>, held: bool) -> PyResult<()> {
+        Self::release_held(slf)?;
+        let before = slf.get().with(slf.py(), |connection| {
+            std::mem::replace(&mut connection.lent, held)
         });
         match before && held {
             true => Err(PyRuntimeError::new_err("sendfile is in progress already")),
@@ -920,9 +1121,7 @@ impl StreamTransport {
     /// The descriptor, for somebody who sends on it at once. Raises ConnectionError if the connection is
     /// gone, OSError (EBADF) if the application has closed the socket: the number may be another's.
     fn _sending_fd(&self, py: Python<'_>) -> PyResult<i64> {
-        self.check_owner(py)
-            .and_then(|()| self.check_view(py))
-            .map_err(os_error)?;
+        self.check_descriptor(py).map_err(os_error)?;
         let raw = self.with(py, |connection| {
             connection
                 .socket
@@ -958,43 +1157,24 @@ impl StreamTransport {
     /// the transport has added; default for anything else.
     #[pyo3(signature = (name, default = None))]
     fn get_extra_info<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if let Some(value) = self.extra.bind(py).get_item(name)? {
-            return Ok(Some(value));
+        let py = slf.py();
+        if name == "socket" {
+            // It may be shut down, or sent on.
+            Self::release_held(slf)?;
         }
-        let found = match name {
-            "socket" => match self.view(py)? {
-                Some(view) => {
-                    let shown = py
-                        .import(intern!(py, "asyncio.trsock"))?
-                        .getattr(intern!(py, "TransportSocket"))?
-                        .call1((view,))?;
-                    self.extra.bind(py).set_item(name, &shown)?;
-                    Some(shown)
-                }
-                None => None,
-            },
-            "sockname" => {
-                let address = self.with(py, |connection| connection.local.clone());
-                self.address(py, address, "getsockname")?
-            }
-            "peername" => {
-                let address = self.with(py, |connection| connection.peer.clone());
-                self.address(py, address, "getpeername")?
-            }
-            _ => None,
-        };
-        Ok(found.or(default))
+        slf.get().extra_info(py, name).map(|found| found.or(default))
     }
 
     /// Replace the protocol; the new one gets what comes from now on.
-    fn set_protocol(&self, py: Python<'_>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let buffered = is_buffered(protocol)?;
-        let old = self.with(py, |connection| {
+        // The old one is told how its own bytes fare.
+        Self::release_held(slf)?;
+        let old = slf.get().with(slf.py(), |connection| {
             connection.buffered = buffered;
             connection.protocol.replace(protocol.clone().unbind())
         });
@@ -1039,7 +1219,9 @@ impl StreamTransport {
         }
     }
 
-    /// Write bytes: sent at once as far as the socket takes them, the rest is queued.
+    /// Write bytes. What a callback of the loop writes leaves when it returns, by one system call, or before once
+    /// it is more than 64 KiB or the callback goes on writing for more than 50 us; other calls send at once. What
+    /// the socket does not take is queued.
     ///
     /// data: bytes, bytearray or a contiguous memoryview; mutable data may be changed afterwards.
     /// Raises TypeError for anything else, RuntimeError after write_eof(). Never blocks; data for a
@@ -1048,19 +1230,38 @@ impl StreamTransport {
         Self::send(slf, &Payload::of(data)?)
     }
 
-    /// Write several pieces as one.
+    /// Write several pieces as one, without joining them.
     fn writelines<'py>(slf: &Bound<'py, Self>, list_of_data: &Bound<'py, PyAny>) -> PyResult<()> {
         let py = slf.py();
-        let joined = PyBytes::new(py, b"").call_method1(intern!(py, "join"), (list_of_data,))?;
+        let items = match list_of_data.try_iter() {
+            Ok(items) => items.collect::<PyResult<Vec<_>>>()?,
+            Err(_) => Vec::new(),
+        };
+        if let Ok(pieces) = items.iter().map(Payload::of).collect::<PyResult<Vec<_>>>()
+            && pieces.iter().any(|piece| !piece.as_slice().is_empty())
+        {
+            return Self::send_pieces(slf, &pieces);
+        }
+        // Nothing at all, what join() knows better, or what it has the words for.
+        let empty = PyBytes::new(py, b"");
+        let joined = match items.is_empty() {
+            true => empty.call_method1(intern!(py, "join"), (list_of_data,))?,
+            false => empty.call_method1(intern!(py, "join"), (items,))?,
+        };
         Self::send(slf, &Payload::of(&joined)?)
     }
 
     /// Close the write side once what is queued is sent; receiving goes on.
-    fn write_eof(&self, py: Python<'_>) {
-        let step = self.with(py, |connection| connection.machine.write_eof());
+    fn write_eof(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let released = Self::release_held(slf);
+        let step = slf
+            .get()
+            .with(py, |connection| connection.machine.write_eof());
         if step == EofStep::ShutdownWrite {
-            self.shutdown_write(py);
+            slf.get().shutdown_write(py);
         }
+        released
     }
 
     /// True: a stream socket can be closed in one direction.
@@ -1069,8 +1270,10 @@ impl StreamTransport {
     }
 
     /// Bytes that wait to be sent.
-    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
-        self.with(py, |connection| connection.machine.queued_bytes())
+    fn get_write_buffer_size(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        Self::release_held(slf)?;
+        let state = slf.get();
+        Ok(state.with(slf.py(), |connection| connection.machine.queued_bytes()))
     }
 
     /// The (low, high) water marks, bytes.
@@ -1086,6 +1289,7 @@ impl StreamTransport {
         high: Option<i64>,
         low: Option<i64>,
     ) -> PyResult<()> {
+        Self::release_held(slf)?;
         let signal = slf
             .get()
             .with(slf.py(), |connection| {
@@ -1114,6 +1318,9 @@ impl StreamTransport {
             visit.call(&connection.protocol)?;
             visit.call(&connection.server)?;
             visit.call(&connection.writable)?;
+            for chunk in &connection.queue {
+                visit.call(&chunk.bytes)?;
+            }
             visit.call(&connection.view)
         });
         visited.unwrap_or(Ok(()))
