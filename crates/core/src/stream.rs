@@ -249,7 +249,8 @@ impl Stream {
     /// Whether the end of what is queued is awaited: by close or write_eof.
     #[inline]
     pub fn awaits_drain(&self) -> bool {
-        self.life == Life::Closing || (self.life == Life::Open && self.writing == Writing::Finishing)
+        self.life == Life::Closing
+            || (self.life == Life::Open && self.writing == Writing::Finishing)
     }
 
     /// `len` more bytes wait for the socket.

@@ -7,13 +7,15 @@ use crate::target::Target;
 pub const HELP: &str = "\
 usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
 
-Closed-loop echo load: every connection keeps one request in flight and checks each echoed byte.
+Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
+some bytes that the server echoes or, with --http, one or several GET / at once.
 
   --host HOST          loopback address to talk to (127.0.0.1)
   --port PORT          TCP port
   --unix PATH          UNIX socket instead of TCP
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
+  --http N             HTTP/1.1 instead of an echo: N pipelined GET / are one request
   --duration SECONDS   how long to measure (1)
   --requests N         stop after this many requests instead
   --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
@@ -28,11 +30,20 @@ Exit codes: 0 measured, 1 the server misbehaved or went away, 2 bad usage.
 pub struct Options {
     pub target: Target,
     pub connections: usize,
-    pub size: usize,
+    pub exchange: Exchange,
     pub stop: Stop,
     pub warmup: Duration,
     pub stall: Duration,
     pub json: bool,
+}
+
+/// What a request is, and its answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Exchange {
+    /// So many bytes come back as they were sent.
+    Echo(usize),
+    /// So many GETs in one piece, each answered alike.
+    Http(usize),
 }
 
 /// When a session begins no further request.
@@ -50,13 +61,15 @@ pub enum Parsed {
 
 const MAX_CONNECTIONS: u64 = 100_000;
 const MAX_SIZE: u64 = 1 << 30;
+const MAX_PIPELINED: u64 = 1000;
 const MAX_SECONDS: f64 = 86_400.0;
 
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut size, mut json) = (10, 1024, false);
+    let (mut connections, mut json) = (10, false);
+    let (mut size, mut http) = (None, None);
     let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
     while let Some(flag) = args.next() {
         let mut value = || {
@@ -70,7 +83,8 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
             "--connections" => connections = whole(&flag, &value()?, 1, MAX_CONNECTIONS)? as usize,
-            "--size" => size = whole(&flag, &value()?, 1, MAX_SIZE)? as usize,
+            "--size" => size = Some(whole(&flag, &value()?, 1, MAX_SIZE)? as usize),
+            "--http" => http = Some(whole(&flag, &value()?, 1, MAX_PIPELINED)? as usize),
             "--duration" => duration = Some(seconds(&flag, &value()?)?),
             "--requests" => requests = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--warmup" => warmup = seconds(&flag, &value()?)?,
@@ -86,6 +100,11 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     if stop == Stop::After(Duration::ZERO) || stall.is_zero() {
         return Err("--duration and --stall must be more than 0 seconds".to_owned());
     }
+    let exchange = match (size, http) {
+        (Some(_), Some(_)) => return Err("--size and --http exclude each other".to_owned()),
+        (None, Some(pipelined)) => Exchange::Http(pipelined),
+        (size, None) => Exchange::Echo(size.unwrap_or(1024)),
+    };
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
         (None, None) => return Err("no target: give --port or --unix; see --help".to_owned()),
@@ -95,7 +114,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     Ok(Parsed::Run(Options {
         target,
         connections,
-        size,
+        exchange,
         stop,
         warmup,
         stall,
@@ -135,7 +154,8 @@ mod tests {
         let Ok(Parsed::Run(options)) = parsed("--port 7") else {
             panic!("not run")
         };
-        assert_eq!((options.connections, options.size), (10, 1024));
+        assert_eq!(options.connections, 10);
+        assert_eq!(options.exchange, Exchange::Echo(1024));
         assert_eq!(options.stop, Stop::After(Duration::from_secs(1)));
         assert!(complaint("").contains("--port or --unix"));
     }
@@ -151,6 +171,7 @@ mod tests {
         assert!(complaint("--port 7 --size").contains("--size needs a value"));
         assert!(complaint("--port 7 --frobnicate").contains("'--frobnicate'"));
         assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
+        assert!(complaint("--port 7 --size 1 --http 1").contains("exclude"));
     }
 
     #[test]

@@ -102,7 +102,9 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What is told of a failed or a short send may write more.
     while held.any.swap(false, Ordering::Relaxed) {
         let inherited = held.is_inherited(py);
-        let mut transports = held.list.with(py, |list| std::mem::take(&mut list.transports));
+        let mut transports = held
+            .list
+            .with(py, |list| std::mem::take(&mut list.transports));
         for transport in &transports {
             let transport = transport.bind(py);
             let sent = match inherited {

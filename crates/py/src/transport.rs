@@ -727,11 +727,7 @@ impl StreamTransport {
     }
 
     /// What get_extra_info() knows by this name.
-    fn extra_info<'py>(
-        &self,
-        py: Python<'py>,
-        name: &str,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn extra_info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         if let Some(value) = self.extra.bind(py).get_item(name)? {
             return Ok(Some(value));
         }
@@ -1166,7 +1162,9 @@ impl StreamTransport {
             // It may be shut down, or sent on.
             Self::release_held(slf)?;
         }
-        slf.get().extra_info(py, name).map(|found| found.or(default))
+        slf.get()
+            .extra_info(py, name)
+            .map(|found| found.or(default))
     }
 
     /// Replace the protocol; the new one gets what comes from now on.

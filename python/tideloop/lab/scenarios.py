@@ -41,6 +41,8 @@ class Scenario:
     needs: tuple[str, ...] = ()
     baseline: str = "asyncio"
     limit_s: float = 60.0
+    # Whether the native load client drives it.
+    driven: bool = False
     # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
     sleeps: str | None = None
 
@@ -105,6 +107,18 @@ CANCELLATION = Scenario(
     (SETTLE,),
 )
 
+ECHO_METRICS = (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99)
+HTTP = Scenario(
+    "http",
+    "HTTP on loopback: {connections} connections, {pipelined} GET at once, {writes} write(s) to each response",
+    "http",
+    {"connections": 100, "pipelined": 1, "writes": 1, "seconds": 0.5, "warmup_s": 0.15},
+    ECHO_METRICS,
+    families=("asyncio",),
+    limit_s=30.0,
+    driven=True,
+)
+
 QUICK = Profile(
     "quick",
     (
@@ -149,8 +163,9 @@ QUICK = Profile(
             "TCP echo on loopback, native client: {connections} connections, {size:,} B requests",
             "tcp_echo",
             {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15},
-            (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
+            ECHO_METRICS,
             limit_s=30.0,
+            driven=True,
         ),
         Scenario(
             "http_50",
@@ -168,6 +183,16 @@ QUICK = Profile(
     repetitions=5,
 )
 
+WIRE = Profile(
+    "wire",
+    (
+        replace(HTTP, name="http.one"),
+        replace(HTTP, name="http.two", params=HTTP.params | {"writes": 2}),
+        replace(HTTP, name="http.pipelined", params=HTTP.params | {"pipelined": 16}),
+    ),
+    repetitions=5,
+)
+
 SEED = Profile("seed", (TASK_SPAWN, IO_BOUND, CANCELLATION), repetitions=1)
 
-PROFILES = {profile.name: profile for profile in (QUICK, SEED)}
+PROFILES = {profile.name: profile for profile in (QUICK, SEED, WIRE)}
