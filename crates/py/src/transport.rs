@@ -26,7 +26,6 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
 use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
-use tideloop_sys::clock;
 use tideloop_sys::selector::{Event, Interest};
 use tideloop_sys::socket::{self, Address, RawSource, would_block};
 
@@ -314,7 +313,7 @@ impl StreamTransport {
             // Written by the callback that is running: it ends soon.
             return Ok(());
         }
-        match state.offer(py, &[]) {
+        match state.offer(py, &[], 0) {
             Ok(offer) => {
                 let signal = state.consume(py, offer.taken);
                 if signal != Signal::Nothing {
@@ -330,7 +329,7 @@ impl StreamTransport {
     pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
         let state = slf.get();
         match state.with(slf.py(), |connection| connection.machine.release()) {
-            true => Self::send_queue(slf, None),
+            true => Self::send_queue(slf, &[]),
             false => Ok(()),
         }
     }
@@ -348,63 +347,67 @@ impl StreamTransport {
         Self::after_send(slf)
     }
 
-    /// Sends what is held back before the connection ends for another reason: how it goes is no news then.
-    fn release_last(&self, py: Python<'_>) {
-        let held = self.with(py, |connection| connection.machine.release());
-        if held && self.check_descriptor(py).is_ok() {
-            while let Ok(offer) = self.offer(py, &[]) {
-                let _nobody_waits = self.consume(py, offer.taken);
-                if !offer.goes_on() {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Sends what is queued and `data` behind it; what the socket does not take waits for it.
-    fn send_queue(slf: &Bound<'_, Self>, data: Option<&Payload<'_, '_>>) -> PyResult<()> {
+    /// Sends what is queued and these behind it; what the socket does not take waits for it.
+    fn send_queue(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
         if let Err(error) = state.check_descriptor(py) {
             return Self::fail(slf, os_error(error), WRITE_FAILED);
         }
-        let bytes = data.map_or(&[][..], Payload::as_slice);
-        let start = loop {
-            let offer = match state.offer(py, bytes) {
+        let mut start = 0;
+        loop {
+            let offer = match state.offer(py, pieces, start) {
                 Ok(offer) => offer,
                 Err(error) => return Self::fail(slf, os_error(error), WRITE_FAILED),
             };
             let queued = offer.taken.min(offer.queued);
+            // Nothing that was held could have paused the protocol.
             let _nobody_waits = state.consume(py, queued);
+            start += offer.taken - queued;
             if !offer.goes_on() {
-                break offer.taken - queued;
-            }
-        };
-        match data {
-            Some(data) if start < bytes.len() => Self::queue(slf, data, start),
-            _ => {
-                let idle = state.with(py, |connection| {
-                    let machine = &connection.machine;
-                    machine.queued_bytes() == 0 && !machine.awaits_drain()
-                });
-                if idle { Ok(()) } else { Self::after_send(slf) }
+                break;
             }
         }
+        if start < total(pieces) {
+            return Self::queue(slf, pieces, start);
+        }
+        let idle = state.with(py, |connection| {
+            let machine = &connection.machine;
+            machine.queued_bytes() == 0 && !machine.awaits_drain()
+        });
+        if idle { Ok(()) } else { Self::after_send(slf) }
     }
 
-    /// Keeps what is left of `data` from `start` on until the socket takes it.
-    fn queue(slf: &Bound<'_, Self>, data: &Payload<'_, '_>, start: usize) -> PyResult<()> {
-        let (chunk, len) = data.rest(slf.py(), start);
-        let signal = slf.get().with(slf.py(), |connection| {
-            connection.queue.push_back(chunk);
-            connection.machine.queued(len)
+    /// Keeps what is left of these from `start` on until the socket takes it.
+    fn queue(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>], start: usize) -> PyResult<()> {
+        let state = slf.get();
+        state.keep(slf.py(), pieces, start);
+        let signal = state.with(slf.py(), |connection| {
+            connection.machine.queued(total(pieces) - start)
         });
         Self::update_interest(slf)?;
         Self::tell(slf, signal)
     }
 
-    /// Offers the socket what is queued and `bytes` behind it, by one system call.
-    fn offer(&self, py: Python<'_>, bytes: &[u8]) -> io::Result<Offer> {
+    /// Puts these behind what is queued, from `start` on.
+    fn keep(&self, py: Python<'_>, pieces: &[Payload<'_, '_>], mut start: usize) {
+        for piece in pieces {
+            let len = piece.as_slice().len();
+            if start < len {
+                let chunk = piece.rest(py, start);
+                self.with(py, |connection| connection.queue.push_back(chunk));
+            }
+            start = start.saturating_sub(len);
+        }
+    }
+
+    /// Offers the socket what is queued and these behind it, from `start` on, by one system call.
+    fn offer(
+        &self,
+        py: Python<'_>,
+        pieces: &[Payload<'_, '_>],
+        mut start: usize,
+    ) -> io::Result<Offer> {
         self.with(py, |connection| {
             let mut offer = Offer::default();
             let Some(owner) = &connection.socket else {
@@ -419,15 +422,18 @@ impl StreamTransport {
             }
             offer.offered = offer.queued;
             offer.more = count < connection.queue.len();
-            if !offer.more && !bytes.is_empty() {
-                match slices.get_mut(count) {
-                    Some(slot) => {
-                        *slot = IoSlice::new(bytes);
-                        offer.offered += bytes.len();
-                        count += 1;
-                    }
-                    None => offer.more = true,
+            for piece in pieces {
+                let bytes = piece.as_slice();
+                if let Some(left) = bytes.get(start..).filter(|left| !left.is_empty()) {
+                    let Some(slot) = slices.get_mut(count).filter(|_| !offer.more) else {
+                        offer.more = true;
+                        break;
+                    };
+                    *slot = IoSlice::new(left);
+                    offer.offered += left.len();
+                    count += 1;
                 }
+                start = start.saturating_sub(bytes.len());
             }
             let sent = match &slices[..count] {
                 [] => Ok(0),
@@ -557,6 +563,8 @@ impl StreamTransport {
         if ends_the_loop(py, &error) {
             return Err(error);
         }
+        // If what was written before fails as well, that came first.
+        Self::release_held(slf)?;
         // A peer that goes away is no fault of the program: said in debug mode only, as in asyncio.
         let quiet = error.is_instance_of::<PyOSError>(py);
         if !quiet || slf.get().core.get().debug() {
@@ -577,7 +585,7 @@ impl StreamTransport {
     fn force_close(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        state.release_last(py);
+        let released = Self::release_held(slf);
         let (step, dropped) = state.with(py, |connection| {
             let step = connection.machine.abort();
             let dropped = match step {
@@ -589,10 +597,11 @@ impl StreamTransport {
         drop(dropped);
         // Fails only for a descriptor that somebody has closed; that must not keep connection_lost away.
         state.watch(py).ok();
-        match step {
+        let closed = match step {
             CloseStep::Finish => Self::schedule_lost(slf, error),
             CloseStep::Nothing => Ok(()),
-        }
+        };
+        released.and(closed)
     }
 
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -774,42 +783,33 @@ impl StreamTransport {
         }
     }
 
-    /// Writes for whoever calls: to be held until the callback ends, or sent at once as far as can be.
-    fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
-        let core = slf.get().core(slf.py());
-        let hold = match data.is_cheap_to_keep() {
-            true => held::may_hold(core.get()),
-            false => None,
-        };
-        Self::send_or_hold(slf, data, hold)
-    }
-
-    fn send_or_hold(
-        slf: &Bound<'_, Self>,
-        data: &Payload<'_, '_>,
-        hold: Option<u64>,
-    ) -> PyResult<()> {
+    /// Writes these as one: to be held until the callback ends, or sent at once as far as can be.
+    fn send(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
         let core = state.core(py);
         held::forget_inherited(core)?;
-        let len = data.as_slice().len();
+        let copied: usize = pieces.iter().map(Payload::copied).sum();
+        let hold = match copied <= MAX_COPIED {
+            true => held::may_hold(core.get()),
+            false => None,
+        };
+        let len = total(pieces);
         let step = state.with(py, |connection| match connection.lent {
             true => None,
             false => Some(connection.machine.write(len, hold)),
         });
         match step {
             Some(WriteStep::Hold { first }) => {
-                let (chunk, _) = data.rest(py, 0);
-                state.with(py, |connection| connection.queue.push_back(chunk));
+                state.keep(py, pieces, 0);
                 if first {
                     core.get().held().join(slf);
                 }
                 Ok(())
             }
-            Some(WriteStep::SendNow) => Self::send_queue(slf, Some(data)),
+            Some(WriteStep::SendNow) => Self::send_queue(slf, pieces),
             Some(WriteStep::Queue) => match state.check_descriptor(py) {
-                Ok(()) => Self::queue(slf, data, 0),
+                Ok(()) => Self::queue(slf, pieces, 0),
                 Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
             },
             Some(WriteStep::Nothing) => Ok(()),
@@ -825,27 +825,10 @@ impl StreamTransport {
             )),
         }
     }
+}
 
-    /// Writes pieces that leave together, also if no callback is running.
-    fn send_pieces(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
-        let state = slf.get();
-        let running = held::may_hold(state.core.get());
-        let now = running.unwrap_or_else(clock::monotonic_ns);
-        let lost = || state.with(slf.py(), |connection| connection.machine.is_lost());
-        let mut result = Ok(());
-        for piece in pieces {
-            let hold = piece.is_cheap_to_keep().then_some(now);
-            result = Self::send_or_hold(slf, piece, hold);
-            // One call of the program is one dropped write.
-            if result.is_err() || lost() {
-                break;
-            }
-        }
-        match running {
-            Some(_) => result,
-            None => result.and(held::release(state.core(slf.py()))),
-        }
-    }
+fn total(pieces: &[Payload<'_, '_>]) -> usize {
+    pieces.iter().map(|piece| piece.as_slice().len()).sum()
 }
 
 /// What one system call was offered, bytes.
@@ -902,23 +885,22 @@ impl<'a, 'py> Payload<'a, 'py> {
         }
     }
 
-    /// Whether keeping it costs little beside the system call that it saves.
-    fn is_cheap_to_keep(&self) -> bool {
+    /// Bytes that keeping it copies.
+    fn copied(&self) -> usize {
         match self {
-            Self::Immutable(_) => true,
-            Self::Mutable(bytes) => bytes.len() <= MAX_COPIED,
+            Self::Immutable(_) => 0,
+            Self::Mutable(bytes) => bytes.len(),
         }
     }
 
     /// All of it, fit to outlive the call.
     pub fn kept(&self, py: Python<'_>) -> Py<PyBytes> {
-        self.rest(py, 0).0.bytes
+        self.rest(py, 0).bytes
     }
 
-    /// What is left from `start` on, fit to outlive the call, and how much it is.
-    fn rest(&self, py: Python<'_>, start: usize) -> (Chunk, usize) {
-        let len = self.as_slice().len() - start;
-        let chunk = match self {
+    /// What is left from `start` on, fit to outlive the call.
+    fn rest(&self, py: Python<'_>, start: usize) -> Chunk {
+        match self {
             Self::Immutable(bytes) => Chunk {
                 bytes: (*bytes).clone().unbind(),
                 start,
@@ -927,8 +909,7 @@ impl<'a, 'py> Payload<'a, 'py> {
                 bytes: PyBytes::new(py, &bytes.as_slice()[start..]).unbind(),
                 start: 0,
             },
-        };
-        (chunk, len)
+        }
     }
 }
 
@@ -1225,7 +1206,7 @@ impl StreamTransport {
     /// Raises TypeError for anything else, RuntimeError after write_eof(). Never blocks; data for a
     /// connection that is lost is dropped.
     fn write<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>) -> PyResult<()> {
-        Self::send(slf, &Payload::of(data)?)
+        Self::send(slf, &[Payload::of(data)?])
     }
 
     /// Write several pieces as one, without joining them.
@@ -1235,18 +1216,18 @@ impl StreamTransport {
             Ok(items) => items.collect::<PyResult<Vec<_>>>()?,
             Err(_) => Vec::new(),
         };
-        if let Ok(pieces) = items.iter().map(Payload::of).collect::<PyResult<Vec<_>>>()
-            && pieces.iter().any(|piece| !piece.as_slice().is_empty())
+        if !items.is_empty()
+            && let Ok(pieces) = items.iter().map(Payload::of).collect::<PyResult<Vec<_>>>()
         {
-            return Self::send_pieces(slf, &pieces);
+            return Self::send(slf, &pieces);
         }
-        // Nothing at all, what join() knows better, or what it has the words for.
+        // Nothing, or what join() knows better or has the words for.
         let empty = PyBytes::new(py, b"");
         let joined = match items.is_empty() {
             true => empty.call_method1(intern!(py, "join"), (list_of_data,))?,
             false => empty.call_method1(intern!(py, "join"), (items,))?,
         };
-        Self::send(slf, &Payload::of(&joined)?)
+        Self::send(slf, &[Payload::of(&joined)?])
     }
 
     /// Close the write side once what is queued is sent; receiving goes on.
