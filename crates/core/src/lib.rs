@@ -13,6 +13,7 @@ pub mod histogram;
 pub mod hold;
 pub mod ready;
 pub mod registry;
+pub mod room;
 pub mod stream;
 pub mod timeout;
 pub mod timers;

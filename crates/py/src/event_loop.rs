@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::ready::Ready;
+use tideloop_core::room::MAX_ROOM;
 use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
 use tideloop_sys::clock;
@@ -31,10 +32,6 @@ use crate::handoff::Handoff;
 use crate::held::Held;
 use crate::reactor::{Reactor, Side, Target, source_from};
 use crate::turn;
-
-/// One static receive buffer per loop: data is copied out of it into bytes of the exact size, which
-/// costs less than letting the allocator map and unmap a large block for every read.
-pub const RECV_BUFFER: usize = 256 * 1024;
 
 /// Where the loop is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,11 +276,11 @@ impl LoopCore {
         &self.reactor
     }
 
-    /// Lends the receive buffer.
+    /// Lends the receive buffer: what is small is copied out of it into bytes of the exact size.
     pub fn received<R>(&self, py: Python<'_>, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.received.with(py, |buffer| {
             if buffer.is_empty() {
-                buffer.resize(RECV_BUFFER, 0);
+                buffer.resize(MAX_ROOM, 0);
             }
             f(buffer)
         })

@@ -25,6 +25,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
+use tideloop_core::room::Room;
 use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
 use tideloop_sys::selector::{Event, Interest};
 use tideloop_sys::socket::{self, Address, RawSource, would_block};
@@ -32,7 +33,7 @@ use tideloop_sys::socket::{self, Address, RawSource, would_block};
 use crate::address;
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
-use crate::ffi::buffer::Bytes;
+use crate::ffi::buffer::{self, Bytes};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::owner::{Owner, is_still};
@@ -62,6 +63,7 @@ struct Connection {
     protocol: Option<Py<PyAny>>,
     /// The protocol brings its own receive buffers.
     buffered: bool,
+    room: Room,
     queue: VecDeque<Chunk>,
     server: Option<Py<PyAny>>,
     /// A future that waits until everything is sent and the socket takes more.
@@ -88,7 +90,7 @@ enum Received {
     Nothing,
     Data(Py<PyAny>, Py<PyBytes>),
     Eof(Py<PyAny>),
-    Failed(io::Error),
+    Failed(PyErr),
 }
 
 impl StreamTransport {
@@ -179,15 +181,30 @@ impl StreamTransport {
             let (Some(socket), Some(protocol)) = (&connection.socket, &connection.protocol) else {
                 return Received::Nothing;
             };
-            core.received(py, |buffer| match socket.socket().recv(buffer) {
-                Ok(0) => Received::Eof(protocol.clone_ref(py)),
-                Ok(len) => Received::Data(
-                    protocol.clone_ref(py),
-                    PyBytes::new(py, &buffer[..len]).unbind(),
-                ),
+            let socket = socket.socket();
+            let received = match connection.room.next() {
+                None => core.received(py, |buffer| {
+                    let len = socket.recv(buffer)?;
+                    Ok(PyBytes::new(py, &buffer[..len]).unbind())
+                }),
+                Some(room) => match buffer::filled(py, room, |room| socket.recv_uninit(room)) {
+                    Ok(received) => received,
+                    Err(error) => return Received::Failed(error),
+                },
+            };
+            match received {
+                Ok(bytes) => {
+                    let len = bytes.as_bytes(py).len();
+                    connection.room.received(len);
+                    let protocol = protocol.clone_ref(py);
+                    match len {
+                        0 => Received::Eof(protocol),
+                        _ => Received::Data(protocol, bytes),
+                    }
+                }
                 Err(error) if would_block(&error) => Received::Nothing,
-                Err(error) => Received::Failed(error),
-            })
+                Err(error) => Received::Failed(os_error(error)),
+            }
         });
         match received {
             Received::Nothing => Ok(()),
@@ -207,7 +224,7 @@ impl StreamTransport {
             }
             Received::Eof(protocol) => Self::on_eof(slf, &protocol.into_bound(py)),
             Received::Failed(error) => {
-                Self::fail(slf, os_error(error), "Fatal read error on socket transport")
+                Self::fail(slf, error, "Fatal read error on socket transport")
             }
         }
     }
@@ -969,6 +986,7 @@ impl StreamTransport {
                 socket: None,
                 key: None,
                 buffered: is_buffered(protocol)?,
+                room: Room::default(),
                 protocol: Some(protocol.clone().unbind()),
                 queue: VecDeque::new(),
                 server: server.map(Bound::unbind),
