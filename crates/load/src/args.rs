@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use crate::serve::Place;
 use crate::target::Target;
 
 pub const HELP: &str = "\
 usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
+       tideloop-load --serve N [--unix PATH]
 
 Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
 some bytes that the server echoes or, with --http, one or several GET / at once.
@@ -20,6 +22,8 @@ some bytes that the server echoes or, with --http, one or several GET / at once.
   --requests N         stop after this many requests instead
   --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
   --stall SECONDS      give up when nothing is answered for this long (10)
+  --serve N            be an echo server instead: print the port, and after the first connection lost after the Nth
+                       was made the seconds of processor time used in between
   --json               print one JSON object instead of text
   --help               this text
 
@@ -56,6 +60,7 @@ pub enum Stop {
 #[derive(Debug)]
 pub enum Parsed {
     Run(Options),
+    Serve(Place, u64),
     Help,
 }
 
@@ -69,7 +74,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
     let (mut connections, mut json) = (10, false);
-    let (mut size, mut http) = (None, None);
+    let (mut size, mut http, mut serve) = (None, None, None);
     let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
     while let Some(flag) = args.next() {
         let mut value = || {
@@ -85,12 +90,19 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--connections" => connections = whole(&flag, &value()?, 1, MAX_CONNECTIONS)? as usize,
             "--size" => size = Some(whole(&flag, &value()?, 1, MAX_SIZE)? as usize),
             "--http" => http = Some(whole(&flag, &value()?, 1, MAX_PIPELINED)? as usize),
+            "--serve" => serve = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--duration" => duration = Some(seconds(&flag, &value()?)?),
             "--requests" => requests = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--warmup" => warmup = seconds(&flag, &value()?)?,
             "--stall" => stall = seconds(&flag, &value()?)?,
             _ => return Err(format!("unknown argument '{flag}'; see --help")),
         }
+    }
+    if let Some(starts_at) = serve {
+        return match unix {
+            None => Ok(Parsed::Serve(Place::Tcp, starts_at)),
+            Some(path) => Place::unix(&path).map(|place| Parsed::Serve(place, starts_at)),
+        };
     }
     let stop = match (duration, requests) {
         (Some(_), Some(_)) => return Err("--duration and --requests exclude each other".to_owned()),

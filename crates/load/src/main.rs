@@ -14,6 +14,7 @@ mod drive;
 mod http;
 mod readiness;
 mod report;
+mod serve;
 mod target;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let options = match args::parse(std::env::args().skip(1)) {
         Ok(args::Parsed::Run(options)) => options,
+        Ok(args::Parsed::Serve(place, starts_at)) => return ended(serve::run(&place, starts_at)),
         Ok(args::Parsed::Help) => {
             print!("{}", args::HELP);
             return ExitCode::SUCCESS;
@@ -30,11 +32,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match drive::run(&options) {
-        Ok(measured) => {
-            print!("{}", report::render(&options, &measured));
-            ExitCode::SUCCESS
-        }
+    ended(drive::run(&options).map(|measured| print!("{}", report::render(&options, &measured))))
+}
+
+fn ended(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tideloop-load: {error}");
             ExitCode::FAILURE

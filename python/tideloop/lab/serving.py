@@ -52,23 +52,30 @@ class Meter:
         return self.ended - self.began
 
 
+def require_load_client() -> str:
+    """The path of the load client."""
+    binary = find_load_client()
+    if binary is None:
+        raise WrongResult("tideloop-load is not built; run `make build`")
+    return binary
+
+
 class Client:
     """The load client as a child process."""
 
     def __init__(self, params: Params, asking: Sequence[str]) -> None:
         """asking: the arguments that say what a request is."""
-        binary = find_load_client()
-        if binary is None:
-            raise WrongResult("tideloop-load is not built; run `make build`")
         self._command = [
-            *(binary, "--json", "--host", HOST),
+            *(require_load_client(), "--json"),
             *("--connections", str(params["connections"]), *asking),
             *("--duration", str(params["seconds"]), "--warmup", str(params["warmup_s"])),
         ]
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self, port: int) -> None:
-        command = [*self._command, "--port", str(port)]
+    def start(self, where: int | str) -> None:
+        """where: a TCP port, or the path of a UNIX socket."""
+        target = ("--port", str(where)) if isinstance(where, int) else ("--unix", where)
+        command = [*self._command, *target]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -91,13 +98,15 @@ def sessions(params: Params) -> int:
     return 2 if params["warmup_s"] else 1
 
 
-def figures(meter: Meter, client: Client, each: int = 1) -> dict[str, float]:
-    """The metrics of a run that is over. each: requests that the client counts as one."""
+def figures(cpu: float, client: Client, each: int = 1) -> dict[str, float]:
+    """The metrics of a run that is over, for the seconds that the server has used.
+
+    each: requests that the client counts as one.
+    """
     report = client.result()
     requests = report["requests"] * each
     if not requests:
         raise WrongResult("the server answered no request")
-    cpu = meter.seconds()
     return {
         "requests": requests,
         "duration_s": report["seconds"],

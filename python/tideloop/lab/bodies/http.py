@@ -26,7 +26,7 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
     meter = Meter(params["connections"] * sessions(params) + 1)
     client = Client(params, ("--http", str(params["pipelined"])))
     kit.run(lambda: _serve(meter, client, (HEAD, BODY) if params["writes"] == 2 else (HEAD + BODY,)))
-    return figures(meter, client, each=params["pipelined"])
+    return figures(meter.seconds(), client, each=params["pipelined"])
 
 
 class Server(asyncio.Protocol):

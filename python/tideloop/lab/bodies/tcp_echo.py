@@ -1,25 +1,55 @@
-"""TCP echo over real loopback sockets, measured as `tideloop.lab.serving` says."""
+"""Echo over real loopback sockets, measured as `tideloop.lab.serving` says.
+
+asyncio's loops run a Protocol or, where the parameter `buffered` says so, a BufferedProtocol; with `unix`, over a UNIX
+socket. The limit is the load client's own server: a selector, a receive and a send.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import tempfile
 from collections.abc import Callable
 from typing import Any, cast
 
 from tideloop.lab.backends import Family
+from tideloop.lab.bodies import WrongResult
 from tideloop.lab.kit import Kit
 from tideloop.lab.scenarios import Params
-from tideloop.lab.serving import HOST, Client, Meter, figures, sessions, until_over
+from tideloop.lab.serving import HOST, Client, Meter, figures, require_load_client, sessions, until_over
 
 
 def measure(kit: Kit, params: Params) -> dict[str, float]:
     meter = Meter(params["connections"] * sessions(params))
     client = Client(params, ("--size", str(params["size"])))
-    kit.run(lambda: SERVERS[kit.family](meter, client))
-    return figures(meter, client)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/socket" if params.get("unix") else None
+        if kit.family == "native":
+            return figures(_limit(meter, client, path), client)
+        if kit.family == "asyncio":
+            protocol = BufferedEcho if params.get("buffered") else Echo
+            kit.run(lambda: _asyncio_server(meter, client, protocol, path))
+        else:
+            kit.run(lambda: SERVERS[kit.family](meter, client))
+    return figures(meter.seconds(), client)
 
 
-class EchoProtocol(asyncio.Protocol):
+def _limit(meter: Meter, client: Client, path: str | None) -> float:
+    """Seconds of CPU that the load client's own server has used."""
+    command = [require_load_client(), "--serve", str(meter.starts_at), *(("--unix", path) if path else ())]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        where = server.stdout.readline().strip()
+        client.start(path or int(where))
+        used = server.stdout.readline().strip()
+    if not used:
+        raise WrongResult(f"the native server ended with code {server.returncode}")
+    return float(used)
+
+
+class Served:
+    """Tells the meter of a connection's beginning and end."""
+
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
 
@@ -28,18 +58,36 @@ class EchoProtocol(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.meter.opened()
 
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.meter.closed()
 
 
-async def _asyncio_server(meter: Meter, client: Client) -> None:
+class Echo(Served, asyncio.Protocol):
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class BufferedEcho(Served, asyncio.BufferedProtocol):
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(meter)
+        self.buffer = memoryview(bytearray(256 * 1024))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # A copy: the transport may keep what it is given until the socket takes it.
+        self.transport.write(bytes(self.buffer[:nbytes]))
+
+
+async def _asyncio_server(meter: Meter, client: Client, protocol: type[Echo | BufferedEcho], path: str | None) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: EchoProtocol(meter), HOST, 0, backlog=1024)
+    if path is None:
+        server = await loop.create_server(lambda: protocol(meter), HOST, 0, backlog=1024)
+    else:
+        server = await loop.create_unix_server(lambda: protocol(meter), path, backlog=1024)
     async with server:
-        client.start(server.sockets[0].getsockname()[1])
+        client.start(path or server.sockets[0].getsockname()[1])
         await until_over(meter, client, asyncio.sleep)
 
 
@@ -80,7 +128,6 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
 
 
 SERVERS: dict[Family, Callable[[Meter, Client], Any]] = {
-    "asyncio": _asyncio_server,
     "trio": _trio_server,
     "anyio": _anyio_server,
 }
