@@ -20,6 +20,7 @@ use crate::target::Stream;
 const BUFFER: usize = 256 * 1024;
 /// The listener's key; connections are numbered from 1.
 const LISTENER: u64 = 0;
+const GONE: [ErrorKind; 2] = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
 /// How long it waits for anything to happen before it ends.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -142,8 +143,12 @@ fn serve(listener: &Listener, starts_at: u64) -> io::Result<Duration> {
             let Some(echo) = connections.get_mut(&event.key) else {
                 continue;
             };
-            if echo.go_on(&*selector, event.key, &mut buffer)? {
-                continue;
+            match echo.go_on(&*selector, event.key, &mut buffer) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // A client that leaves with something unread.
+                Err(error) if GONE.contains(&error.kind()) => {}
+                Err(error) => return Err(error),
             }
             if let Some(began) = began {
                 return Ok(clock::process_cpu().saturating_sub(began));

@@ -102,16 +102,19 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What is told of a failed or a short send may write more.
     while held.any.swap(false, Ordering::Relaxed) {
         let inherited = held.is_inherited(py);
+        let only = held.list.with(py, |list| match list.transports.len() {
+            1 => list.transports.pop(),
+            _ => None,
+        });
+        if let Some(transport) = only {
+            result = result.and(let_go(transport.bind(py), inherited));
+            continue;
+        }
         let mut transports = held
             .list
             .with(py, |list| std::mem::take(&mut list.transports));
         for transport in &transports {
-            let transport = transport.bind(py);
-            let sent = match inherited {
-                true => StreamTransport::forget_held(transport),
-                false => StreamTransport::release_held(transport),
-            };
-            result = result.and(sent);
+            result = result.and(let_go(transport.bind(py), inherited));
         }
         transports.clear();
         // The room is used again.
@@ -122,4 +125,11 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
         });
     }
     result
+}
+
+fn let_go(transport: &Bound<'_, StreamTransport>, inherited: bool) -> PyResult<()> {
+    match inherited {
+        true => StreamTransport::forget_held(transport),
+        false => StreamTransport::release_held(transport),
+    }
 }

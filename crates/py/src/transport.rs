@@ -419,43 +419,33 @@ impl StreamTransport {
     }
 
     /// Offers the socket what is queued and these behind it, from `start` on, by one system call.
-    fn offer(
-        &self,
-        py: Python<'_>,
-        pieces: &[Payload<'_, '_>],
-        mut start: usize,
-    ) -> io::Result<Offer> {
+    fn offer(&self, py: Python<'_>, pieces: &[Payload<'_, '_>], start: usize) -> io::Result<Offer> {
         self.with(py, |connection| {
             let mut offer = Offer::default();
             let Some(owner) = &connection.socket else {
                 return Ok(offer);
             };
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut count = 0;
-            for (slot, chunk) in slices.iter_mut().zip(&connection.queue) {
-                *slot = IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]);
-                offer.queued += slot.len();
-                count += 1;
-            }
-            offer.offered = offer.queued;
-            offer.more = count < connection.queue.len();
-            for piece in pieces {
-                let bytes = piece.as_slice();
-                if let Some(left) = bytes.get(start..).filter(|left| !left.is_empty()) {
-                    let Some(slot) = slices.get_mut(count).filter(|_| !offer.more) else {
-                        offer.more = true;
-                        break;
-                    };
-                    *slot = IoSlice::new(left);
-                    offer.offered += left.len();
-                    count += 1;
+            let socket = owner.socket();
+            let sent = match (connection.queue.as_slices(), pieces) {
+                // The rule, and not worth a list.
+                (([only], []), []) => {
+                    let bytes = &only.bytes.as_bytes(py)[only.start..];
+                    (offer.queued, offer.offered) = (bytes.len(), bytes.len());
+                    socket.send(bytes)
                 }
-                start = start.saturating_sub(bytes.len());
-            }
-            let sent = match &slices[..count] {
-                [] => Ok(0),
-                [only] => owner.socket().send(only),
-                several => owner.socket().send_vectored(several),
+                (([], []), [only]) => {
+                    let bytes = only.as_slice().get(start..).unwrap_or_default();
+                    offer.offered = bytes.len();
+                    socket.send(bytes)
+                }
+                _ => {
+                    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                    let count = offer.gather(py, &mut slices, &connection.queue, pieces, start);
+                    match count {
+                        0 => Ok(0),
+                        _ => socket.send_vectored(&slices[..count]),
+                    }
+                }
             };
             match sent {
                 Ok(taken) => offer.taken = taken,
@@ -860,6 +850,39 @@ struct Offer {
 }
 
 impl Offer {
+    /// Fills `slices` with what is queued and the pieces behind it, from `start` on; how many are filled.
+    fn gather<'a>(
+        &mut self,
+        py: Python<'a>,
+        slices: &mut [IoSlice<'a>; MAX_SLICES],
+        queue: &'a VecDeque<Chunk>,
+        pieces: &'a [Payload<'_, '_>],
+        mut start: usize,
+    ) -> usize {
+        let mut count = 0;
+        for (slot, chunk) in slices.iter_mut().zip(queue) {
+            *slot = IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]);
+            self.queued += slot.len();
+            count += 1;
+        }
+        self.offered = self.queued;
+        self.more = count < queue.len();
+        for piece in pieces {
+            let bytes = piece.as_slice();
+            if let Some(left) = bytes.get(start..).filter(|left| !left.is_empty()) {
+                let Some(slot) = slices.get_mut(count).filter(|_| !self.more) else {
+                    self.more = true;
+                    break;
+                };
+                *slot = IoSlice::new(left);
+                self.offered += left.len();
+                count += 1;
+            }
+            start = start.saturating_sub(bytes.len());
+        }
+        count
+    }
+
     /// Whether the socket may take more.
     fn goes_on(&self) -> bool {
         self.more && self.taken == self.offered
