@@ -372,7 +372,10 @@ impl LoopCore {
             queue
                 .ready
                 .iter()
-                .for_each(|entry| handle::track(&entry.object()));
+                .for_each(|entry| match entry.is_handle() {
+                    true => handle::track_pending(&entry.object()),
+                    false => handle::track(&entry.object()),
+                });
             queue
                 .timers
                 .iter()
@@ -450,7 +453,8 @@ impl LoopCore {
 
     /// Wakes the loop if it sleeps. A loop that does not sleep looks at its queue before it does.
     pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        if self.sleeping.swap(false, Ordering::AcqRel) {
+        // Looked at first: the loop's thread reads it too, and an exchange would take it away each time.
+        if self.is_sleeping() && self.sleeping.swap(false, Ordering::AcqRel) {
             self.reactor.wake(py)?;
         }
         Ok(())
