@@ -88,7 +88,9 @@ def test_the_echo_scenario_end_to_end(name: str) -> None:
     assert run.metrics["latency_p50_us"] <= run.metrics["latency_p99_us"]
 
 
-@pytest.mark.parametrize("scenario", [scenario for scenario in WIRE.scenarios if scenario.driven], ids=lambda it: it.name)
+@pytest.mark.parametrize(
+    "scenario", [scenario for scenario in WIRE.scenarios if scenario.driven], ids=lambda it: it.name
+)
 @pytest.mark.parametrize("name", ["asyncio", "tideloop", "limit"])
 def test_the_driven_scenarios_end_to_end(name: str, scenario: Scenario) -> None:
     if find_load_client() is None:

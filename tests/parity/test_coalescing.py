@@ -5,7 +5,6 @@ A test's body is a task's step, so everything between two awaits is written by o
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 import time
@@ -320,8 +319,9 @@ loop = backend.new_event_loop()
 mine, peer = socket.socketpair()
 mine.setblocking(False)
 
-async def main():
-    transport, _ = await loop.create_connection(asyncio.Protocol, sock=mine)
+transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=mine))
+
+def fork():
     transport.write(b"once ")
     child = os.fork()
     if child == 0:
@@ -330,11 +330,12 @@ async def main():
         raise SystemExit
     os.waitpid(child, 0)
     transport.close()
+    loop.stop()
 
+loop.call_soon(fork)
 try:
-    loop.run_until_complete(main())
+    loop.run_forever()
 except SystemExit:
-    sys.stdout.flush()
     os._exit(0)
 loop.run_until_complete(asyncio.sleep(0))
 received = b""

@@ -8,6 +8,7 @@ import gc
 import queue
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -255,9 +256,16 @@ def test_pending_calls_survive_the_collector_a_cancellation_and_a_stop(loop):
 
 
 def test_a_loop_that_is_dropped_with_calls_pending(backend):
+    def schedule(loop):
+        for number in range(300):
+            loop.call_soon_threadsafe(print, number)
+        loop.stop()
+
     loop = backend.new_event_loop()
-    loop.call_soon(lambda: [loop.call_soon_threadsafe(print, number) for number in range(300)] and loop.stop())
+    loop.call_soon(schedule, loop)
     loop.run_forever()
     loop.close()
+    known = weakref.ref(loop)
     del loop
     gc.collect()
+    assert known() is None

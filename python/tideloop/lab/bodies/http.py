@@ -14,9 +14,8 @@ from tideloop.lab.scenarios import Params
 from tideloop.lab.serving import HOST, Client, Meter, figures, sessions, until_over
 
 BODY = b"Hello, World!" * 10
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nServer: lab\r\nContent-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(BODY)
+HEAD = b"HTTP/1.1 200 OK\r\nServer: lab\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n" % len(
+    BODY
 )
 END = b"\r\n\r\n"
 
