@@ -22,6 +22,7 @@ some bytes that the server echoes or, with --http, one or several GET / at once.
   --requests N         stop after this many requests instead
   --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
   --stall SECONDS      give up when nothing is answered for this long (10)
+  --reconnect          a new connection for each request
   --serve N            be an echo server instead: print the port, and after the first connection lost after the Nth
                        was made the seconds of processor time used in between
   --json               print one JSON object instead of text
@@ -35,6 +36,7 @@ pub struct Options {
     pub target: Target,
     pub connections: usize,
     pub exchange: Exchange,
+    pub reconnect: bool,
     pub stop: Stop,
     pub warmup: Duration,
     pub stall: Duration,
@@ -73,7 +75,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut json) = (10, false);
+    let (mut connections, mut json, mut reconnect) = (10, false, false);
     let (mut size, mut http, mut serve) = (None, None, None);
     let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
     while let Some(flag) = args.next() {
@@ -84,6 +86,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         match flag.as_str() {
             "--help" | "-h" => return Ok(Parsed::Help),
             "--json" => json = true,
+            "--reconnect" => reconnect = true,
             "--host" => host = value()?,
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
@@ -127,6 +130,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         target,
         connections,
         exchange,
+        reconnect,
         stop,
         warmup,
         stall,

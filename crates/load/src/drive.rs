@@ -2,7 +2,8 @@
 //!
 //! What a server may rely on when it times itself (the lab does): in each of the two sessions, warm-up
 //! and measured, all connections are made and have been answered once before the first counted request;
-//! every request is answered before the first connection closes. Before both HTTP has one more connection, with
+//! every request is answered before the first connection closes. (With a new connection for each request only the
+//! number of connections means anything.) Before both HTTP has one more connection, with
 //! one request, from which the answer is learned.
 
 use std::io;
@@ -79,11 +80,15 @@ impl Talk {
 
 fn session(options: &Options, talk: &Talk, stop: Stop) -> io::Result<Measured> {
     let mut pool = Pool::connect(options, talk)?;
-    pool.prove()?;
+    if !options.reconnect {
+        pool.prove()?;
+    }
     pool.measure(stop)
 }
 
-struct Pool {
+struct Pool<'a> {
+    options: &'a Options,
+    talk: &'a Talk,
     connections: Vec<Connection>,
     readiness: Readiness,
     /// Which connections wait until they can send: those whose last send was short.
@@ -92,15 +97,11 @@ struct Pool {
     stall: Duration,
 }
 
-impl Pool {
-    fn connect(options: &Options, talk: &Talk) -> io::Result<Self> {
+impl<'a> Pool<'a> {
+    fn connect(options: &'a Options, talk: &'a Talk) -> io::Result<Self> {
         let mut connections = Vec::with_capacity(options.connections);
         for index in 0..options.connections {
-            let stream = options.target.connect().map_err(|error| {
-                let target = &options.target;
-                io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
-            })?;
-            connections.push(talk.connection(stream, index));
+            connections.push(talk.connection(open(options)?, index));
         }
         Ok(Self {
             readiness: Readiness::new(&connections)?,
@@ -109,6 +110,8 @@ impl Pool {
             scratch: vec![0; talk.expected().min(MAX_READ) + 1],
             stall: options.stall,
             connections,
+            options,
+            talk,
         })
     }
 
@@ -160,6 +163,9 @@ impl Pool {
                 if let Progress::Done(taken) = progress {
                     note(taken);
                     if may_begin() {
+                        if self.options.reconnect {
+                            self.reconnect(index)?;
+                        }
                         progress = self.connections[index].begin()?;
                     } else {
                         in_flight -= 1;
@@ -171,6 +177,14 @@ impl Pool {
         Ok(())
     }
 
+    /// Hangs up and calls again.
+    fn reconnect(&mut self, index: usize) -> io::Result<()> {
+        self.readiness.forget(&self.connections[index])?;
+        self.connections[index] = self.talk.connection(open(self.options)?, index);
+        self.writing[index] = false;
+        self.readiness.watch(index, &self.connections[index])
+    }
+
     fn follow(&mut self, index: usize, progress: &Progress) -> io::Result<()> {
         let wants = *progress == Progress::Pending { wants_write: true };
         if self.writing[index] != wants {
@@ -180,6 +194,13 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+fn open(options: &Options) -> io::Result<Stream> {
+    options.target.connect().map_err(|error| {
+        let target = &options.target;
+        io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
+    })
 }
 
 fn take(left: &mut u64) -> bool {
@@ -229,6 +250,7 @@ mod tests {
             target: Target::tcp("127.0.0.1", port).unwrap(),
             connections: 4,
             exchange: Exchange::Echo(size),
+            reconnect: false,
             stop: Stop::Requests(requests),
             warmup: Duration::from_millis(1),
             stall: Duration::from_secs(5),
@@ -241,6 +263,13 @@ mod tests {
         let measured = run(&options(server(echo), 100, 57)).unwrap();
         assert_eq!(measured.latency.count(), 57);
         assert!(measured.latency.max().unwrap() > 0);
+    }
+
+    #[test]
+    fn each_request_may_have_a_connection_of_its_own() {
+        let mut options = options(server(echo), 1, 57);
+        options.reconnect = true;
+        assert_eq!(run(&options).unwrap().latency.count(), 57);
     }
 
     #[test]

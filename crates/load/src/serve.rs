@@ -221,6 +221,7 @@ mod tests {
             target: Target::tcp("127.0.0.1", port.parse().unwrap()).unwrap(),
             connections: 3,
             exchange: Exchange::Echo(3 << 20),
+            reconnect: false,
             stop: Stop::Requests(10),
             warmup: Duration::from_millis(1),
             stall: Duration::from_secs(5),

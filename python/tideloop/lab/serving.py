@@ -120,10 +120,15 @@ def figures(cpu: float, client: Client, each: int = 1) -> dict[str, float]:
     }
 
 
-async def until_over(meter: Meter, client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
-    """Until the client has ended and the server has noticed that its connections are closed."""
+async def until_ended(client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Until the client has ended."""
     while client.running():
         await sleep(LOOK_EVERY)
+
+
+async def until_over(meter: Meter, client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Until the client has ended and the server has noticed that its connections are closed."""
+    await until_ended(client, sleep)
     for _ in range(LOOKS_AFTER):
         if meter.ended is not None:
             return
