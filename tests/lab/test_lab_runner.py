@@ -80,7 +80,7 @@ def test_the_echo_scenario_end_to_end(name: str) -> None:
         pytest.skip("tideloop-load is not built; run `make build`")
     if reason := BACKENDS[name].missing():
         pytest.skip(reason)
-    params = {"connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02}
+    params = {"connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02, "how": "usual"}
     run = run_job(job(replace(BY_NAME["tcp_echo"], params=params), BACKENDS[name]))
     assert run.error is None
     assert run.metrics["requests"] > 3

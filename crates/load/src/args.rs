@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use crate::serve::Place;
 use crate::target::Target;
 
 pub const HELP: &str = "\
 usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
-       tideloop-load --serve N [--unix PATH]
+       tideloop-load --serve N [--port PORT | --unix PATH]
 
 Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
 some bytes that the server echoes or, with --http, one or several GET / at once.
@@ -62,10 +61,11 @@ pub enum Stop {
 #[derive(Debug)]
 pub enum Parsed {
     Run(Options),
-    Serve(Place, u64),
+    Serve(Option<Target>, u64),
     Help,
 }
 
+const NO_TARGET: &str = "no target: give --port or --unix; see --help";
 const MAX_CONNECTIONS: u64 = 100_000;
 const MAX_SIZE: u64 = 1 << 30;
 const MAX_PIPELINED: u64 = 1000;
@@ -101,12 +101,6 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             _ => return Err(format!("unknown argument '{flag}'; see --help")),
         }
     }
-    if let Some(starts_at) = serve {
-        return match unix {
-            None => Ok(Parsed::Serve(Place::Tcp, starts_at)),
-            Some(path) => Place::unix(&path).map(|place| Parsed::Serve(place, starts_at)),
-        };
-    }
     let stop = match (duration, requests) {
         (Some(_), Some(_)) => return Err("--duration and --requests exclude each other".to_owned()),
         (None, Some(n)) => Stop::Requests(n),
@@ -122,9 +116,14 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     };
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
-        (None, None) => return Err("no target: give --port or --unix; see --help".to_owned()),
-        (Some(port), None) => Target::tcp(&host, port)?,
-        (None, Some(path)) => Target::unix(&path)?,
+        (None, None) => None,
+        (Some(port), None) => Some(Target::tcp(&host, port)?),
+        (None, Some(path)) => Some(Target::unix(&path)?),
+    };
+    let target = match (serve, target) {
+        (Some(starts_at), place) => return Ok(Parsed::Serve(place, starts_at)),
+        (None, Some(target)) => target,
+        (None, None) => return Err(NO_TARGET.to_owned()),
     };
     Ok(Parsed::Run(Options {
         target,

@@ -15,7 +15,7 @@ use tideloop_sys::clock;
 use tideloop_sys::selector::{self, Backend, Events, Interest, Selector};
 use tideloop_sys::socket::RawSource;
 
-use crate::target::Stream;
+use crate::target::{Stream, Target};
 
 const BUFFER: usize = 256 * 1024;
 /// The listener's key; connections are numbered from 1.
@@ -24,29 +24,6 @@ const GONE: [ErrorKind; 2] = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe]
 /// How long it waits for anything to happen before it ends.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where to listen.
-#[derive(Debug, Clone)]
-pub enum Place {
-    /// A free port of the loopback address.
-    Tcp,
-    #[cfg(unix)]
-    Unix(std::path::PathBuf),
-}
-
-impl Place {
-    #[cfg(unix)]
-    pub fn unix(path: &str) -> Result<Self, String> {
-        Ok(Self::Unix(path.into()))
-    }
-
-    #[cfg(not(unix))]
-    pub fn unix(path: &str) -> Result<Self, String> {
-        Err(format!(
-            "--unix is '{path}', but this system has no UNIX sockets here"
-        ))
-    }
-}
-
 enum Listener {
     Tcp(TcpListener),
     #[cfg(unix)]
@@ -54,16 +31,18 @@ enum Listener {
 }
 
 impl Listener {
-    fn open(place: &Place) -> io::Result<(Self, String)> {
+    /// None: a free port of the loopback address.
+    fn open(place: Option<&Target>) -> io::Result<(Self, String)> {
         match place {
-            Place::Tcp => {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            None => Self::open(Some(&Target::Tcp((Ipv4Addr::LOCALHOST, 0).into()))),
+            Some(Target::Tcp(address)) => {
+                let listener = TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
                 let port = listener.local_addr()?.port();
                 Ok((Self::Tcp(listener), port.to_string()))
             }
             #[cfg(unix)]
-            Place::Unix(path) => {
+            Some(Target::Unix(path)) => {
                 let listener = UnixListener::bind(path)?;
                 listener.set_nonblocking(true)?;
                 Ok((Self::Unix(listener), path.display().to_string()))
@@ -107,7 +86,7 @@ impl Listener {
 }
 
 /// Echoes until the measured connections are gone.
-pub fn run(place: &Place, starts_at: u64) -> io::Result<()> {
+pub fn run(place: Option<&Target>, starts_at: u64) -> io::Result<()> {
     let (listener, name) = Listener::open(place)?;
     println!("{name}");
     let cpu = serve(&listener, starts_at)?;
@@ -211,11 +190,10 @@ mod tests {
     use super::*;
     use crate::args::{Exchange, Options, Stop};
     use crate::drive;
-    use crate::target::Target;
 
     #[test]
     fn it_echoes_and_ends_with_the_first_connection_that_does() {
-        let (listener, port) = Listener::open(&Place::Tcp).unwrap();
+        let (listener, port) = Listener::open(None).unwrap();
         let server = std::thread::spawn(move || serve(&listener, 6));
         let options = Options {
             target: Target::tcp("127.0.0.1", port.parse().unwrap()).unwrap(),

@@ -114,7 +114,7 @@ ECHO = Scenario(
     "tcp_echo",
     "TCP echo on loopback, native client: {connections} connections, {size:,} B requests",
     "tcp_echo",
-    {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15},
+    {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15, "how": "usual"},
     ECHO_METRICS,
     limit_s=30.0,
     driven=True,
@@ -205,7 +205,7 @@ WIRE = Profile(
                 ("1k_100", {}),
                 ("1k_1000", {"connections": 1000}),
                 ("100k_10", {"connections": 10, "size": 100 * 1024}),
-                ("buffered", {"buffered": True}),
+                ("buffered", {"how": "buffered"}),
             )
         ),
         replace(

@@ -1,7 +1,7 @@
 """Echo over real loopback sockets, measured as `tideloop.lab.serving` says.
 
-asyncio's loops run a Protocol or, where the parameter `buffered` says so, a BufferedProtocol; with `unix`, over a UNIX
-socket. The limit is the load client's own server: a selector, a receive and a send.
+asyncio's loops run a Protocol or what the parameter `how` says; with `unix`, over a UNIX socket. The limit is the
+load client's own server: a selector, a receive and a send.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
         if kit.family == "native":
             return figures(_limit(meter, client, path), client)
         if kit.family == "asyncio":
-            protocol = BufferedEcho if params.get("buffered") else Echo
-            kit.run(lambda: _asyncio_server(meter, client, protocol, path))
+            kit.run(lambda: _asyncio_server(meter, client, PROTOCOLS[params["how"]], path))
         else:
             kit.run(lambda: SERVERS[kit.family](meter, client))
     return figures(meter.seconds(), client)
@@ -78,6 +77,9 @@ class BufferedEcho(Served, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         # A copy: the transport may keep what it is given until the socket takes it.
         self.transport.write(bytes(self.buffer[:nbytes]))
+
+
+PROTOCOLS: dict[str, type[Echo | BufferedEcho]] = {"usual": Echo, "buffered": BufferedEcho}
 
 
 async def _asyncio_server(meter: Meter, client: Client, protocol: type[Echo | BufferedEcho], path: str | None) -> None:
