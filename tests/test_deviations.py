@@ -9,13 +9,15 @@ import gc
 import pathlib
 import re
 import socket
+import struct
+import sys
 import weakref
 
 import pytest
 import tideloop
 from tideloop.loop import streams
 
-from tests.peers import settled
+from tests.peers import facing_socket, settled
 from tests.tls import authority
 
 TESTS = pathlib.Path(__file__).parent
@@ -299,5 +301,44 @@ def test_a_separator_that_is_not_bytes_is_refused_at_once(runner):
         for separator in ("a", 3, None):
             with pytest.raises(TypeError):
                 await reader.readuntil(separator)
+
+    runner.run(main())
+
+
+def segments(transport):
+    """TCP segments with data that a connection has sent (tcpi_data_segs_out of Linux's tcp_info)."""
+    info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    return struct.unpack_from("I", info, 156)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_what_a_callback_writes_leaves_when_it_returns(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with facing_socket(loop) as (mine, peer):
+            for count in (2, 16):
+                before = segments(mine.transport)
+                for _ in range(count):
+                    mine.transport.write(b"x")
+                with pytest.raises(BlockingIOError):
+                    peer.recv(1)
+                await asyncio.sleep(0)
+                assert peer.recv(100) == b"x" * count
+                assert segments(mine.transport) == before + 1
+
+    runner.run(main())
+
+
+def test_a_write_that_fails_is_known_when_the_callback_returns(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with facing_socket(loop) as (mine, peer):
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            mine.transport.write(b"x")
+            assert not mine.transport.is_closing()
+            await asyncio.sleep(0)
+            assert mine.transport.is_closing()
+            assert isinstance(await mine.lost, ConnectionError)
 
     runner.run(main())

@@ -11,10 +11,10 @@ from tideloop.lab.load import find_load_client
 from tideloop.lab.plan import Cell, Job
 from tideloop.lab.results import outcome_of
 from tideloop.lab.runner import Run, run_job
-from tideloop.lab.scenarios import QUICK, TASK_SPAWN, Scenario
+from tideloop.lab.scenarios import QUICK, TASK_SPAWN, WIRE, Scenario
 
 SMALL = replace(TASK_SPAWN, params={"task_count": 10, "payload_sleep": 0.0})
-BY_NAME = {scenario.name: scenario for scenario in QUICK.scenarios}
+BY_NAME = {scenario.name: scenario for scenario in QUICK.scenarios + WIRE.scenarios}
 
 
 def job(scenario: Scenario = SMALL, backend: Backend = BACKENDS["asyncio"], rep: int = 1) -> Job:
@@ -88,19 +88,29 @@ def test_the_echo_scenario_end_to_end(name: str) -> None:
     assert run.metrics["latency_p50_us"] <= run.metrics["latency_p99_us"]
 
 
-@pytest.mark.parametrize("how", ["streams", "sock"])
-@pytest.mark.parametrize("name", ["asyncio", "uvloop", "tideloop"])
-def test_the_other_echo_servers_end_to_end(name: str, how: str) -> None:
+@pytest.mark.parametrize(
+    "scenario", [scenario for scenario in WIRE.scenarios if scenario.driven], ids=lambda it: it.name
+)
+@pytest.mark.parametrize("name", ["asyncio", "tideloop", "limit"])
+def test_the_driven_scenarios_end_to_end(name: str, scenario: Scenario) -> None:
     if find_load_client() is None:
         pytest.skip("tideloop-load is not built; run `make build`")
-    if reason := BACKENDS[name].missing():
-        pytest.skip(reason)
-    scenario = BY_NAME[f"tcp_echo.{how}"]
-    params = {**scenario.params, "connections": 3, "size": 200, "seconds": 0.1, "warmup_s": 0.02}
+    if BACKENDS[name].family not in scenario.families:
+        pytest.skip("no cell of this scenario")
+    params = scenario.params | {"connections": 3, "seconds": 0.05, "warmup_s": 0.01}
     run = run_job(job(replace(scenario, params=params), BACKENDS[name]))
     assert run.error is None
-    assert run.metrics["requests"] > 3
+    assert run.metrics["requests"] >= 3 * scenario.params.get("pipelined", 1)
     assert run.metrics["server_cpu_us_per_request"] > 0
+
+
+@pytest.mark.parametrize("name", ["asyncio", "tideloop"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_calls_between_threads_are_all_run(name: str, threads: int) -> None:
+    params = {"threads": threads, "calls": 1000}
+    run = run_job(job(replace(BY_NAME["threadsafe.1"], params=params), BACKENDS[name]))
+    assert run.error is None
+    assert run.metrics["cpu_us_per_call"] > 0
 
 
 @pytest.mark.parametrize("name", ["sequential", "threads", "asyncio", "tideloop"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import queue
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -231,3 +233,39 @@ def test_heavy_traffic_with_tiny_switch_interval(loop):
         test_calls_from_several_threads_all_arrive_in_the_order_of_each(loop)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_pending_calls_survive_the_collector_a_cancellation_and_a_stop(loop):
+    seen = []
+
+    def schedule():
+        handles = [loop.call_soon_threadsafe(lambda number=number: seen.append(color.get())) for number in range(300)]
+        handles[0].cancel()
+        if sys.version_info >= (3, 12):
+            assert color not in handles[1].get_context()
+        del handles
+        gc.collect()
+        loop.stop()
+
+    loop.call_soon(schedule)
+    loop.run_forever()
+    gc.collect()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == ["none"] * 299
+
+
+def test_a_loop_that_is_dropped_with_calls_pending(backend):
+    def schedule(loop):
+        for number in range(300):
+            loop.call_soon_threadsafe(print, number)
+        loop.stop()
+
+    loop = backend.new_event_loop()
+    loop.call_soon(schedule, loop)
+    loop.run_forever()
+    loop.close()
+    known = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert known() is None

@@ -10,6 +10,12 @@
 //! * **life**: `Open`, `Closing` (no more reading; queued bytes still go out, and what is written
 //!   meanwhile joins them, as in asyncio), `Lost` (connection_lost is due or done; writes are dropped).
 //!
+//! Bytes that are written within a callback are **held**: they are queued, but wait for the callback's end
+//! instead of the socket, and [`Stream::release`] lets them go. Nothing is held beside bytes that wait for
+//! the socket, nor more than [`MAX_HELD`] or the high-water mark: what a protocol is told of flow control is
+//! what it would be told if each write were sent at once. The driver releases before whatever could tell
+//! the difference.
+//!
 //! What the selector should watch is derived from the state ([`Stream::wants_read`],
 //! [`Stream::wants_write`]) and never stored: after each step the driver brings its registration in
 //! line with it. A descriptor that wants neither must be taken out of the selector altogether, since
@@ -18,6 +24,10 @@
 //! `Finish` is returned exactly once in a connection's life, so connection_lost is called exactly once.
 
 use crate::flow::{BadLimits, Flow, Signal};
+use crate::hold::Hold;
+
+/// The most that is held back, bytes: beyond that a system call is small beside what it carries.
+pub const MAX_HELD: usize = 64 * 1024;
 
 /// Dropped writes before the driver starts to warn, as in asyncio.
 const WARN_AFTER_DROPPED: u32 = 5;
@@ -55,8 +65,11 @@ pub enum WriteStep {
     Nothing,
     /// The connection is gone: drop the bytes, and warn once there have been several.
     Dropped { warn: bool },
-    /// Nothing is queued: try to send at once, then [`Stream::queued`] what is left.
+    /// Nothing waits for the socket: try to send at once, behind what was held until now, then
+    /// [`Stream::sent`] what was held and is gone, and [`Stream::queued`] what is left of these.
     SendNow,
+    /// Keep it behind what is held. `first`: nothing was, so [`Stream::release`] must come in the end.
+    Hold { first: bool },
     /// Earlier bytes are queued: [`Stream::queued`] all of it, or the order would be lost.
     Queue,
 }
@@ -98,6 +111,8 @@ pub struct Stream {
     writing: Writing,
     life: Life,
     queued: usize,
+    /// All that is queued is held back.
+    hold: Hold,
     dropped: u32,
     flow: Flow,
 }
@@ -109,6 +124,7 @@ impl Default for Stream {
             writing: Writing::Open,
             life: Life::Open,
             queued: 0,
+            hold: Hold::default(),
             dropped: 0,
             flow: Flow::default(),
         }
@@ -134,7 +150,7 @@ impl Stream {
     /// Whether the selector should watch for writability.
     #[inline]
     pub fn wants_write(&self) -> bool {
-        self.queued > 0
+        self.queued > 0 && !self.hold.is_on()
     }
 
     /// What `transport.is_reading()` says.
@@ -150,7 +166,7 @@ impl Stream {
         self.life == Life::Lost
     }
 
-    /// Bytes that wait to be sent.
+    /// Bytes that wait to be sent, held ones among them.
     pub fn queued_bytes(&self) -> usize {
         self.queued
     }
@@ -184,9 +200,10 @@ impl Stream {
         self.reading = Reading::Ended;
     }
 
-    /// The protocol writes `len` bytes.
+    /// The protocol writes `len` bytes, at a time (nanoseconds on the driver's clock) if they may be held
+    /// until the callback ends.
     #[inline]
-    pub fn write(&mut self, len: usize) -> WriteStep {
+    pub fn write(&mut self, len: usize, hold: Option<u64>) -> WriteStep {
         if self.writing != Writing::Open {
             return WriteStep::AfterEof;
         }
@@ -199,14 +216,44 @@ impl Stream {
                 warn: self.dropped >= WARN_AFTER_DROPPED,
             };
         }
-        if self.queued == 0 {
-            WriteStep::SendNow
-        } else {
-            WriteStep::Queue
+        if self.wants_write() {
+            return WriteStep::Queue;
+        }
+        let (_, high) = self.flow.limits();
+        match hold {
+            Some(now) if self.queued + len <= MAX_HELD.min(high) && !self.hold.is_due(now) => {
+                let first = !self.hold.is_on();
+                self.hold.begin(now);
+                self.queued += len;
+                WriteStep::Hold { first }
+            }
+            _ => {
+                self.hold.end();
+                WriteStep::SendNow
+            }
         }
     }
 
-    /// `len` more bytes wait to be sent.
+    /// What is held is to be sent now: whether there is any.
+    #[inline]
+    pub fn release(&mut self) -> bool {
+        self.hold.end()
+    }
+
+    /// Whether bytes are held.
+    #[inline]
+    pub fn is_holding(&self) -> bool {
+        self.hold.is_on()
+    }
+
+    /// Whether the end of what is queued is awaited: by close or write_eof.
+    #[inline]
+    pub fn awaits_drain(&self) -> bool {
+        self.life == Life::Closing
+            || (self.life == Life::Open && self.writing == Writing::Finishing)
+    }
+
+    /// `len` more bytes wait for the socket.
     pub fn queued(&mut self, len: usize) -> Signal {
         self.queued += len;
         self.flow.grown(self.queued)
@@ -271,6 +318,7 @@ impl Stream {
             return CloseStep::Nothing;
         }
         self.queued = 0;
+        self.hold.end();
         self.life = Life::Lost;
         CloseStep::Finish
     }
@@ -322,13 +370,13 @@ mod tests {
     #[test]
     fn close_lets_queued_bytes_go_first() {
         let mut stream = started();
-        assert_eq!(stream.write(10), WriteStep::SendNow);
+        assert_eq!(stream.write(10, None), WriteStep::SendNow);
         assert_eq!(stream.queued(4), Signal::Nothing);
         assert_eq!(stream.close(), CloseStep::Nothing);
         assert!(stream.is_closing() && !stream.is_lost());
         assert!(!stream.wants_read() && stream.wants_write());
         assert_eq!(
-            stream.write(3),
+            stream.write(3, Some(0)),
             WriteStep::Queue,
             "still accepted, as in asyncio"
         );
@@ -338,7 +386,7 @@ mod tests {
         let _ = stream.sent(3);
         assert_eq!(stream.drained(), Drained::Finish);
         assert_eq!(stream.abort(), CloseStep::Nothing);
-        assert_eq!(stream.write(1), WriteStep::Dropped { warn: false });
+        assert_eq!(stream.write(1, None), WriteStep::Dropped { warn: false });
     }
 
     #[test]
@@ -370,7 +418,7 @@ mod tests {
         let mut stream = started();
         let _ = stream.queued(5);
         assert_eq!(stream.write_eof(), EofStep::Nothing);
-        assert_eq!(stream.write(1), WriteStep::AfterEof);
+        assert_eq!(stream.write(1, None), WriteStep::AfterEof);
         let _ = stream.sent(5);
         assert_eq!(stream.drained(), Drained::ShutdownWrite);
         assert!(stream.wants_read(), "the other direction lives on");
@@ -386,14 +434,80 @@ mod tests {
         let mut stream = started();
         let _ = stream.abort();
         let warned: Vec<bool> = (0..6)
-            .map(|_| stream.write(1) == WriteStep::Dropped { warn: true })
+            .map(|_| stream.write(1, Some(0)) == WriteStep::Dropped { warn: true })
             .collect();
         assert_eq!(warned, [false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn what_a_callback_writes_is_held_until_it_ends() {
+        let mut stream = started();
+        assert_eq!(stream.write(10, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.write(20, Some(5)), WriteStep::Hold { first: false });
+        assert_eq!(stream.queued_bytes(), 30);
+        assert!(!stream.wants_write(), "the socket is not asked for it");
+        assert!(stream.release());
+        assert!(stream.wants_write());
+        assert_eq!(
+            stream.write(1, Some(6)),
+            WriteStep::Queue,
+            "it is too late to hold anything behind what waits for the socket"
+        );
+        let _ = stream.queued(1);
+        assert_eq!(stream.sent(31), Signal::Nothing);
+        assert!(!stream.release());
+    }
+
+    #[test]
+    fn what_is_held_leaves_with_a_large_or_a_late_write() {
+        let mut stream = started();
+        assert_eq!(stream.write(MAX_HELD + 1, Some(0)), WriteStep::SendNow);
+        assert_eq!(stream.write(200, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.write(MAX_HELD, Some(0)), WriteStep::SendNow);
+        let _ = stream.sent(200);
+        assert_eq!(stream.write(1, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.write(1, Some(50_001)), WriteStep::SendNow);
+        let _ = stream.sent(1);
+        assert_eq!(stream.write(1, None), WriteStep::SendNow);
+        assert_eq!(stream.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn no_more_is_held_than_the_high_water_mark() {
+        let mut stream = started();
+        assert_eq!(stream.set_limits(Some(100), None), Ok(Signal::Nothing));
+        assert_eq!(stream.write(100, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.write(1, Some(0)), WriteStep::SendNow);
+        let _ = stream.sent(100);
+        assert_eq!(stream.set_limits(Some(0), None), Ok(Signal::Nothing));
+        assert_eq!(
+            stream.write(1, Some(0)),
+            WriteStep::SendNow,
+            "a protocol that wants to hear of every queued byte must not hear of held ones"
+        );
+    }
+
+    #[test]
+    fn a_close_and_an_abort_know_held_bytes() {
+        let mut stream = started();
+        assert_eq!(stream.write(5, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.close(), CloseStep::Nothing);
+        assert!(stream.awaits_drain() && stream.release());
+        let _ = stream.sent(5);
+        assert_eq!(stream.drained(), Drained::Finish);
+
+        let mut stream = started();
+        assert_eq!(stream.write(5, Some(0)), WriteStep::Hold { first: true });
+        assert_eq!(stream.abort(), CloseStep::Finish);
+        assert!(!stream.release(), "there is nothing to send any more");
+        assert_eq!(stream.queued_bytes(), 0);
     }
 
     #[derive(Debug, Clone)]
     enum Op {
         Write(usize),
+        Hold(usize, u64),
+        Release,
         Send(usize),
         Eof,
         Close,
@@ -406,6 +520,8 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             4 => (0_usize..100_000).prop_map(Op::Write),
+            4 => (0_usize..100_000, 0_u64..100_000).prop_map(|(len, now)| Op::Hold(len, now)),
+            2 => Just(Op::Release),
             4 => (1_usize..100_000).prop_map(Op::Send),
             1 => Just(Op::Eof),
             1 => Just(Op::Close),
@@ -423,6 +539,7 @@ mod tests {
             let mut stream = started();
             let (mut finished, mut shut, mut queued) = (0, 0, 0_usize);
             let mut paused = false;
+            let mut held = false;
             let mut signal = |signal: Signal| match signal {
                 Signal::PauseWriting => { assert!(!paused); paused = true; }
                 Signal::ResumeWriting => { assert!(paused); paused = false; }
@@ -430,11 +547,22 @@ mod tests {
             };
             for op in ops {
                 match op {
-                    Op::Write(len) => match stream.write(len) {
+                    Op::Write(len) | Op::Hold(len, _) => match stream.write(len, match op {
+                        Op::Hold(_, now) => Some(now),
+                        _ => None,
+                    }) {
                         WriteStep::SendNow | WriteStep::Queue => {
                             prop_assert!(shut == 0);
                             signal(stream.queued(len));
                             queued += len;
+                            held = false;
+                        }
+                        WriteStep::Hold { first } => {
+                            prop_assert_eq!(first, !held);
+                            prop_assert!(shut == 0 && (held || queued == 0));
+                            queued += len;
+                            held = true;
+                            prop_assert!(queued <= MAX_HELD);
                         }
                         WriteStep::Nothing => prop_assert_eq!(len, 0),
                         WriteStep::Dropped { .. } => prop_assert!(stream.is_lost()),
@@ -451,15 +579,20 @@ mod tests {
                         }
                     }
                     Op::Send(_) => {}
+                    Op::Release => {
+                        prop_assert_eq!(stream.release(), held);
+                        held = false;
+                    }
                     Op::Eof => if stream.write_eof() == EofStep::ShutdownWrite { shut += 1 },
                     Op::Close => if stream.close() == CloseStep::Finish { finished += 1 },
-                    Op::Abort => if stream.abort() == CloseStep::Finish { finished += 1; queued = 0 },
+                    Op::Abort => if stream.abort() == CloseStep::Finish { finished += 1; queued = 0; held = false },
                     Op::Pause => { stream.pause_reading(); }
                     Op::Resume => { stream.resume_reading(); }
                     Op::PeerEof => if stream.wants_read() { stream.peer_eof() },
                 }
                 prop_assert_eq!(stream.queued_bytes(), queued);
-                prop_assert_eq!(stream.wants_write(), queued > 0);
+                prop_assert_eq!(stream.wants_write(), queued > 0 && !held);
+                prop_assert_eq!(stream.is_holding(), held);
                 prop_assert!(finished <= 1 && shut <= 1);
                 prop_assert_eq!(stream.is_lost(), finished == 1);
                 prop_assert!(!(stream.is_closing() && stream.wants_read()));

@@ -6,18 +6,24 @@ use crate::target::Target;
 
 pub const HELP: &str = "\
 usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
+       tideloop-load --serve N [--port PORT | --unix PATH]
 
-Closed-loop echo load: every connection keeps one request in flight and checks each echoed byte.
+Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
+some bytes that the server echoes or, with --http, one or several GET / at once.
 
   --host HOST          loopback address to talk to (127.0.0.1)
   --port PORT          TCP port
   --unix PATH          UNIX socket instead of TCP
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
+  --http N             HTTP/1.1 instead of an echo: N pipelined GET / are one request
   --duration SECONDS   how long to measure (1)
   --requests N         stop after this many requests instead
   --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
   --stall SECONDS      give up when nothing is answered for this long (10)
+  --reconnect          a new connection for each request
+  --serve N            be an echo server instead: print the port, and after the first connection lost after the Nth
+                       was made the seconds of processor time used in between
   --json               print one JSON object instead of text
   --help               this text
 
@@ -28,11 +34,21 @@ Exit codes: 0 measured, 1 the server misbehaved or went away, 2 bad usage.
 pub struct Options {
     pub target: Target,
     pub connections: usize,
-    pub size: usize,
+    pub exchange: Exchange,
+    pub reconnect: bool,
     pub stop: Stop,
     pub warmup: Duration,
     pub stall: Duration,
     pub json: bool,
+}
+
+/// What a request is, and its answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Exchange {
+    /// So many bytes come back as they were sent.
+    Echo(usize),
+    /// So many GETs in one piece, each answered alike.
+    Http(usize),
 }
 
 /// When a session begins no further request.
@@ -45,18 +61,22 @@ pub enum Stop {
 #[derive(Debug)]
 pub enum Parsed {
     Run(Options),
+    Serve(Option<Target>, u64),
     Help,
 }
 
+const NO_TARGET: &str = "no target: give --port or --unix; see --help";
 const MAX_CONNECTIONS: u64 = 100_000;
 const MAX_SIZE: u64 = 1 << 30;
+const MAX_PIPELINED: u64 = 1000;
 const MAX_SECONDS: f64 = 86_400.0;
 
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut size, mut json) = (10, 1024, false);
+    let (mut connections, mut json, mut reconnect) = (10, false, false);
+    let (mut size, mut http, mut serve) = (None, None, None);
     let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
     while let Some(flag) = args.next() {
         let mut value = || {
@@ -66,11 +86,14 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         match flag.as_str() {
             "--help" | "-h" => return Ok(Parsed::Help),
             "--json" => json = true,
+            "--reconnect" => reconnect = true,
             "--host" => host = value()?,
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
             "--connections" => connections = whole(&flag, &value()?, 1, MAX_CONNECTIONS)? as usize,
-            "--size" => size = whole(&flag, &value()?, 1, MAX_SIZE)? as usize,
+            "--size" => size = Some(whole(&flag, &value()?, 1, MAX_SIZE)? as usize),
+            "--http" => http = Some(whole(&flag, &value()?, 1, MAX_PIPELINED)? as usize),
+            "--serve" => serve = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--duration" => duration = Some(seconds(&flag, &value()?)?),
             "--requests" => requests = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--warmup" => warmup = seconds(&flag, &value()?)?,
@@ -86,16 +109,27 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     if stop == Stop::After(Duration::ZERO) || stall.is_zero() {
         return Err("--duration and --stall must be more than 0 seconds".to_owned());
     }
+    let exchange = match (size, http) {
+        (Some(_), Some(_)) => return Err("--size and --http exclude each other".to_owned()),
+        (None, Some(pipelined)) => Exchange::Http(pipelined),
+        (size, None) => Exchange::Echo(size.unwrap_or(1024)),
+    };
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
-        (None, None) => return Err("no target: give --port or --unix; see --help".to_owned()),
-        (Some(port), None) => Target::tcp(&host, port)?,
-        (None, Some(path)) => Target::unix(&path)?,
+        (None, None) => None,
+        (Some(port), None) => Some(Target::tcp(&host, port)?),
+        (None, Some(path)) => Some(Target::unix(&path)?),
+    };
+    let target = match (serve, target) {
+        (Some(starts_at), place) => return Ok(Parsed::Serve(place, starts_at)),
+        (None, Some(target)) => target,
+        (None, None) => return Err(NO_TARGET.to_owned()),
     };
     Ok(Parsed::Run(Options {
         target,
         connections,
-        size,
+        exchange,
+        reconnect,
         stop,
         warmup,
         stall,
@@ -135,7 +169,8 @@ mod tests {
         let Ok(Parsed::Run(options)) = parsed("--port 7") else {
             panic!("not run")
         };
-        assert_eq!((options.connections, options.size), (10, 1024));
+        assert_eq!(options.connections, 10);
+        assert_eq!(options.exchange, Exchange::Echo(1024));
         assert_eq!(options.stop, Stop::After(Duration::from_secs(1)));
         assert!(complaint("").contains("--port or --unix"));
     }
@@ -151,6 +186,7 @@ mod tests {
         assert!(complaint("--port 7 --size").contains("--size needs a value"));
         assert!(complaint("--port 7 --frobnicate").contains("'--frobnicate'"));
         assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
+        assert!(complaint("--port 7 --size 1 --http 1").contains("exclude"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! One connection of the closed loop: at most one request in flight, every echoed byte compared.
+//! One connection of the closed loop: at most one request in flight, every byte of the answer compared.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::target::Stream;
@@ -8,7 +9,9 @@ use crate::target::Stream;
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    payload: Vec<u8>,
+    request: Vec<u8>,
+    /// What comes back; None: the request itself.
+    answer: Option<Arc<[u8]>>,
     serial: u64,
     sent: usize,
     received: usize,
@@ -22,16 +25,26 @@ pub struct Connection {
 pub enum Progress {
     /// Waits for the server; `wants_write` when the socket took only part of the request.
     Pending { wants_write: bool },
-    /// The request in flight was echoed in full, this long after it began.
+    /// The request in flight was answered in full, this long after it began.
     Done(Duration),
 }
 
 impl Connection {
     /// `seed` makes the payloads of two connections differ, so that crossed answers are noticed.
-    pub fn new(stream: Stream, size: usize, seed: u64) -> Self {
+    pub fn echoing(stream: Stream, size: usize, seed: u64) -> Self {
+        Self::new(stream, noise(size, seed), None)
+    }
+
+    /// Sends the same request each time, and gets the same answer.
+    pub fn asking(stream: Stream, request: Vec<u8>, answer: Arc<[u8]>) -> Self {
+        Self::new(stream, request, Some(answer))
+    }
+
+    fn new(stream: Stream, request: Vec<u8>, answer: Option<Arc<[u8]>>) -> Self {
         Self {
             stream,
-            payload: noise(size, seed),
+            request,
+            answer,
             serial: 0,
             sent: 0,
             received: 0,
@@ -46,11 +59,13 @@ impl Connection {
     /// Begins the next request and sends what the socket takes.
     pub fn begin(&mut self) -> io::Result<Progress> {
         debug_assert!(self.began.is_none(), "one request in flight");
-        self.serial += 1;
-        // The serial number at the front tells this answer from the previous one.
-        let stamp = self.serial.to_le_bytes();
-        let room = stamp.len().min(self.payload.len());
-        self.payload[..room].copy_from_slice(&stamp[..room]);
+        if self.answer.is_none() {
+            self.serial += 1;
+            // The serial number at the front tells this answer from the previous one.
+            let stamp = self.serial.to_le_bytes();
+            let room = stamp.len().min(self.request.len());
+            self.request[..room].copy_from_slice(&stamp[..room]);
+        }
         self.sent = 0;
         self.received = 0;
         self.began = Some(Instant::now());
@@ -69,12 +84,19 @@ impl Connection {
             Err(error) if is_retry(&error) => return Ok(pending),
             Err(error) => return Err(error),
         };
-        let expected = self.payload[..self.sent].get(self.received..self.received + read);
-        if expected != Some(&scratch[..read]) {
-            return Err(problem("the server echoed other bytes than it was sent"));
+        let answer = match &self.answer {
+            Some(answer) => &answer[..],
+            None => &self.request[..self.sent],
+        };
+        if answer.get(self.received..self.received + read) != Some(&scratch[..read]) {
+            return Err(problem(match self.answer {
+                Some(_) => "the server answered otherwise than the first time",
+                None => "the server echoed other bytes than it was sent",
+            }));
         }
         self.received += read;
-        if self.received < self.payload.len() {
+        let expected = self.answer.as_ref().map_or(self.request.len(), |a| a.len());
+        if self.received < expected {
             return Ok(pending);
         }
         self.began = None;
@@ -82,8 +104,8 @@ impl Connection {
     }
 
     fn send(&mut self) -> io::Result<Progress> {
-        while self.sent < self.payload.len() {
-            match self.stream.write(&self.payload[self.sent..]) {
+        while self.sent < self.request.len() {
+            match self.stream.write(&self.request[self.sent..]) {
                 Ok(0) => return Err(problem("the socket takes no bytes")),
                 Ok(written) => self.sent += written,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -91,7 +113,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        let wants_write = self.sent < self.payload.len();
+        let wants_write = self.sent < self.request.len();
         Ok(Progress::Pending { wants_write })
     }
 

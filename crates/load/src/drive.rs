@@ -2,16 +2,21 @@
 //!
 //! What a server may rely on when it times itself (the lab does): in each of the two sessions, warm-up
 //! and measured, all connections are made and have been answered once before the first counted request;
-//! every request is answered before the first connection closes.
+//! every request is answered before the first connection closes. (With a new connection for each request only the
+//! number of connections means anything.) Before both HTTP has one more connection, with
+//! one request, from which the answer is learned.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tideloop_core::histogram::Histogram;
 
-use crate::args::{Options, Stop};
+use crate::args::{Exchange, Options, Stop};
 use crate::connection::{Connection, Progress};
+use crate::http;
 use crate::readiness::Readiness;
+use crate::target::Stream;
 
 const MAX_READ: usize = 256 * 1024;
 
@@ -24,19 +29,66 @@ pub struct Measured {
 }
 
 pub fn run(options: &Options) -> io::Result<Measured> {
+    let talk = Talk::about(options)?;
     if !options.warmup.is_zero() {
-        session(options, Stop::After(options.warmup))?;
+        session(options, &talk, Stop::After(options.warmup))?;
     }
-    session(options, options.stop)
+    session(options, &talk, options.stop)
 }
 
-fn session(options: &Options, stop: Stop) -> io::Result<Measured> {
-    let mut pool = Pool::connect(options)?;
-    pool.prove()?;
+/// What every connection says and hears.
+enum Talk {
+    /// So many bytes of its own, and the same again.
+    Echo(usize),
+    Http {
+        request: Vec<u8>,
+        answer: Arc<[u8]>,
+    },
+}
+
+impl Talk {
+    fn about(options: &Options) -> io::Result<Self> {
+        match options.exchange {
+            Exchange::Echo(size) => Ok(Self::Echo(size)),
+            Exchange::Http(pipelined) => {
+                let mut stream = options.target.connect_blocking(options.stall)?;
+                Ok(Self::Http {
+                    answer: Arc::from(http::learn(&mut stream)?.repeat(pipelined)),
+                    request: http::REQUEST.repeat(pipelined),
+                })
+            }
+        }
+    }
+
+    fn connection(&self, stream: Stream, index: usize) -> Connection {
+        match self {
+            Self::Echo(size) => Connection::echoing(stream, *size, index as u64),
+            Self::Http { request, answer } => {
+                Connection::asking(stream, request.clone(), Arc::clone(answer))
+            }
+        }
+    }
+
+    /// Bytes of an answer.
+    fn expected(&self) -> usize {
+        match self {
+            Self::Echo(size) => *size,
+            Self::Http { answer, .. } => answer.len(),
+        }
+    }
+}
+
+fn session(options: &Options, talk: &Talk, stop: Stop) -> io::Result<Measured> {
+    let mut pool = Pool::connect(options, talk)?;
+    if !options.reconnect {
+        pool.prove()?;
+    }
     pool.measure(stop)
 }
 
-struct Pool {
+struct Pool<'a> {
+    options: &'a Options,
+    talk: &'a Talk,
     connections: Vec<Connection>,
     readiness: Readiness,
     /// Which connections wait until they can send: those whose last send was short.
@@ -45,23 +97,21 @@ struct Pool {
     stall: Duration,
 }
 
-impl Pool {
-    fn connect(options: &Options) -> io::Result<Self> {
+impl<'a> Pool<'a> {
+    fn connect(options: &'a Options, talk: &'a Talk) -> io::Result<Self> {
         let mut connections = Vec::with_capacity(options.connections);
         for index in 0..options.connections {
-            let stream = options.target.connect().map_err(|error| {
-                let target = &options.target;
-                io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
-            })?;
-            connections.push(Connection::new(stream, options.size, index as u64));
+            connections.push(talk.connection(open(options)?, index));
         }
         Ok(Self {
             readiness: Readiness::new(&connections)?,
             writing: vec![false; connections.len()],
             // One byte more than is asked for, so that an answer with a tail is noticed.
-            scratch: vec![0; options.size.min(MAX_READ) + 1],
+            scratch: vec![0; talk.expected().min(MAX_READ) + 1],
             stall: options.stall,
             connections,
+            options,
+            talk,
         })
     }
 
@@ -113,6 +163,9 @@ impl Pool {
                 if let Progress::Done(taken) = progress {
                     note(taken);
                     if may_begin() {
+                        if self.options.reconnect {
+                            self.reconnect(index)?;
+                        }
                         progress = self.connections[index].begin()?;
                     } else {
                         in_flight -= 1;
@@ -124,6 +177,14 @@ impl Pool {
         Ok(())
     }
 
+    /// Hangs up and calls again.
+    fn reconnect(&mut self, index: usize) -> io::Result<()> {
+        self.readiness.forget(&self.connections[index])?;
+        self.connections[index] = self.talk.connection(open(self.options)?, index);
+        self.writing[index] = false;
+        self.readiness.watch(index, &self.connections[index])
+    }
+
     fn follow(&mut self, index: usize, progress: &Progress) -> io::Result<()> {
         let wants = *progress == Progress::Pending { wants_write: true };
         if self.writing[index] != wants {
@@ -133,6 +194,13 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+fn open(options: &Options) -> io::Result<Stream> {
+    options.target.connect().map_err(|error| {
+        let target = &options.target;
+        io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
+    })
 }
 
 fn take(left: &mut u64) -> bool {
@@ -181,7 +249,8 @@ mod tests {
         Options {
             target: Target::tcp("127.0.0.1", port).unwrap(),
             connections: 4,
-            size,
+            exchange: Exchange::Echo(size),
+            reconnect: false,
             stop: Stop::Requests(requests),
             warmup: Duration::from_millis(1),
             stall: Duration::from_secs(5),
@@ -194,6 +263,13 @@ mod tests {
         let measured = run(&options(server(echo), 100, 57)).unwrap();
         assert_eq!(measured.latency.count(), 57);
         assert!(measured.latency.max().unwrap() > 0);
+    }
+
+    #[test]
+    fn each_request_may_have_a_connection_of_its_own() {
+        let mut options = options(server(echo), 1, 57);
+        options.reconnect = true;
+        assert_eq!(run(&options).unwrap().latency.count(), 57);
     }
 
     #[test]
@@ -233,6 +309,29 @@ mod tests {
         }
         let kinds = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
         assert!(kinds.contains(&gone.kind()), "{gone}");
+    }
+
+    /// Answers as many requests as it finds in what it reads at once.
+    fn answer(mut stream: TcpStream) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            let n = stream.read(&mut buffer)?;
+            let asked = n / http::REQUEST.len();
+            if asked == 0 {
+                return Ok(());
+            }
+            stream.write_all(&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".repeat(asked))?;
+        }
+    }
+
+    #[test]
+    fn http_requests_are_pipelined_and_counted_together() {
+        let mut options = options(server(answer), 1, 9);
+        options.exchange = Exchange::Http(16);
+        assert_eq!(run(&options).unwrap().latency.count(), 9);
+        options.target = Target::tcp("127.0.0.1", server(echo)).unwrap();
+        let wrong = run(&options).unwrap_err();
+        assert!(wrong.to_string().contains("status"), "{wrong}");
     }
 
     #[test]

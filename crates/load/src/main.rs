@@ -1,7 +1,7 @@
-//! `tideloop-load`: a closed-loop echo client for measuring servers written in Python.
+//! `tideloop-load`: a closed-loop client, of echo and HTTP servers, for measuring servers written in Python.
 //!
 //! A Python client saturates before the server does, so the lab's TCP scenario drives its servers with
-//! this one. Each connection keeps one request in flight: it sends `--size` bytes, reads them back,
+//! this one. Each connection keeps one request in flight: it sends some bytes, reads the answer,
 //! compares every byte, notes the time, and goes again. A closed loop slows down with its server and so
 //! hides stalls (coordinated omission); its latencies describe a saturated server and nothing else.
 //!
@@ -11,8 +11,10 @@
 mod args;
 mod connection;
 mod drive;
+mod http;
 mod readiness;
 mod report;
+mod serve;
 mod target;
 
 use std::process::ExitCode;
@@ -20,6 +22,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let options = match args::parse(std::env::args().skip(1)) {
         Ok(args::Parsed::Run(options)) => options,
+        Ok(args::Parsed::Serve(place, starts_at)) => {
+            return ended(serve::run(place.as_ref(), starts_at));
+        }
         Ok(args::Parsed::Help) => {
             print!("{}", args::HELP);
             return ExitCode::SUCCESS;
@@ -29,11 +34,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match drive::run(&options) {
-        Ok(measured) => {
-            print!("{}", report::render(&options, &measured));
-            ExitCode::SUCCESS
-        }
+    ended(drive::run(&options).map(|measured| print!("{}", report::render(&options, &measured))))
+}
+
+fn ended(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tideloop-load: {error}");
             ExitCode::FAILURE

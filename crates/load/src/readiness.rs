@@ -15,14 +15,25 @@ pub struct Readiness {
 impl Readiness {
     /// Watches every connection for reading.
     pub fn new(connections: &[Connection]) -> io::Result<Self> {
-        let selector = selector::new(Backend::Default)?;
-        for (index, connection) in connections.iter().enumerate() {
-            selector.add(connection.stream().raw(), index as u64, Interest::READ)?;
-        }
-        Ok(Self {
-            selector,
+        let readiness = Self {
+            selector: selector::new(Backend::Default)?,
             events: Events::default(),
-        })
+        };
+        for (index, connection) in connections.iter().enumerate() {
+            readiness.watch(index, connection)?;
+        }
+        Ok(readiness)
+    }
+
+    /// Watches connection `index` for reading.
+    pub fn watch(&self, index: usize, connection: &Connection) -> io::Result<()> {
+        self.selector
+            .add(connection.stream().raw(), index as u64, Interest::READ)
+    }
+
+    /// Watches a connection no longer.
+    pub fn forget(&self, connection: &Connection) -> io::Result<()> {
+        self.selector.remove(connection.stream().raw())
     }
 
     /// Says whether connection `index` also waits until it can send.

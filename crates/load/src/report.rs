@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use tideloop_core::histogram::Histogram;
 
-use crate::args::Options;
+use crate::args::{Exchange, Options};
 use crate::drive::Measured;
 
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0)];
@@ -19,9 +19,12 @@ pub fn render(options: &Options, measured: &Measured) -> String {
 
 fn json(options: &Options, measured: &Measured) -> String {
     let mut out = format!(
-        "{{\"connections\":{},\"size\":{},\"requests\":{},\"seconds\":{:.6},\"requests_per_sec\":{:.1}",
+        "{{\"connections\":{},{},\"requests\":{},\"seconds\":{:.6},\"requests_per_sec\":{:.1}",
         options.connections,
-        options.size,
+        match options.exchange {
+            Exchange::Echo(size) => format!("\"size\":{size}"),
+            Exchange::Http(pipelined) => format!("\"pipelined\":{pipelined}"),
+        },
         measured.latency.count(),
         measured.wall.as_secs_f64(),
         rate(measured),
@@ -50,9 +53,12 @@ fn json(options: &Options, measured: &Measured) -> String {
 
 fn text(options: &Options, measured: &Measured) -> String {
     let mut out = format!(
-        "{} requests of {} B on {} connections in {:.3} s: {:.0} requests/s\nlatency (closed loop)",
+        "{} requests of {} on {} connections in {:.3} s: {:.0} requests/s\nlatency (closed loop)",
         measured.latency.count(),
-        options.size,
+        match options.exchange {
+            Exchange::Echo(size) => format!("{size} B"),
+            Exchange::Http(pipelined) => format!("{pipelined} GET"),
+        },
         options.connections,
         measured.wall.as_secs_f64(),
         rate(measured),

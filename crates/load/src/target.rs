@@ -48,19 +48,35 @@ impl Target {
 
     /// A connected, non-blocking stream.
     pub fn connect(&self) -> io::Result<Stream> {
+        let stream = self.open()?;
+        match &stream {
+            Stream::Tcp(stream) => stream.set_nonblocking(true)?,
+            #[cfg(unix)]
+            Stream::Unix(stream) => stream.set_nonblocking(true)?,
+        }
+        Ok(stream)
+    }
+
+    /// A connected stream whose reads block, but not for longer than `limit`.
+    pub fn connect_blocking(&self, limit: Duration) -> io::Result<Stream> {
+        let stream = self.open()?;
+        match &stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(limit))?,
+            #[cfg(unix)]
+            Stream::Unix(stream) => stream.set_read_timeout(Some(limit))?,
+        }
+        Ok(stream)
+    }
+
+    fn open(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?;
                 stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
-            Self::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Unix(stream))
-            }
+            Self::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
         }
     }
 }

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::ready::Ready;
+use tideloop_core::room::MAX_ROOM;
 use tideloop_core::timeout::Slack;
 use tideloop_core::timers::{Timers, deadline_ns};
 use tideloop_sys::precision::PreciseTimers;
@@ -27,13 +28,10 @@ use crate::ffi::spare::{Running, Spare};
 use crate::ffi::task::TaskList;
 use crate::ffi::{call, future, handle, native};
 use crate::handoff::Handoff;
+use crate::held::Held;
 use crate::loop_clock::LoopClock;
 use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
-
-/// One static receive buffer per loop: data is copied out of it into bytes of the exact size, which
-/// costs less than letting the allocator map and unmap a large block for every read.
-pub const RECV_BUFFER: usize = 256 * 1024;
 
 /// Where the loop is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +149,7 @@ pub struct LoopCore {
     tasks: LoopCell<TaskList>,
     handoff: Handoff,
     clock: LoopClock,
+    held: Held,
     selector_name: &'static str,
 }
 
@@ -305,15 +304,21 @@ impl LoopCore {
         &self.clock
     }
 
+    /// What the running callback has written and not sent.
+    #[inline]
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
     pub fn reactor(&self) -> &Reactor {
         &self.reactor
     }
 
-    /// Lends the receive buffer.
+    /// Lends the receive buffer: what is small is copied out of it into bytes of the exact size.
     pub fn received<R>(&self, py: Python<'_>, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.received.with(py, |buffer| {
             if buffer.is_empty() {
-                buffer.resize(RECV_BUFFER, 0);
+                buffer.resize(MAX_ROOM, 0);
             }
             f(buffer)
         })
@@ -405,7 +410,10 @@ impl LoopCore {
             queue
                 .ready
                 .iter()
-                .for_each(|entry| handle::track(&entry.object()));
+                .for_each(|entry| match entry.is_handle() {
+                    true => handle::track_pending(&entry.object()),
+                    false => handle::track(&entry.object()),
+                });
             queue
                 .timers
                 .iter()
@@ -483,10 +491,17 @@ impl LoopCore {
 
     /// Wakes the loop if it sleeps. A loop that does not sleep looks at its queue before it does.
     pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        if self.sleeping.swap(false, Ordering::AcqRel) {
+        // Looked at first: the loop's thread reads it too, and an exchange would take it away each time.
+        if self.is_sleeping() && self.sleeping.swap(false, Ordering::AcqRel) {
             self.reactor.wake(py)?;
         }
         Ok(())
+    }
+
+    /// Whether the loop waits, or is about to: no callback of its own is running.
+    #[inline]
+    pub fn is_sleeping(&self) -> bool {
+        self.sleeping.load(Ordering::Relaxed)
     }
 
     pub fn set_sleeping(&self, sleeping: bool) {
@@ -656,6 +671,7 @@ impl LoopCore {
             tasks: LoopCell::new(TaskList::default()),
             handoff: Handoff::default(),
             clock: LoopClock::default(),
+            held: Held::default(),
             selector_name,
         })
     }
@@ -856,6 +872,7 @@ impl LoopCore {
         self.task_factory
             .try_with(|factory| visit.call(&*factory))
             .unwrap_or(Ok(()))?;
+        self.held.traverse(&visit)?;
         self.reactor.traverse(&visit)
     }
 

@@ -15,6 +15,7 @@ mod event_loop;
 mod ffi;
 mod guest;
 mod handoff;
+mod held;
 mod listener;
 mod loop_clock;
 mod primitives;

@@ -16,11 +16,12 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyInt, PyMemoryView, PyString, PyType};
+use tideloop_core::room::MAX_ROOM;
 use tideloop_core::waiters::Ticket;
 use tideloop_sys::socket::{self, RawSource, would_block};
 
 use crate::errors::os_error;
-use crate::event_loop::{LoopCore, RECV_BUFFER};
+use crate::event_loop::LoopCore;
 use crate::ffi::buffer::Bytes;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{Frame, Input, Step};
@@ -184,7 +185,7 @@ impl Attempt for Recv {
             Ok(wanted) => wanted.extract::<usize>().ok(),
             Err(_) => None,
         };
-        let (Some(count @ ..=RECV_BUFFER), Some(source)) = (count, direct(sock)) else {
+        let (Some(count @ ..=MAX_ROOM), Some(source)) = (count, direct(sock)) else {
             return by_method(sock, intern!(py, "recv"), frame);
         };
         let received = event_loop.get().received(py, |buffer| {

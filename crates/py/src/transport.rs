@@ -8,8 +8,12 @@
 //!   handed to us.
 //! * Protocol methods run in the context in which the connection was made.
 //! * One receive per event: a connection that never runs dry cannot keep the others waiting.
-//! * What cannot be sent at once is queued by reference if it is `bytes`, and as a snapshot if the
-//!   caller could change it afterwards.
+//! * What a callback of the loop writes is held and leaves by one system call, when the callback has returned
+//!   ([`crate::held`]) or before anything that could tell the difference: [`StreamTransport::release_held`] stands
+//!   at the head of whatever closes, ends, hands over, looks at or counts what was written. What is written from
+//!   elsewhere, and what is large, leaves at once.
+//! * What does not leave at once is kept by reference if it is `bytes`, and as a snapshot if the caller could
+//!   change it afterwards.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -21,6 +25,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
+use tideloop_core::room::Room;
 use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
 use tideloop_sys::selector::{Event, Interest};
 use tideloop_sys::socket::{self, Address, RawSource, would_block};
@@ -28,15 +33,22 @@ use tideloop_sys::socket::{self, Address, RawSource, would_block};
 use crate::address;
 use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
-use crate::ffi::buffer::Bytes;
+use crate::ffi::buffer::{self, Bytes};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::owner::{Owner, is_still};
+use crate::held;
 use crate::reactor::Target;
 use crate::streams;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
+
+/// The largest snapshot that is made only to hold bytes back.
+const MAX_COPIED: usize = 16 * 1024;
+
+/// What is said of a connection that could not be written to.
+const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
 /// Bytes that wait to be sent, and how many of them already were.
 struct Chunk {
@@ -52,12 +64,13 @@ struct Connection {
     protocol: Option<Py<PyAny>>,
     /// The protocol brings its own receive buffers.
     buffered: bool,
+    room: Room,
     queue: VecDeque<Chunk>,
     server: Option<Py<PyAny>>,
     /// A future that waits until everything is sent and the socket takes more.
     writable: Option<Py<PyAny>>,
     /// Somebody else sends on the descriptor: writes would get in between.
-    held: bool,
+    lent: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
     view: Option<Py<PyAny>>,
     local: Option<Address>,
@@ -78,7 +91,7 @@ enum Received {
     Nothing,
     Data(Py<PyAny>, Py<PyBytes>),
     Eof(Py<PyAny>),
-    Failed(io::Error),
+    Failed(PyErr),
 }
 
 impl StreamTransport {
@@ -169,15 +182,30 @@ impl StreamTransport {
             let (Some(socket), Some(protocol)) = (&connection.socket, &connection.protocol) else {
                 return Received::Nothing;
             };
-            core.received(py, |buffer| match socket.socket().recv(buffer) {
-                Ok(0) => Received::Eof(protocol.clone_ref(py)),
-                Ok(len) => Received::Data(
-                    protocol.clone_ref(py),
-                    PyBytes::new(py, &buffer[..len]).unbind(),
-                ),
+            let socket = socket.socket();
+            let received = match connection.room.next() {
+                None => core.received(py, |buffer| {
+                    let len = socket.recv(buffer)?;
+                    Ok(PyBytes::new(py, &buffer[..len]).unbind())
+                }),
+                Some(room) => match buffer::filled(py, room, |room| socket.recv_uninit(room)) {
+                    Ok(received) => received,
+                    Err(error) => return Received::Failed(error),
+                },
+            };
+            match received {
+                Ok(bytes) => {
+                    let len = bytes.as_bytes(py).len();
+                    connection.room.received(len);
+                    let protocol = protocol.clone_ref(py);
+                    match len {
+                        0 => Received::Eof(protocol),
+                        _ => Received::Data(protocol, bytes),
+                    }
+                }
                 Err(error) if would_block(&error) => Received::Nothing,
-                Err(error) => Received::Failed(error),
-            })
+                Err(error) => Received::Failed(os_error(error)),
+            }
         });
         match received {
             Received::Nothing => Ok(()),
@@ -200,7 +228,7 @@ impl StreamTransport {
             }
             Received::Eof(protocol) => Self::on_eof(slf, &protocol.into_bound(py)),
             Received::Failed(error) => {
-                Self::fail(slf, os_error(error), "Fatal read error on socket transport")
+                Self::fail(slf, error, "Fatal read error on socket transport")
             }
         }
     }
@@ -302,37 +330,134 @@ impl StreamTransport {
             Self::update_interest(slf)?;
             return release_waiter(&writable.into_bound(py), None);
         }
-        let sent = state.with(py, |connection| {
-            let Some(socket) = &connection.socket else {
-                return Ok(0);
-            };
-            if connection.queue.is_empty() {
-                return Ok(0);
-            }
-            let slices: Vec<IoSlice<'_>> = connection
-                .queue
-                .iter()
-                .take(MAX_SLICES)
-                .map(|chunk| IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]))
-                .collect();
-            socket.socket().send_vectored(&slices)
-        });
-        match sent {
-            Ok(len) => {
-                state.consume(py, len);
-                let signal = state.with(py, |connection| connection.machine.sent(len));
+        if state.with(py, |connection| connection.machine.is_holding()) {
+            // Written by the callback that is running: it ends soon.
+            return Ok(());
+        }
+        match state.offer(py, &[], 0) {
+            Ok(offer) => {
+                let signal = state.consume(py, offer.taken);
                 if signal != Signal::Nothing {
                     call::in_context(state.context.bind(py), |_| Self::tell(slf, signal))?;
                 }
                 Self::after_send(slf)
             }
-            Err(error) if would_block(&error) => Ok(()),
-            Err(error) => Self::fail(
-                slf,
-                os_error(error),
-                "Fatal write error on socket transport",
-            ),
+            Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
         }
+    }
+
+    /// Sends what is held back, if anything is.
+    pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let state = slf.get();
+        match state.with(slf.py(), |connection| connection.machine.release()) {
+            true => Self::send_queue(slf, &[]),
+            false => Ok(()),
+        }
+    }
+
+    /// Drops what is held back: it is another process's to send.
+    pub fn forget_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let held = state.with(py, |connection| match connection.machine.release() {
+            true => connection.machine.queued_bytes(),
+            false => 0,
+        });
+        // Nothing that is held could have paused the protocol.
+        let _nobody_waits = state.consume(py, held);
+        Self::after_send(slf)
+    }
+
+    /// Sends what is queued and these behind it; what the socket does not take waits for it.
+    fn send_queue(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        if let Err(error) = state.check_descriptor(py) {
+            return Self::fail(slf, os_error(error), WRITE_FAILED);
+        }
+        let mut start = 0;
+        loop {
+            let offer = match state.offer(py, pieces, start) {
+                Ok(offer) => offer,
+                Err(error) => return Self::fail(slf, os_error(error), WRITE_FAILED),
+            };
+            let queued = offer.taken.min(offer.queued);
+            // Nothing that was held could have paused the protocol.
+            let _nobody_waits = state.consume(py, queued);
+            start += offer.taken - queued;
+            if !offer.goes_on() {
+                break;
+            }
+        }
+        if start < total(pieces) {
+            return Self::queue(slf, pieces, start);
+        }
+        let idle = state.with(py, |connection| {
+            let machine = &connection.machine;
+            machine.queued_bytes() == 0 && !machine.awaits_drain()
+        });
+        if idle { Ok(()) } else { Self::after_send(slf) }
+    }
+
+    /// Keeps what is left of these from `start` on until the socket takes it.
+    fn queue(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>], start: usize) -> PyResult<()> {
+        let state = slf.get();
+        state.keep(slf.py(), pieces, start);
+        let signal = state.with(slf.py(), |connection| {
+            connection.machine.queued(total(pieces) - start)
+        });
+        Self::update_interest(slf)?;
+        Self::tell(slf, signal)
+    }
+
+    /// Puts these behind what is queued, from `start` on.
+    fn keep(&self, py: Python<'_>, pieces: &[Payload<'_, '_>], mut start: usize) {
+        for piece in pieces {
+            let len = piece.as_slice().len();
+            if start < len {
+                let chunk = piece.rest(py, start);
+                self.with(py, |connection| connection.queue.push_back(chunk));
+            }
+            start = start.saturating_sub(len);
+        }
+    }
+
+    /// Offers the socket what is queued and these behind it, from `start` on, by one system call.
+    fn offer(&self, py: Python<'_>, pieces: &[Payload<'_, '_>], start: usize) -> io::Result<Offer> {
+        self.with(py, |connection| {
+            let mut offer = Offer::default();
+            let Some(owner) = &connection.socket else {
+                return Ok(offer);
+            };
+            let socket = owner.socket();
+            let sent = match (connection.queue.as_slices(), pieces) {
+                // The rule, and not worth a list.
+                (([only], []), []) => {
+                    let bytes = &only.bytes.as_bytes(py)[only.start..];
+                    (offer.queued, offer.offered) = (bytes.len(), bytes.len());
+                    socket.send(bytes)
+                }
+                (([], []), [only]) => {
+                    let bytes = only.as_slice().get(start..).unwrap_or_default();
+                    offer.offered = bytes.len();
+                    socket.send(bytes)
+                }
+                _ => {
+                    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                    let count = offer.gather(py, &mut slices, &connection.queue, pieces, start);
+                    match count {
+                        0 => Ok(0),
+                        _ => socket.send_vectored(&slices[..count]),
+                    }
+                }
+            };
+            match sent {
+                Ok(taken) => offer.taken = taken,
+                Err(error) if would_block(&error) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(offer)
+        })
     }
 
     /// What follows once the protocol knows that bytes went out.
@@ -352,23 +477,35 @@ impl StreamTransport {
     }
 
     /// Drops what was sent from the head of the queue.
-    fn consume(&self, py: Python<'_>, mut sent: usize) {
-        let mut done = Vec::new();
-        self.with(py, |connection| {
-            while sent > 0 {
-                let Some(head) = connection.queue.front_mut() else {
-                    break;
-                };
-                let left = head.bytes.as_bytes(py).len() - head.start;
-                if sent < left {
-                    head.start += sent;
+    fn consume(&self, py: Python<'_>, sent: usize) -> Signal {
+        let (mut done, signal) = self.with(py, |connection| {
+            let signal = connection.machine.sent(sent);
+            let queue = &mut connection.queue;
+            if connection.machine.queued_bytes() == 0 {
+                return (std::mem::take(queue), signal);
+            }
+            let (mut left, mut gone) = (sent, 0);
+            for chunk in queue.iter_mut() {
+                let len = chunk.bytes.as_bytes(py).len() - chunk.start;
+                if left < len {
+                    chunk.start += left;
                     break;
                 }
-                sent -= left;
-                done.extend(connection.queue.pop_front());
+                left -= len;
+                gone += 1;
             }
+            (queue.drain(..gone).collect(), signal)
         });
-        drop(done);
+        done.clear();
+        if done.capacity() <= MAX_SLICES {
+            // The room is used again.
+            self.with(py, |connection| {
+                if connection.queue.capacity() == 0 {
+                    connection.queue = done;
+                }
+            });
+        }
+        signal
     }
 
     /// Tells the protocol to pause or go on; it cannot fail the connection.
@@ -437,6 +574,8 @@ impl StreamTransport {
         if ends_the_loop(py, &error) {
             return Err(error);
         }
+        // If what was written before fails as well, that came first.
+        Self::release_held(slf)?;
         // A peer that goes away is no fault of the program: said in debug mode only, as in asyncio.
         let quiet = error.is_instance_of::<PyOSError>(py);
         if !quiet || slf.get().core.get().debug() {
@@ -457,6 +596,7 @@ impl StreamTransport {
     fn force_close(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        let released = Self::release_held(slf);
         let (step, dropped) = state.with(py, |connection| {
             let step = connection.machine.abort();
             let dropped = match step {
@@ -468,21 +608,24 @@ impl StreamTransport {
         drop(dropped);
         // Fails only for a descriptor that somebody has closed; that must not keep connection_lost away.
         state.watch(py).ok();
-        match step {
+        let closed = match step {
             CloseStep::Finish => Self::schedule_lost(slf, error),
             CloseStep::Nothing => Ok(()),
-        }
+        };
+        released.and(closed)
     }
 
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
+        let released = Self::release_held(slf);
         let step = state.with(py, |connection| connection.machine.close());
         Self::update_interest(slf)?;
-        match step {
+        let closed = match step {
             CloseStep::Finish => Self::schedule_lost(slf, None),
             CloseStep::Nothing => Ok(()),
-        }
+        };
+        released.and(closed)
     }
 
     fn schedule_lost(slf: &Bound<'_, Self>, error: Option<PyErr>) -> PyResult<()> {
@@ -571,6 +714,11 @@ impl StreamTransport {
         }
     }
 
+    /// Fails if our descriptor is not ours any more.
+    fn check_descriptor(&self, py: Python<'_>) -> io::Result<()> {
+        self.check_owner(py).and_then(|()| self.check_view(py))
+    }
+
     /// A Python socket on our descriptor, which it does not own.
     fn view<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         if let Some(view) = self.with(py, |connection| {
@@ -598,6 +746,36 @@ impl StreamTransport {
         Ok(Some(view))
     }
 
+    /// What get_extra_info() knows by this name.
+    fn extra_info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if let Some(value) = self.extra.bind(py).get_item(name)? {
+            return Ok(Some(value));
+        }
+        let found = match name {
+            "socket" => match self.view(py)? {
+                Some(view) => {
+                    let shown = py
+                        .import(intern!(py, "asyncio.trsock"))?
+                        .getattr(intern!(py, "TransportSocket"))?
+                        .call1((view,))?;
+                    self.extra.bind(py).set_item(name, &shown)?;
+                    Some(shown)
+                }
+                None => None,
+            },
+            "sockname" => {
+                let address = self.with(py, |connection| connection.local.clone());
+                self.address(py, address, "getsockname")?
+            }
+            "peername" => {
+                let address = self.with(py, |connection| connection.peer.clone());
+                self.address(py, address, "getpeername")?
+            }
+            _ => None,
+        };
+        Ok(found)
+    }
+
     fn address<'py>(
         &self,
         py: Python<'py>,
@@ -616,69 +794,102 @@ impl StreamTransport {
         }
     }
 
-    /// Sends what can be sent now and queues the rest.
-    fn send(slf: &Bound<'_, Self>, data: &Payload<'_, '_>) -> PyResult<()> {
+    /// Writes these as one: to be held until the callback ends, or sent at once as far as can be.
+    fn send(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        if let Err(error) = state.check_owner(py).and_then(|()| state.check_view(py)) {
-            return Self::fail(
-                slf,
-                os_error(error),
-                "Fatal write error on socket transport",
-            );
-        }
-        let bytes = data.as_slice();
-        let (step, sent) = state.with(py, |connection| {
-            if connection.held {
-                return (None, None);
-            }
-            let step = connection.machine.write(bytes.len());
-            match (step, &connection.socket) {
-                (WriteStep::SendNow, Some(socket)) => {
-                    (Some(step), Some(socket.socket().send(bytes)))
-                }
-                _ => (Some(step), None),
-            }
-        });
-        let start = match (step, sent) {
-            (_, Some(Ok(len))) if len == bytes.len() => return Ok(()),
-            (_, Some(Ok(len))) => len,
-            (_, Some(Err(error))) if would_block(&error) => 0,
-            (_, Some(Err(error))) => {
-                return Self::fail(
-                    slf,
-                    os_error(error),
-                    "Fatal write error on socket transport",
-                );
-            }
-            (Some(WriteStep::Queue | WriteStep::SendNow), None) => 0,
-            (None, None) => {
-                return Err(PyRuntimeError::new_err(
-                    "unable to write; sendfile is in progress",
-                ));
-            }
-            (Some(WriteStep::Nothing), None) => return Ok(()),
-            (Some(WriteStep::AfterEof), None) => {
-                return Err(PyRuntimeError::new_err(
-                    "Cannot call write() after write_eof()",
-                ));
-            }
-            (Some(WriteStep::Dropped { warn }), None) => {
-                if warn {
-                    state
-                        .core(py)
-                        .call_method0(intern!(py, "_warn_dropped_write"))?;
-                }
-                return Ok(());
-            }
+        let core = state.core(py);
+        held::forget_inherited(core)?;
+        let copied: usize = pieces.iter().map(Payload::copied).sum();
+        let hold = match copied <= MAX_COPIED {
+            true => held::may_hold(core.get()),
+            false => None,
         };
-        let (chunk, len) = data.rest(py, start);
-        let signal = state.with(py, |connection| {
-            connection.queue.push_back(chunk);
-            connection.machine.queued(len)
+        let len = total(pieces);
+        let step = state.with(py, |connection| match connection.lent {
+            true => None,
+            false => Some(connection.machine.write(len, hold)),
         });
-        Self::update_interest(slf)?;
-        Self::tell(slf, signal)
+        match step {
+            Some(WriteStep::Hold { first }) => {
+                state.keep(py, pieces, 0);
+                if first {
+                    core.get().held().join(slf);
+                }
+                Ok(())
+            }
+            Some(WriteStep::SendNow) => Self::send_queue(slf, pieces),
+            Some(WriteStep::Queue) => match state.check_descriptor(py) {
+                Ok(()) => Self::queue(slf, pieces, 0),
+                Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
+            },
+            Some(WriteStep::Nothing) => Ok(()),
+            Some(WriteStep::AfterEof) => Err(PyRuntimeError::new_err(
+                "Cannot call write() after write_eof()",
+            )),
+            Some(WriteStep::Dropped { warn: false }) => Ok(()),
+            Some(WriteStep::Dropped { warn: true }) => core
+                .call_method0(intern!(py, "_warn_dropped_write"))
+                .map(drop),
+            None => Err(PyRuntimeError::new_err(
+                "unable to write; sendfile is in progress",
+            )),
+        }
+    }
+}
+
+fn total(pieces: &[Payload<'_, '_>]) -> usize {
+    pieces.iter().map(|piece| piece.as_slice().len()).sum()
+}
+
+/// What one system call was offered, bytes.
+#[derive(Default)]
+struct Offer {
+    /// Of the queue.
+    queued: usize,
+    offered: usize,
+    taken: usize,
+    /// There was more than one system call takes.
+    more: bool,
+}
+
+impl Offer {
+    /// Fills `slices` with what is queued and the pieces behind it, from `start` on; how many are filled.
+    fn gather<'a>(
+        &mut self,
+        py: Python<'a>,
+        slices: &mut [IoSlice<'a>; MAX_SLICES],
+        queue: &'a VecDeque<Chunk>,
+        pieces: &'a [Payload<'_, '_>],
+        mut start: usize,
+    ) -> usize {
+        let mut count = 0;
+        for (slot, chunk) in slices.iter_mut().zip(queue) {
+            *slot = IoSlice::new(&chunk.bytes.as_bytes(py)[chunk.start..]);
+            self.queued += slot.len();
+            count += 1;
+        }
+        self.offered = self.queued;
+        self.more = count < queue.len();
+        for piece in pieces {
+            let bytes = piece.as_slice();
+            if let Some(left) = bytes.get(start..).filter(|left| !left.is_empty()) {
+                let Some(slot) = slices.get_mut(count).filter(|_| !self.more) else {
+                    self.more = true;
+                    break;
+                };
+                *slot = IoSlice::new(left);
+                self.offered += left.len();
+                count += 1;
+            }
+            start = start.saturating_sub(bytes.len());
+        }
+        count
+    }
+
+    /// Whether the socket may take more.
+    fn goes_on(&self) -> bool {
+        self.more && self.taken == self.offered
     }
 }
 
@@ -718,15 +929,22 @@ impl<'a, 'py> Payload<'a, 'py> {
         }
     }
 
-    /// All of it, fit to outlive the call.
-    pub fn kept(&self, py: Python<'_>) -> Py<PyBytes> {
-        self.rest(py, 0).0.bytes
+    /// Bytes that keeping it copies.
+    fn copied(&self) -> usize {
+        match self {
+            Self::Immutable(_) => 0,
+            Self::Mutable(bytes) => bytes.len(),
+        }
     }
 
-    /// What is left from `start` on, fit to outlive the call, and how much it is.
-    fn rest(&self, py: Python<'_>, start: usize) -> (Chunk, usize) {
-        let len = self.as_slice().len() - start;
-        let chunk = match self {
+    /// All of it, fit to outlive the call.
+    pub fn kept(&self, py: Python<'_>) -> Py<PyBytes> {
+        self.rest(py, 0).bytes
+    }
+
+    /// What is left from `start` on, fit to outlive the call.
+    fn rest(&self, py: Python<'_>, start: usize) -> Chunk {
+        match self {
             Self::Immutable(bytes) => Chunk {
                 bytes: (*bytes).clone().unbind(),
                 start,
@@ -735,8 +953,7 @@ impl<'a, 'py> Payload<'a, 'py> {
                 bytes: PyBytes::new(py, &bytes.as_slice()[start..]).unbind(),
                 start: 0,
             },
-        };
-        (chunk, len)
+        }
     }
 }
 
@@ -797,11 +1014,12 @@ impl StreamTransport {
                 socket: None,
                 key: None,
                 buffered: is_buffered(protocol)?,
+                room: Room::default(),
                 protocol: Some(protocol.clone().unbind()),
                 queue: VecDeque::new(),
                 server: server.map(Bound::unbind),
                 writable: None,
-                held: false,
+                lent: false,
                 view: None,
                 local: None,
                 peer: None,
@@ -818,9 +1036,10 @@ impl StreamTransport {
 
     /// Refuse writes while somebody else sends on the descriptor, or take them again. Raises
     /// RuntimeError if they are refused already: two senders would get in between each other.
-    fn _hold_writes(&self, py: Python<'_>, held: bool) -> PyResult<()> {
-        let before = self.with(py, |connection| {
-            std::mem::replace(&mut connection.held, held)
+    fn _hold_writes(slf: &Bound<'_, Self>, held: bool) -> PyResult<()> {
+        Self::release_held(slf)?;
+        let before = slf.get().with(slf.py(), |connection| {
+            std::mem::replace(&mut connection.lent, held)
         });
         match before && held {
             true => Err(PyRuntimeError::new_err("sendfile is in progress already")),
@@ -925,9 +1144,7 @@ impl StreamTransport {
     /// The descriptor, for somebody who sends on it at once. Raises ConnectionError if the connection is
     /// gone, OSError (EBADF) if the application has closed the socket: the number may be another's.
     fn _sending_fd(&self, py: Python<'_>) -> PyResult<i64> {
-        self.check_owner(py)
-            .and_then(|()| self.check_view(py))
-            .map_err(os_error)?;
+        self.check_descriptor(py).map_err(os_error)?;
         let raw = self.with(py, |connection| {
             connection
                 .socket
@@ -963,43 +1180,26 @@ impl StreamTransport {
     /// the transport has added; default for anything else.
     #[pyo3(signature = (name, default = None))]
     fn get_extra_info<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if let Some(value) = self.extra.bind(py).get_item(name)? {
-            return Ok(Some(value));
+        let py = slf.py();
+        if name == "socket" {
+            // It may be shut down, or sent on.
+            Self::release_held(slf)?;
         }
-        let found = match name {
-            "socket" => match self.view(py)? {
-                Some(view) => {
-                    let shown = py
-                        .import(intern!(py, "asyncio.trsock"))?
-                        .getattr(intern!(py, "TransportSocket"))?
-                        .call1((view,))?;
-                    self.extra.bind(py).set_item(name, &shown)?;
-                    Some(shown)
-                }
-                None => None,
-            },
-            "sockname" => {
-                let address = self.with(py, |connection| connection.local.clone());
-                self.address(py, address, "getsockname")?
-            }
-            "peername" => {
-                let address = self.with(py, |connection| connection.peer.clone());
-                self.address(py, address, "getpeername")?
-            }
-            _ => None,
-        };
-        Ok(found.or(default))
+        slf.get()
+            .extra_info(py, name)
+            .map(|found| found.or(default))
     }
 
     /// Replace the protocol; the new one gets what comes from now on.
-    fn set_protocol(&self, py: Python<'_>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let buffered = is_buffered(protocol)?;
-        let old = self.with(py, |connection| {
+        // The old one is told how its own bytes fare.
+        Self::release_held(slf)?;
+        let old = slf.get().with(slf.py(), |connection| {
             connection.buffered = buffered;
             connection.protocol.replace(protocol.clone().unbind())
         });
@@ -1044,28 +1244,49 @@ impl StreamTransport {
         }
     }
 
-    /// Write bytes: sent at once as far as the socket takes them, the rest is queued.
+    /// Write bytes. What a callback of the loop writes leaves when it returns, by one system call, or before once
+    /// it is more than 64 KiB or the callback goes on writing for more than 50 us; other calls send at once. What
+    /// the socket does not take is queued.
     ///
     /// data: bytes, bytearray or a contiguous memoryview; mutable data may be changed afterwards.
     /// Raises TypeError for anything else, RuntimeError after write_eof(). Never blocks; data for a
     /// connection that is lost is dropped.
     fn write<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>) -> PyResult<()> {
-        Self::send(slf, &Payload::of(data)?)
+        Self::send(slf, &[Payload::of(data)?])
     }
 
-    /// Write several pieces as one.
+    /// Write several pieces as one, without joining them.
     fn writelines<'py>(slf: &Bound<'py, Self>, list_of_data: &Bound<'py, PyAny>) -> PyResult<()> {
         let py = slf.py();
-        let joined = PyBytes::new(py, b"").call_method1(intern!(py, "join"), (list_of_data,))?;
-        Self::send(slf, &Payload::of(&joined)?)
+        let items = match list_of_data.try_iter() {
+            Ok(items) => items.collect::<PyResult<Vec<_>>>()?,
+            Err(_) => Vec::new(),
+        };
+        if !items.is_empty()
+            && let Ok(pieces) = items.iter().map(Payload::of).collect::<PyResult<Vec<_>>>()
+        {
+            return Self::send(slf, &pieces);
+        }
+        // Nothing, or what join() knows better or has the words for.
+        let empty = PyBytes::new(py, b"");
+        let joined = match items.is_empty() {
+            true => empty.call_method1(intern!(py, "join"), (list_of_data,))?,
+            false => empty.call_method1(intern!(py, "join"), (items,))?,
+        };
+        Self::send(slf, &[Payload::of(&joined)?])
     }
 
     /// Close the write side once what is queued is sent; receiving goes on.
-    fn write_eof(&self, py: Python<'_>) {
-        let step = self.with(py, |connection| connection.machine.write_eof());
+    fn write_eof(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let released = Self::release_held(slf);
+        let step = slf
+            .get()
+            .with(py, |connection| connection.machine.write_eof());
         if step == EofStep::ShutdownWrite {
-            self.shutdown_write(py);
+            slf.get().shutdown_write(py);
         }
+        released
     }
 
     /// True: a stream socket can be closed in one direction.
@@ -1074,8 +1295,10 @@ impl StreamTransport {
     }
 
     /// Bytes that wait to be sent.
-    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
-        self.with(py, |connection| connection.machine.queued_bytes())
+    fn get_write_buffer_size(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        Self::release_held(slf)?;
+        let state = slf.get();
+        Ok(state.with(slf.py(), |connection| connection.machine.queued_bytes()))
     }
 
     /// The (low, high) water marks, bytes.
@@ -1091,6 +1314,7 @@ impl StreamTransport {
         high: Option<i64>,
         low: Option<i64>,
     ) -> PyResult<()> {
+        Self::release_held(slf)?;
         let signal = slf
             .get()
             .with(slf.py(), |connection| {
@@ -1119,6 +1343,9 @@ impl StreamTransport {
             visit.call(&connection.protocol)?;
             visit.call(&connection.server)?;
             visit.call(&connection.writable)?;
+            for chunk in &connection.queue {
+                visit.call(&chunk.bytes)?;
+            }
             visit.call(&connection.view)
         });
         visited.unwrap_or(Ok(()))

@@ -9,6 +9,10 @@
 //! once without waiting, so a busy server never gives the GIL away between requests, and the
 //! interpreter's own switching, which works inside callbacks, is what keeps it fair.
 //!
+//! **Held writes.** What a callback writes leaves when it has returned ([`crate::held`]): behind each entry of
+//! the ring and each delivery, before a sleep (a signal's handler or a finalizer may have written) and, if an
+//! exception ends the loop, on the way out.
+//!
 //! **Waking.** `call_soon_threadsafe` pushes to the ring while holding the GIL and writes to the
 //! selector only if `sleeping` is set. The loop checks the ring and sets `sleeping` without letting
 //! go of the GIL in between, so a wake-up can be neither lost nor doubled.
@@ -24,12 +28,18 @@ use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
 use crate::ffi::{call, future, handle, native, park, task, told};
+use crate::held;
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery, Slot};
 use crate::transport::StreamTransport;
 
 /// Runs turns until the loop is told to stop, or an exception ends it.
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    // What the last callback has written leaves also if it has ended the loop.
+    run_turns(core).and(held::release(core))
+}
+
+fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut coarse = CoarseClock::default();
@@ -52,6 +62,10 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 /// Polls, and runs turns without sleeping while callbacks are ready and another poll is not due: a guest's
 /// host does the waiting, and is asked as often as the selector.
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    run_ready_turns(core).and(held::release(core))
+}
+
+fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut coarse = CoarseClock::default();
@@ -102,6 +116,7 @@ fn turn<'py>(
         poll(core, batch, busy || stopping || !may_sleep)?;
         for index in 0..batch.len() {
             deliver(core, batch, index)?;
+            held::release(core)?;
         }
         batch.clear();
         now = clock::monotonic_ns();
@@ -118,33 +133,25 @@ fn turn<'py>(
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
-        let next = match next.take(py) {
-            Run::Step(task) => {
-                task::run(core, current, &task, false)?;
-                continue;
-            }
-            Run::Wake(task) => {
-                task::run(core, current, &task, true)?;
-                continue;
-            }
-            Run::Sleeper(sleeper) => {
-                future::wake(core, &sleeper)?;
-                continue;
-            }
+        match next.take(py) {
+            Run::Step(task) => task::run(core, current, &task, false)?,
+            Run::Wake(task) => task::run(core, current, &task, true)?,
+            Run::Sleeper(sleeper) => future::wake(core, &sleeper)?,
             Run::Told(future) => {
                 current.leave();
                 told::tell(core, &future)?;
-                continue;
             }
-            Run::Handle(handle) => handle,
-        };
-        current.leave();
-        if debug {
-            core.call_method1("_run_in_debug", (&next,))?;
-        } else {
-            handle::run(&next)?;
-            state.recycle(py, next);
+            Run::Handle(handle) => {
+                current.leave();
+                if debug {
+                    core.call_method1("_run_in_debug", (&handle,))?;
+                } else {
+                    handle::run(&handle)?;
+                    state.recycle(py, handle);
+                }
+            }
         }
+        held::release(core)?;
     }
     current.leave();
     Ok(())
@@ -171,6 +178,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     }
     // A signal handler, or code run while a stale timer was dropped, may have scheduled something.
     call::check_signals(py)?;
+    held::release(core)?;
     if state.is_stopping() || state.queue(py, |queue| !queue.ready.is_empty()) {
         return Ok(());
     }

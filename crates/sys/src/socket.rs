@@ -5,6 +5,7 @@
 //! builds a [`Socket`] from a raw descriptor gives the ownership up.
 
 use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 
 #[cfg(not(target_os = "linux"))]
@@ -56,6 +57,12 @@ impl Socket {
     #[inline]
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(buffer)
+    }
+
+    /// Receives into memory that need not be initialized; the first so many bytes are, then.
+    #[inline]
+    pub fn recv_uninit(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        self.0.recv(room)
     }
 
     #[inline]

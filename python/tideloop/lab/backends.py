@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-# What a backend's program looks like: asyncio code on some loop, trio code, anyio code, or threads and blocking calls.
-Family = Literal["asyncio", "trio", "anyio", "blocking"]
+# What a backend's program looks like: asyncio code on some loop, trio code, anyio code, threads and blocking calls, or
+# no Python at all.
+Family = Literal["asyncio", "trio", "anyio", "blocking", "native"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ BACKENDS: dict[str, Backend] = {
         Backend("anyio", "anyio", "asyncio", ("anyio",)),
         Backend("anyio+trio", "anyio", "trio", ("anyio", "trio")),
         Backend("tideloop", "asyncio", "tideloop", ("tideloop",)),
+        # The load client's own server: what the system itself costs.
+        Backend("limit", "native", "tideloop", ("tideloop",)),
     )
 }
 

@@ -97,7 +97,7 @@ class AnyioKit:
 
 
 class BlockingKit:
-    """For the approaches without an event loop; only the HTTP comparison uses it."""
+    """For the approaches without an event loop of Python's."""
 
     family: Family = "blocking"
 
@@ -115,9 +115,14 @@ class BlockingKit:
         raise NotImplementedError(f"{self.backend.name} has no event loop")
 
 
+class NativeKit(BlockingKit):
+    family: Family = "native"
+
+
 KITS: dict[Family, Callable[[Backend], Kit]] = {
     "asyncio": AsyncioKit,
     "trio": TrioKit,
     "anyio": AnyioKit,
     "blocking": BlockingKit,
+    "native": NativeKit,
 }

@@ -30,7 +30,7 @@ class Cell:
             for package in self.scenario.needs:
                 if reason := Backend(package, "asyncio", package, (package,)).missing():
                     return reason
-        if self.scenario.body == "tcp_echo" and find_load_client() is None:
+        if self.scenario.driven and find_load_client() is None:
             return "tideloop-load is not built; run `make build`"
         return None
 

@@ -41,6 +41,8 @@ class Scenario:
     needs: tuple[str, ...] = ()
     baseline: str = "asyncio"
     limit_s: float = 60.0
+    # Whether the native load client drives it.
+    driven: bool = False
     # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
     sleeps: str | None = None
 
@@ -105,13 +107,35 @@ CANCELLATION = Scenario(
     (SETTLE,),
 )
 
-TCP_ECHO = Scenario(
+CPU_PER_CALL = Metric("cpu_us_per_call", "us", "lower", "CPU time per call")
+CALLS_PER_SEC = Metric("calls_per_sec", "calls/s", "higher", "calls run")
+ECHO_METRICS = (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99)
+ECHO = Scenario(
     "tcp_echo",
     "TCP echo on loopback, native client: {connections} connections, {size:,} B requests",
     "tcp_echo",
     {"connections": 100, "size": 1024, "seconds": 0.5, "warmup_s": 0.15, "how": "usual"},
-    (CPU_PER_REQUEST, REQUESTS_PER_SEC, ECHO_P50, ECHO_P99),
+    ECHO_METRICS,
     limit_s=30.0,
+    driven=True,
+)
+THREADSAFE = Scenario(
+    "threadsafe",
+    "{threads} thread(s) hand {calls:,} calls each to a loop",
+    "threadsafe",
+    {"threads": 1, "calls": 50_000},
+    (CPU_PER_CALL, CALLS_PER_SEC),
+    families=("asyncio",),
+)
+HTTP = Scenario(
+    "http",
+    "HTTP on loopback: {connections} connections, {pipelined} GET at once, {writes} write(s) to each response",
+    "http",
+    {"connections": 100, "pipelined": 1, "writes": 1, "seconds": 0.5, "warmup_s": 0.15},
+    ECHO_METRICS,
+    families=("asyncio",),
+    limit_s=30.0,
+    driven=True,
 )
 
 QUICK = Profile(
@@ -153,21 +177,7 @@ QUICK = Profile(
             params={"cancel_tasks": 5_000, "cancel_after": 0.05, "how": "scope"},
             metrics=(SETTLE, CPU),
         ),
-        TCP_ECHO,
-        replace(
-            TCP_ECHO,
-            name="tcp_echo.streams",
-            template="TCP echo by asyncio's streams, native client: {connections} connections, {size:,} B requests",
-            params={**TCP_ECHO.params, "how": "streams"},
-            families=("asyncio",),
-        ),
-        replace(
-            TCP_ECHO,
-            name="tcp_echo.sock",
-            template="TCP echo by sock_* methods, native client: {connections} connections, {size:,} B requests",
-            params={**TCP_ECHO.params, "how": "sock"},
-            families=("asyncio",),
-        ),
+        ECHO,
         Scenario(
             "http_50",
             "{requests} HTTP requests to a local server that answers after {delay_s:g} s",
@@ -184,6 +194,58 @@ QUICK = Profile(
     repetitions=5,
 )
 
+SERVED: tuple[Family, ...] = ("asyncio", "native")
+WIRE = Profile(
+    "wire",
+    (
+        *(
+            replace(ECHO, name=f"tcp_echo.{name}", params=ECHO.params | params, families=SERVED)
+            for name, params in (
+                ("1k_10", {"connections": 10}),
+                ("1k_100", {}),
+                ("1k_1000", {"connections": 1000}),
+                ("100k_10", {"connections": 10, "size": 100 * 1024}),
+                ("buffered", {"how": "buffered"}),
+            )
+        ),
+        replace(
+            ECHO,
+            name="tcp_echo.streams",
+            template="TCP echo by asyncio's streams, native client: {connections} connections, {size:,} B requests",
+            params=ECHO.params | {"how": "streams"},
+            families=("asyncio",),
+        ),
+        replace(
+            ECHO,
+            name="tcp_echo.sock",
+            template="TCP echo by sock_* methods, native client: {connections} connections, {size:,} B requests",
+            params=ECHO.params | {"how": "sock"},
+            families=("asyncio",),
+        ),
+        replace(
+            ECHO,
+            name="unix_echo",
+            template="UNIX socket echo, native client: {connections} connections, {size:,} B requests",
+            params=ECHO.params | {"unix": True},
+            families=SERVED,
+        ),
+        replace(
+            ECHO,
+            name="conn_churn",
+            template="connections that live for one byte, {connections} at a time",
+            body="conn_churn",
+            params=ECHO.params | {"connections": 20},
+            families=("asyncio",),
+        ),
+        replace(HTTP, name="http.one"),
+        replace(HTTP, name="http.two", params=HTTP.params | {"writes": 2}),
+        replace(HTTP, name="http.pipelined", params=HTTP.params | {"pipelined": 16}),
+        replace(THREADSAFE, name="threadsafe.1"),
+        replace(THREADSAFE, name="threadsafe.4", params=THREADSAFE.params | {"threads": 4}),
+    ),
+    repetitions=5,
+)
+
 SEED = Profile("seed", (TASK_SPAWN, IO_BOUND, CANCELLATION), repetitions=1)
 
-PROFILES = {profile.name: profile for profile in (QUICK, SEED)}
+PROFILES = {profile.name: profile for profile in (QUICK, SEED, WIRE)}

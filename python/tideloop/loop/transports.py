@@ -56,6 +56,8 @@ class SocketTransport(StreamTransport):
         return f"<{' '.join(parts)}>"
 
     def __del__(self, _warn: object = warnings.warn) -> None:
+        if self._describe()[0] is None:
+            return  # the rule, which should not cost a repr
         description = repr(self)
         if self._abandon():
             _warn(f"unclosed transport {description}", ResourceWarning, source=self)  # type: ignore[operator]

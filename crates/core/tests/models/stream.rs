@@ -2,15 +2,20 @@
 
 use arbitrary::Arbitrary;
 use tideloop_core::flow::Signal;
-use tideloop_core::stream::{CloseStep, Drained, EofStep, Stream, WriteStep};
+use tideloop_core::hold::HOLD_NS;
+use tideloop_core::stream::{CloseStep, Drained, EofStep, MAX_HELD, Stream, WriteStep};
 
 use super::flow::Marks;
 
 #[derive(Debug, Arbitrary)]
 enum Op {
     Start,
-    /// So many bytes are written, of which the system takes some if it is asked.
+    /// So many bytes are written, of which the system takes some if it is asked, with what was held.
     Write(u16, u16),
+    /// As before, by a callback that may hold them, after so many microseconds.
+    WriteInCallback(u16, u16, u8),
+    /// The callback ends, and the system takes some of what was held.
+    CallbackEnds(u16),
     /// The system takes up to so many bytes of what is queued.
     Writable(u32),
     /// The system says that it would take more, and nothing is queued (any more).
@@ -45,6 +50,9 @@ struct Transport {
     eof: bool,
     shut: bool,
     queued: usize,
+    /// Bytes that asyncio would have sent already, and when the first of them was written.
+    held: Option<u64>,
+    now: u64,
     marks: Marks,
 }
 
@@ -62,6 +70,7 @@ impl Transport {
         (self.closing, self.lost) = (true, true);
         if step == CloseStep::Finish {
             self.queued = 0;
+            self.held = None;
         }
         step
     }
@@ -94,7 +103,12 @@ pub fn check(bytes: &[u8]) {
     for op in super::operations(bytes) {
         step(&mut stream, &mut model, &mut ends, op);
         assert_eq!(stream.wants_read(), model.reads());
-        assert_eq!(stream.wants_write(), model.queued > 0);
+        assert_eq!(
+            stream.wants_write(),
+            model.queued > 0 && model.held.is_none()
+        );
+        assert_eq!(stream.is_holding(), model.held.is_some());
+        assert!(model.held.is_none() || model.queued <= MAX_HELD.min(stream.limits().1));
         assert_eq!(stream.queued_bytes(), model.queued);
         assert_eq!(stream.is_closing(), model.closing);
         assert_eq!(stream.is_lost(), model.lost);
@@ -111,7 +125,13 @@ fn step(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, op: Op) {
             stream.start();
             model.started = true;
         }
-        Op::Write(len, taken) => write(stream, model, len.into(), taken.into()),
+        Op::Write(len, taken) => write(stream, model, ends, len.into(), taken.into(), None),
+        Op::WriteInCallback(len, taken, later) => {
+            model.now += u64::from(later) * 1000;
+            let now = Some(model.now);
+            write(stream, model, ends, len.into(), taken.into(), now);
+        }
+        Op::CallbackEnds(taken) => release(stream, model, ends, taken.into()),
         Op::Writable(taken) => {
             if stream.wants_write() {
                 send(stream, model, ends, (taken as usize).min(model.queued));
@@ -176,6 +196,8 @@ fn step(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, op: Op) {
             assert_eq!(stream.resume_reading(), expected);
         }
         Op::Limits(high, low) => {
+            // The driver lets go first, of what would be counted otherwise.
+            release(stream, model, ends, usize::MAX);
             let (high, low) = (high.map(i64::from), low.map(i64::from));
             let signal = stream.set_limits(high, low).ok();
             let expected = model
@@ -187,8 +209,15 @@ fn step(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, op: Op) {
     }
 }
 
-fn write(stream: &mut Stream, model: &mut Transport, len: usize, taken: usize) {
-    let step = stream.write(len);
+fn write(
+    stream: &mut Stream,
+    model: &mut Transport,
+    ends: &mut Ends,
+    len: usize,
+    taken: usize,
+    now: Option<u64>,
+) {
+    let step = stream.write(len, now);
     if model.eof {
         assert_eq!(step, WriteStep::AfterEof);
     } else if len == 0 {
@@ -197,26 +226,49 @@ fn write(stream: &mut Stream, model: &mut Transport, len: usize, taken: usize) {
         model.dropped += 1;
         let warn = model.dropped >= 5;
         assert_eq!(step, WriteStep::Dropped { warn });
+    } else if model.queued > 0 && model.held.is_none() {
+        assert_eq!(step, WriteStep::Queue);
+        queue(stream, model, len);
+    } else if now.is_some_and(|now| {
+        let fits = model.queued + len <= MAX_HELD.min(stream.limits().1);
+        fits && model.held.is_none_or(|since| now - since <= HOLD_NS)
+    }) {
+        let first = model.held.is_none();
+        assert_eq!(step, WriteStep::Hold { first });
+        model.held = model.held.or(now);
+        model.queued += len;
     } else {
-        let left = match step {
-            WriteStep::SendNow => {
-                assert_eq!(model.queued, 0);
-                len - taken.min(len)
-            }
-            WriteStep::Queue => {
-                assert!(model.queued > 0, "it could be sent at once");
-                len
-            }
-            other => panic!("{other:?} for a write of {len} bytes"),
-        };
-        if left > 0 {
-            model.queued += left;
-            assert_eq!(stream.queued(left), model.marks.grown(model.queued));
+        assert_eq!(step, WriteStep::SendNow);
+        model.held = None;
+        // What was held comes first.
+        let (before, taken) = (model.queued, taken.min(model.queued + len));
+        sent(stream, model, before.min(taken));
+        if taken < before + len {
+            queue(stream, model, before + len - taken.max(before));
+        } else {
+            drained(stream, model, ends);
         }
     }
 }
 
+fn queue(stream: &mut Stream, model: &mut Transport, len: usize) {
+    model.queued += len;
+    assert_eq!(stream.queued(len), model.marks.grown(model.queued));
+}
+
+fn release(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, taken: usize) {
+    assert_eq!(stream.release(), model.held.is_some());
+    if model.held.take().is_some() {
+        send(stream, model, ends, taken.min(model.queued));
+    }
+}
+
 fn send(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, len: usize) {
+    sent(stream, model, len);
+    drained(stream, model, ends);
+}
+
+fn sent(stream: &mut Stream, model: &mut Transport, len: usize) {
     model.queued -= len;
     let expected = if model.lost {
         Signal::Nothing
@@ -224,6 +276,9 @@ fn send(stream: &mut Stream, model: &mut Transport, ends: &mut Ends, len: usize)
         model.marks.shrunk(model.queued)
     };
     assert_eq!(stream.sent(len), expected);
+}
+
+fn drained(stream: &mut Stream, model: &mut Transport, ends: &mut Ends) {
     let expected = model.drained();
     assert_eq!(stream.drained(), expected);
     ends.finished += u32::from(expected == Drained::Finish);

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tideloop_core::datagram::{Drained, SendStep};
 use tideloop_core::flow::Signal;
+use tideloop_core::hold::Hold;
 use tideloop_sys::clock;
 use tideloop_sys::datagram::{self, BATCH, Parcel};
 use tideloop_sys::socket::{self, would_block};
@@ -22,9 +23,6 @@ const FLUSH_BATCHES: usize = 8;
 /// The largest datagram that is held back: what a call of its own costs is nothing beside a larger one.
 const MAX_HELD: usize = 4096;
 
-/// For how long datagrams are held back while others are delivered, nanoseconds.
-const HOLD_NS: u64 = 50_000;
-
 /// What came of sending one datagram.
 enum Attempt {
     Sent,
@@ -38,16 +36,15 @@ enum Attempt {
 /// Datagrams that are held back while a batch is delivered, to leave by one system call.
 ///
 /// A server answers a batch with a batch. One is held only while more of the batch is about to be delivered
-/// and nothing is queued, so that the order stays, and no longer than [`HOLD_NS`] and the callback that is
-/// running. Whatever could tell that it has not left yet (close, abort, a datagram of another kind) lets it
+/// and nothing is queued, so that the order stays, and no longer than [`tideloop_core::hold`] says and the callback
+/// that is running. Whatever could tell that it has not left yet (close, abort, a datagram of another kind) lets it
 /// go first.
 #[derive(Default)]
 pub struct Corked {
     /// A batch is being delivered.
     delivering: bool,
     held: Vec<Outgoing>,
-    /// When the first one came, on the clock.
-    since: u64,
+    hold: Hold,
 }
 
 impl Corked {
@@ -61,7 +58,7 @@ impl Corked {
 
     /// Whether something is held and has been for too long.
     pub fn is_due(&self) -> bool {
-        !self.held.is_empty() && clock::monotonic_ns().saturating_sub(self.since) > HOLD_NS
+        self.hold.is_on() && self.hold.is_due(clock::monotonic_ns())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Outgoing> {
@@ -69,10 +66,15 @@ impl Corked {
     }
 
     fn hold(&mut self, outgoing: Outgoing) {
-        if self.held.is_empty() {
-            self.since = clock::monotonic_ns();
+        if !self.hold.is_on() {
+            self.hold.begin(clock::monotonic_ns());
         }
         self.held.push(outgoing);
+    }
+
+    fn take(&mut self) -> Vec<Outgoing> {
+        self.hold.end();
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -188,7 +190,7 @@ impl DatagramTransport {
     pub(super) fn uncork(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let mut held = this.with(py, |state| std::mem::take(&mut state.corked.held));
+        let mut held = this.with(py, |state| state.corked.take());
         if held.is_empty() {
             return Ok(());
         }

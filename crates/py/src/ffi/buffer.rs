@@ -1,10 +1,12 @@
 //! Bytes that belong to Python objects, for as long as a system call takes.
 
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::raw::c_int;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 /// The contiguous bytes of an object, held for reading or writing until dropped.
 ///
@@ -63,5 +65,38 @@ impl Drop for Bytes {
     fn drop(&mut self) {
         // SAFETY: the view was acquired and is released once.
         unsafe { ffi::PyBuffer_Release(&mut self.view) };
+    }
+}
+
+libpython! {
+    fn _PyBytes_Resize(bytes: *mut *mut ffi::PyObject, size: ffi::Py_ssize_t) -> c_int;
+}
+
+/// The bytes that `fill` writes to the front of `room` bytes of memory, in an object of their size.
+///
+/// `fill` returns how many it has written. The outer error is MemoryError.
+pub fn filled(
+    py: Python<'_>,
+    room: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
+) -> PyResult<io::Result<Py<PyBytes>>> {
+    // SAFETY: a new bytes object of `room` bytes, or null with MemoryError set. Nobody else knows it, so it may
+    // be written to; what is left unwritten is cut off before anybody can read it. A failing resize has let go
+    // of the object and set an exception.
+    unsafe {
+        let object = ffi::PyBytes_FromStringAndSize(std::ptr::null(), room as ffi::Py_ssize_t);
+        let object = Bound::from_owned_ptr_or_err(py, object)?;
+        let start = ffi::PyBytes_AsString(object.as_ptr()).cast::<MaybeUninit<u8>>();
+        let len = match fill(std::slice::from_raw_parts_mut(start, room)) {
+            Ok(len) => len.min(room),
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut object = object.into_ptr();
+        if len < room && _PyBytes_Resize(&mut object, len as ffi::Py_ssize_t) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(Ok(Bound::from_owned_ptr(py, object)
+            .cast_into_unchecked()
+            .unbind()))
     }
 }

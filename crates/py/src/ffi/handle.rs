@@ -17,6 +17,10 @@
 //! When the loop stops, it tracks whatever is still pending ([`track`]); handles made while it does
 //! not run are tracked at once. So a loop that is dropped with work in it is collected with it.
 //!
+//! So it is with the context that a thread-safe handle owns alone: threads can hand over far more calls than a
+//! loop has run, and a collector that walks through all their contexts costs more than the calls do. It is tracked
+//! again ([`show_context`]) before it is entered, shown to anybody or let go of.
+//!
 //! **Identity.** `type(h)` is ours, `h.__class__` is asyncio's Handle or TimerHandle, so that
 //! `isinstance` holds without carrying the slots of asyncio's Python class.
 
@@ -47,6 +51,8 @@ const SPILLED: u8 = 1 << 3;
 const THREAD_SAFE: u8 = 1 << 4;
 /// A thread-safe handle whose callback is being called.
 const RUNNING: u8 = 1 << 5;
+/// The context is untracked, as the handle is: nobody else knows it.
+const HIDDEN: u8 = 1 << 6;
 
 #[repr(C)]
 struct HandleObject {
@@ -236,6 +242,40 @@ pub fn make_thread_safe(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
+/// Hides the context of an untracked handle from the collector, if it is the handle's alone.
+pub fn hide_context(handle: &Bound<'_, PyAny>) {
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: the handle was just made by this module; a context is of a GC type. Only the handle refers to it,
+    // so whoever gets to it passes `show_context`.
+    unsafe {
+        let context = (*object).context;
+        if !context.is_null()
+            && ffi::Py_REFCNT(context) == 1
+            && ffi::PyObject_GC_IsTracked(handle.as_ptr()) == 0
+            && ffi::PyObject_GC_IsTracked(context) != 0
+        {
+            ffi::PyObject_GC_UnTrack(context.cast());
+            (*object).flags |= HIDDEN;
+        }
+    }
+}
+
+/// Shows the collector a context that was hidden from it.
+///
+/// # Safety
+///
+/// `object` is a live handle and the GIL is held.
+#[inline]
+unsafe fn show_context(object: *mut HandleObject) {
+    // SAFETY: a hidden context was untracked by us and is owned by the handle still.
+    unsafe {
+        if (*object).flags & HIDDEN != 0 {
+            (*object).flags &= !HIDDEN;
+            ffi::PyObject_GC_Track((*object).context.cast());
+        }
+    }
+}
+
 /// Whether a handle that has run or was cancelled can be filled again, and as what: nobody else knows it,
 /// and it is as it was made.
 #[inline]
@@ -371,7 +411,7 @@ pub fn set_scheduled(handle: &Py<PyAny>, scheduled: bool) {
     }
 }
 
-/// Shows a handle to the garbage collector, unless it already is.
+/// Shows a pending object to the garbage collector, unless it already is.
 pub fn track(handle: &Py<PyAny>) {
     let object = handle.as_ptr();
     // SAFETY: the object is a fully built instance of a GC type.
@@ -380,6 +420,13 @@ pub fn track(handle: &Py<PyAny>) {
             ffi::PyObject_GC_Track(object.cast());
         }
     }
+}
+
+/// As [`track`], for a handle of [`new`] or [`reuse_or_new`], with what it hides.
+pub fn track_pending(handle: &Py<PyAny>) {
+    // SAFETY: the caller has such a handle; the GIL is held where the rings are looked at.
+    unsafe { show_context(raw(handle)) };
+    track(handle);
 }
 
 /// Runs a handle's callback in its context, unless it was cancelled.
@@ -400,6 +447,8 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
         if flags & CANCELLED != 0 || (*object).callback.is_null() {
             return Ok(());
         }
+        show_context(object);
+        let flags = (*object).flags;
         let callback = (*object).callback;
         let context = (*object).context;
         let mut stack = [null_mut::<PyObject>(); INLINE + 1];
@@ -584,6 +633,7 @@ unsafe fn take_all(object: *mut HandleObject) -> [Option<Py<PyAny>>; 3 + INLINE]
     // SAFETY: each field holds an owned reference or null, and is null afterwards.
     unsafe {
         let py = Python::assume_attached();
+        show_context(object);
         let take = |field: *mut *mut PyObject| {
             let taken = ptr::replace(field, null_mut());
             Bound::from_owned_ptr_or_opt(py, taken).map(Bound::unbind)
@@ -789,7 +839,10 @@ unsafe extern "C" fn py_when(object: *mut PyObject, _: *mut PyObject) -> *mut Py
 
 unsafe extern "C" fn py_get_context(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
     // SAFETY: a method of this type: `object` is a handle.
-    unsafe { new_or_none((*object.cast::<HandleObject>()).context) }
+    unsafe {
+        show_context(object.cast());
+        new_or_none((*object.cast::<HandleObject>()).context)
+    }
 }
 
 // --- attributes, under asyncio's names ----------------------------------------------------------
@@ -821,6 +874,7 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
             return new_or_none((*handle).owner);
         }
         if is(Field::Context) {
+            show_context(handle);
             return new_or_none((*handle).context);
         }
         if is(Field::SourceTraceback) {

@@ -465,6 +465,7 @@ unsafe extern "C" fn call_soon_threadsafe(
         guard(|py| {
             if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
                 handle::make_thread_safe(&handle)?;
+                handle::hide_context(&handle);
                 receiver(py, object).get().wake(py)?;
                 return Ok(handle);
             }

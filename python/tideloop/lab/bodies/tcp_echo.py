@@ -1,130 +1,60 @@
-"""TCP echo over real loopback sockets: this process is the server, ``tideloop-load`` is the client.
+"""Echo over real loopback sockets, measured as `tideloop.lab.serving` says.
 
-The figure that ranks is the server's CPU time for each request: it says what a machine can serve, and the client's
-speed does not enter it. The client promises (crates/load/src/drive.rs) that all its connections are made and answered
-once before the first counted request, and that the first connection closes after the last answer; so the window begins
-when the last connection is made and ends when the first one is lost. Its warm-up session connects and disconnects
-before that: glibc's allocator gets faster for good when the first large buffer is freed, and a server that has never
-lost a client measures that instead.
+asyncio's loops run a Protocol or what the parameter `how` says; with `unix`, over a UNIX socket. The limit is the
+load client's own server: a selector, a receive and a send.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from time import process_time
+import tempfile
+from collections.abc import Callable
 from typing import Any, cast
 
 from tideloop.lab.backends import Family
 from tideloop.lab.bodies import WrongResult
 from tideloop.lab.kit import Kit
-from tideloop.lab.load import find_load_client
 from tideloop.lab.scenarios import Params
-
-HOST = "127.0.0.1"
-# How often the server looks whether the client has ended, in seconds: too seldom to show in the figures.
-LOOK_EVERY = 0.05
-LOOKS_AFTER = 40
-
-
-@dataclass
-class Meter:
-    """The server's CPU time between the last connection made and the first one lost."""
-
-    starts_at: int
-    made: int = 0
-    began: float | None = None
-    ended: float | None = None
-
-    def opened(self) -> None:
-        self.made += 1
-        if self.made == self.starts_at:
-            self.began = process_time()
-
-    def closed(self) -> None:
-        if self.began is not None and self.ended is None:
-            self.ended = process_time()
-
-    def seconds(self) -> float:
-        if self.began is None or self.ended is None:
-            lost = "none" if self.ended is None else "some"
-            raise WrongResult(f"the server saw {self.made} of {self.starts_at} connections made and {lost} lost")
-        return self.ended - self.began
-
-
-class Client:
-    """The load client as a child process."""
-
-    def __init__(self, params: Params) -> None:
-        binary = find_load_client()
-        if binary is None:
-            raise WrongResult("tideloop-load is not built; run `make build`")
-        self._command = [
-            *(binary, "--json", "--host", HOST),
-            *("--connections", str(params["connections"]), "--size", str(params["size"])),
-            *("--duration", str(params["seconds"]), "--warmup", str(params["warmup_s"])),
-        ]
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self, port: int) -> None:
-        command = [*self._command, "--port", str(port)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def result(self) -> dict[str, Any]:
-        assert self._process is not None
-        out, err = self._process.communicate()
-        if self._process.returncode:
-            lines = err.strip().splitlines() or [f"tideloop-load ended with code {self._process.returncode}"]
-            raise WrongResult(lines[-1])
-        report: dict[str, Any] = json.loads(out)
-        return report
+from tideloop.lab.serving import HOST, Client, Meter, figures, require_load_client, sessions, until_over
 
 
 def measure(kit: Kit, params: Params) -> dict[str, float]:
-    sessions = 2 if params["warmup_s"] else 1
-    meter = Meter(params["connections"] * sessions)
-    client = Client(params)
-    server = SERVERS[kit.family] if params["how"] == "usual" else ASYNCIO_SERVERS[params["how"]]
-    kit.run(lambda: server(meter, client))
-    report = client.result()
-    requests = report["requests"]
-    if not requests:
-        raise WrongResult("the server answered no request")
-    cpu = meter.seconds()
-    return {
-        "requests": requests,
-        "duration_s": report["seconds"],
-        "server_cpu_s": cpu,
-        "server_cpu_us_per_request": cpu / requests * 1e6,
-        "requests_per_sec": report["requests_per_sec"],
-        "latency_p50_us": report["latency_p50_us"],
-        "latency_p99_us": report["latency_p99_us"],
-        "latency_p99_9_us": report["latency_p99_9_us"],
-        "latency_max_us": report["latency_max_us"],
-    }
+    meter = Meter(params["connections"] * sessions(params))
+    client = Client(params, ("--size", str(params["size"])))
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/socket" if params.get("unix") else None
+        if kit.family == "native":
+            return figures(_limit(meter, client, path), client)
+        if kit.family == "asyncio":
+            how = params["how"]
+            if how in ASYNCIO_SERVERS:
+                kit.run(lambda: ASYNCIO_SERVERS[how](meter, client))
+            else:
+                kit.run(lambda: _asyncio_server(meter, client, PROTOCOLS[how], path))
+        else:
+            kit.run(lambda: SERVERS[kit.family](meter, client))
+    return figures(meter.seconds(), client)
 
 
-async def _until_over(meter: Meter, client: Client, sleep: Callable[[float], Awaitable[None]]) -> None:
-    """Until the client has ended and the server has noticed that its connections are closed."""
-    while client.running():
-        await sleep(LOOK_EVERY)
-    for _ in range(LOOKS_AFTER):
-        if meter.ended is not None:
-            return
-        await sleep(LOOK_EVERY)
+def _limit(meter: Meter, client: Client, path: str | None) -> float:
+    """Seconds of CPU that the load client's own server has used."""
+    command = [require_load_client(), "--serve", str(meter.starts_at), *(("--unix", path) if path else ())]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        where = server.stdout.readline().strip()
+        client.start(path or int(where))
+        used = server.stdout.readline().strip()
+    if not used:
+        raise WrongResult(f"the native server ended with code {server.returncode}")
+    return float(used)
 
 
-class EchoProtocol(asyncio.Protocol):
+class Served:
+    """Tells the meter of a connection's beginning and end."""
+
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
 
@@ -133,19 +63,40 @@ class EchoProtocol(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.meter.opened()
 
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.meter.closed()
 
 
-async def _asyncio_server(meter: Meter, client: Client) -> None:
+class Echo(Served, asyncio.Protocol):
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class BufferedEcho(Served, asyncio.BufferedProtocol):
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(meter)
+        self.buffer = memoryview(bytearray(256 * 1024))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # A copy: the transport may keep what it is given until the socket takes it.
+        self.transport.write(bytes(self.buffer[:nbytes]))
+
+
+PROTOCOLS: dict[str, type[Echo | BufferedEcho]] = {"usual": Echo, "buffered": BufferedEcho}
+
+
+async def _asyncio_server(meter: Meter, client: Client, protocol: type[Echo | BufferedEcho], path: str | None) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: EchoProtocol(meter), HOST, 0, backlog=1024)
+    if path is None:
+        server = await loop.create_server(lambda: protocol(meter), HOST, 0, backlog=1024)
+    else:
+        server = await loop.create_unix_server(lambda: protocol(meter), path, backlog=1024)
     async with server:
-        client.start(server.sockets[0].getsockname()[1])
-        await _until_over(meter, client, asyncio.sleep)
+        client.start(path or server.sockets[0].getsockname()[1])
+        await until_over(meter, client, asyncio.sleep)
 
 
 async def _streams_server(meter: Meter, client: Client) -> None:
@@ -161,7 +112,7 @@ async def _streams_server(meter: Meter, client: Client) -> None:
     server = await asyncio.start_server(echo, HOST, 0, backlog=1024)
     async with server:
         client.start(server.sockets[0].getsockname()[1])
-        await _until_over(meter, client, asyncio.sleep)
+        await until_over(meter, client, asyncio.sleep)
 
 
 async def _sock_server(meter: Meter, client: Client) -> None:
@@ -185,7 +136,7 @@ async def _sock_server(meter: Meter, client: Client) -> None:
         listener.setblocking(False)
         client.start(listener.getsockname()[1])
         serving = loop.create_task(serve(listener))
-        await _until_over(meter, client, asyncio.sleep)
+        await until_over(meter, client, asyncio.sleep)
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
@@ -204,7 +155,7 @@ async def _trio_server(meter: Meter, client: Client) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, listeners)
         client.start(listeners[0].socket.getsockname()[1])
-        await _until_over(meter, client, trio.sleep)
+        await until_over(meter, client, trio.sleep)
         nursery.cancel_scope.cancel()
 
 
@@ -223,7 +174,7 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, echo)
         client.start(listener.extra(SocketAttribute.local_port))
-        await _until_over(meter, client, anyio.sleep)
+        await until_over(meter, client, anyio.sleep)
         group.cancel_scope.cancel()
 
 
@@ -231,7 +182,6 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
 ASYNCIO_SERVERS: dict[str, Callable[[Meter, Client], Any]] = {"streams": _streams_server, "sock": _sock_server}
 
 SERVERS: dict[Family, Callable[[Meter, Client], Any]] = {
-    "asyncio": _asyncio_server,
     "trio": _trio_server,
     "anyio": _anyio_server,
 }
