@@ -1,6 +1,7 @@
 """Conditions and barriers, one body on asyncio's and on the native ones: hooks, other locks, and how waiting ends."""
 
 import asyncio
+import itertools
 
 import pytest
 import tideloop
@@ -265,3 +266,40 @@ async def test_a_barrier_in_a_with_block(loop, kit):
     await asyncio.gather(enter(), enter())
     assert sorted(inside) == [0, 1]
     assert barrier.n_waiting == 0
+
+
+BY_HAND = {
+    "close": lambda coroutine, condition: coroutine.close(),
+    "send": lambda coroutine, condition: coroutine.send(None),
+    "throw a cancellation": lambda coroutine, condition: coroutine.throw(asyncio.CancelledError()),
+    "throw GeneratorExit": lambda coroutine, condition: coroutine.throw(GeneratorExit()),
+    "throw KeyError": lambda coroutine, condition: coroutine.throw(KeyError("x")),
+    "release": lambda coroutine, condition: condition.release(),
+    "notify": lambda coroutine, condition: condition.notify(),
+}
+
+
+async def driven(condition, contended, steps):
+    """What becomes of a wait() whose coroutine is stepped by hand, for which anything may be thrown anywhere."""
+    await condition.acquire()
+    coroutine = condition.wait()
+    coroutine.send(None)
+    if contended:
+        await condition.acquire()
+    outcomes = []
+    for step in (*steps, "close", "throw KeyError"):
+        try:
+            BY_HAND[step](coroutine, condition)
+        except BaseException as error:
+            outcomes.append((step, type(error), str(error)))
+        else:
+            outcomes.append((step, "goes on"))
+    return outcomes, condition.locked()
+
+
+@pytest.mark.parametrize("contended", [False, True])
+async def test_every_sequence_of_steps_by_hand(loop, kit, contended):
+    for length in range(1, 4):
+        for steps in itertools.product(BY_HAND, repeat=length):
+            expected = await driven(stock.Condition(), contended, steps)
+            assert await driven(kit.Condition(), contended, steps) == expected, steps

@@ -172,8 +172,18 @@ fn method_in_shared_context<'py, const N: usize>(
     }
 }
 
+/// The context for a callback that only touches futures and tasks: [`own_context`], or a copy of the current
+/// one while it must be kept.
+pub fn callback_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    if CONTEXTS_KEPT.load(Ordering::Relaxed) == 0 {
+        own_context(py)
+    } else {
+        copy_context(py)
+    }
+}
+
 /// The context of this thread for callbacks that only touch futures and tasks.
-pub fn own_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+fn own_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     thread_local! {
         // Of this thread, since a context can only be entered once at a time.
         static CONTEXT: OnceCell<Py<PyAny>> = const { OnceCell::new() };

@@ -347,7 +347,7 @@ unsafe fn push_timer<'py>(
     Ok(timer)
 }
 
-/// `loop.call_at(when, callback, argument)` in the context of [`call::own_context`], on a running loop that is
+/// `loop.call_at(when, callback, argument)` in that of [`call::callback_context`], on a running loop that is
 /// not in debug mode.
 pub fn call_at_natively<'py>(
     core: &Bound<'py, LoopCore>,
@@ -355,7 +355,7 @@ pub fn call_at_natively<'py>(
     callback: &Bound<'py, PyAny>,
     argument: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let context = call::own_context(core.py())?;
+    let context = call::callback_context(core.py())?;
     // SAFETY: live objects.
     unsafe { push_timer(core, when, callback.as_ptr(), &[argument.as_ptr()], context) }
 }
