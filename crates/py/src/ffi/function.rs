@@ -26,8 +26,8 @@ use pyo3::{Borrowed, PyTypeInfo};
 use super::guard;
 use super::operation::{self, AtOnce, Frame, Input, Step};
 
-/// Arguments kept by an operation: the receiver and three more.
-pub const KEPT: usize = 4;
+/// Arguments kept by an operation: the receiver and two more. There may be one for each task that sleeps.
+pub const KEPT: usize = 3;
 /// Parameters that any of the functions has at most.
 const MOST: usize = 4;
 
@@ -41,6 +41,13 @@ pub trait Coroutine {
 
     /// Whether keyword-only parameters are served as well, behind the positional ones.
     const KEYWORDS: bool = false;
+
+    /// How many arguments the body looks at, the receiver among them; `__aexit__` mostly looks at no other.
+    const KEEPS: usize = KEPT;
+
+    /// Whether the arguments from the last kept one on, if they are given, share its place: see
+    /// [`Frame::unpack`].
+    const PACKS: bool = false;
 
     /// Whether the template serves this receiver.
     fn diverted(_receiver: &Bound<'_, Self::Receiver>) -> bool {
@@ -148,6 +155,8 @@ pub struct Entry {
     diverted: Diverted,
     ask_always: bool,
     keywords: bool,
+    keeps: usize,
+    packs: bool,
     /// Whether it is a callback of futures that [`super::told`] calls directly.
     told: bool,
     body: Body,
@@ -162,6 +171,8 @@ impl Entry {
             diverted: coroutine_diverted::<C>,
             ask_always: C::ASK_ALWAYS,
             keywords: C::KEYWORDS,
+            keeps: C::KEEPS,
+            packs: C::PACKS,
             told: false,
             body: Body::Coroutine(advance::<C>, at_once::<C>),
         }
@@ -175,6 +186,8 @@ impl Entry {
             diverted: never,
             ask_always: false,
             keywords: false,
+            keeps: KEPT,
+            packs: false,
             told: false,
             body: Body::Variadic(V::KEYWORD, |py, values, keyword| {
                 V::call(py, values, keyword)
@@ -190,6 +203,8 @@ impl Entry {
             diverted: method_diverted::<M>,
             ask_always: M::ASK_ALWAYS,
             keywords: M::KEYWORDS,
+            keeps: KEPT,
+            packs: false,
             told: false,
             body: Body::Method(call::<M>),
         }
@@ -294,6 +309,8 @@ pub struct FunctionObject {
     least: u8,
     positional: u8,
     most: u8,
+    /// Of an operation's arguments; none if they are to be packed.
+    keeps_plainly: u8,
 }
 
 impl FunctionObject {
@@ -452,6 +469,7 @@ pub fn new<'py>(
         (*function).least = positional.saturating_sub(defaults) as u8;
         (*function).positional = positional as u8;
         (*function).most = most as u8;
+        (*function).keeps_plainly = if entry.packs { 0 } else { entry.keeps as u8 };
         ffi::PyObject_GC_Track(function.cast());
         let function = Bound::from_owned_ptr(py, function.cast());
         if entry.told {
@@ -495,9 +513,11 @@ unsafe extern "C" fn call_coroutine(
         // The usual call: positional, on an instance of the very class.
         if names.is_null()
             && count == usize::from(function.positional)
+            && function.keeps_plainly != 0
             && function.serves(py, *array)
         {
-            let kept = std::slice::from_raw_parts(array, count.min(KEPT));
+            let kept = count.min(usize::from(function.keeps_plainly));
+            let kept = std::slice::from_raw_parts(array, kept);
             return operation::new(py, callable.cast(), kept);
         }
         call_coroutine_otherwise(callable, array, flags, names)
@@ -523,7 +543,21 @@ unsafe fn call_coroutine_otherwise(
             let Some((values, count)) = fitting(py, &*function, array, flags, names)? else {
                 return fall_back(py, callable, array, flags, names);
             };
-            let kept = &values[..count.min(KEPT)];
+            let entry = (*function).entry;
+            if entry.packs && count >= KEPT {
+                let rest = values[KEPT - 1..].iter().map(|&value| {
+                    // Nobody passes the function itself: what was not given.
+                    let value = if value.is_null() { callable } else { value };
+                    Bound::from_borrowed_ptr(py, value)
+                });
+                let rest = PyTuple::new(py, rest.collect::<Vec<_>>())?;
+                let mut kept = [null_mut(); KEPT];
+                kept.copy_from_slice(&values[..KEPT]);
+                kept[KEPT - 1] = rest.as_ptr();
+                let made = operation::new(py, callable.cast(), &kept);
+                return Bound::from_owned_ptr_or_err(py, made);
+            }
+            let kept = &values[..count.min(entry.keeps)];
             Bound::from_owned_ptr_or_err(py, operation::new(py, callable.cast(), kept))
         })
     }

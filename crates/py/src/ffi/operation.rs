@@ -162,6 +162,20 @@ impl<'py> Frame<'_, 'py> {
         unsafe { Bound::from_borrowed_ptr_or_opt(self.py, (&(*self.object).kept)[index]) }
     }
 
+    /// The arguments that share the last place ([`super::function::Coroutine::PACKS`]), which is empty then.
+    pub fn unpack<const N: usize>(&self) -> PyResult<[Option<Bound<'py, PyAny>>; N]> {
+        let Some(packed) = self.replace(KEPT - 1, None) else {
+            return Ok([const { None }; N]);
+        };
+        let packed = packed.cast_into::<PyTuple>()?;
+        // SAFETY: the operation is alive during its step, and so is its function; only the address matters.
+        let missing = unsafe { (*self.object).function.cast::<PyObject>() };
+        Ok(std::array::from_fn(|index| {
+            let value = packed.get_item(index).ok();
+            value.filter(|value| value.as_ptr() != missing)
+        }))
+    }
+
     /// Replaces the argument at an index, which need not have been given.
     #[inline]
     pub fn replace(
@@ -463,7 +477,6 @@ unsafe extern "C" fn traverse(
             kept[0],
             kept[1],
             kept[2],
-            kept[3],
             (*operation).awaited,
             (*operation).shadow(),
         ];

@@ -256,6 +256,7 @@ pub struct Exit;
 
 impl Coroutine for Exit {
     type Receiver = LockCore;
+    const KEEPS: usize = 1;
 
     fn diverted(lock: &Bound<'_, LockCore>) -> bool {
         lock.get().is_diverted()

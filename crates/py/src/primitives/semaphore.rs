@@ -310,6 +310,7 @@ pub struct Exit;
 
 impl Coroutine for Exit {
     type Receiver = SemaphoreCore;
+    const KEEPS: usize = 1;
 
     fn diverted(semaphore: &Bound<'_, SemaphoreCore>) -> bool {
         semaphore.get().is_diverted()

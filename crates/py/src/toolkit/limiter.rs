@@ -33,9 +33,9 @@ const ONE: [Need; 1] = [Need {
     weight: 1,
 }];
 
-/// The argument of an operation that is its time limit.
-const TIMEOUT: usize = 3;
-/// Where it keeps the timer.
+/// Where acquire() keeps its time limit once it knows the weight, which was there.
+const TIMEOUT: usize = 1;
+/// Where the timer is kept; before, acquire()'s last two arguments.
 const TIMER: usize = 2;
 
 /// The native half of `tideloop.Limiter` and `tideloop.ResourceLimits`.
@@ -353,10 +353,11 @@ pub struct Acquire;
 
 impl Coroutine for Acquire {
     type Receiver = LimitsCore;
+    const PACKS: bool = true;
 
     #[inline(always)]
     fn at_once<'py>(owner: &Bound<'py, LimitsCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
-        if frame.argument(TIMEOUT).is_some() {
+        if frame.argument(TIMER).is_some() {
             return AtOnce::No;
         }
         match plain_weight(frame.argument(1).as_ref()) {
@@ -380,16 +381,17 @@ impl Coroutine for Acquire {
         frame: &Frame<'_, 'py>,
         input: Input,
     ) -> PyResult<Step<'py>> {
-        let timeout = frame.argument(TIMEOUT);
         if !matches!(input, Input::Start) {
-            go_on(owner, frame, input, timeout.as_ref())?;
+            go_on(owner, frame, input, frame.argument(TIMEOUT).as_ref())?;
             return Ok(Step::Finish);
         }
         let weight = owner.get().weight(frame.argument(1).as_ref())?;
-        let priority = match frame.replace(TIMER, None) {
+        let [priority, timeout] = frame.unpack()?;
+        let priority = match priority {
             Some(priority) => rank(&owner.get().title, &priority)?,
             None => 0,
         };
+        drop(frame.replace(TIMEOUT, timeout.clone()));
         let needs = [Need {
             resource: 0,
             weight,
@@ -450,6 +452,7 @@ pub struct Exit;
 
 impl Coroutine for Exit {
     type Receiver = LimitsCore;
+    const KEEPS: usize = 1;
 
     #[inline(always)]
     fn at_once<'py>(owner: &Bound<'py, LimitsCore>, _: &Frame<'_, 'py>) -> AtOnce<'py> {
@@ -518,6 +521,7 @@ pub struct ExitClaim;
 
 impl Coroutine for ExitClaim {
     type Receiver = ClaimCore;
+    const KEEPS: usize = 1;
 
     #[inline(always)]
     fn at_once<'py>(claim: &Bound<'py, ClaimCore>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
