@@ -17,7 +17,9 @@ import gc
 import inspect
 import os
 import signal
+import traceback
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -30,6 +32,9 @@ LIMIT = 30.0
 
 GRACE = 5.0
 """Seconds after the limit at which a test that cannot be interrupted ends the whole run, with all stacks."""
+
+SHOWN = 8
+"""Frames shown of a test that takes too long."""
 
 _contexts = pytest.StashKey[list[dict[str, Any]]]()
 _stderr = pytest.StashKey[int]()
@@ -44,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: takes minutes; runs when asked for, by `-m soak` (make soak)")
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test, instead of {LIMIT:.0f} s")
     config.stash[_stderr] = os.dup(2)
+    # Where it finds this, pytest spells out how values differ whatever their size: minutes for two megabytes.
+    os.environ.pop("CI", None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -99,14 +106,21 @@ def time_limit(item: pytest.Item) -> Iterator[None]:
     mark = item.get_closest_marker("limit")
     seconds = mark.args[0] if mark else LIMIT
 
-    def give_up(signum: int, frame: object) -> None:
-        raise SystemExit(f"the test took longer than {seconds:.0f} s")
+    class Late(SystemExit):
+        pass
+
+    def give_up(signum: int, frame: FrameType | None) -> None:
+        where = "".join(traceback.format_stack(frame)[-SHOWN:])
+        raise Late(f"the test took longer than {seconds:.0f} s, here:\n{where}")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=item.config.stash[_stderr])
     try:
         yield
+    except Late as late:
+        # Raised between any two instructions, some of which are on no line: no traceback to show.
+        raise pytest.fail.Exception(str(late), pytrace=False) from None
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
