@@ -142,7 +142,11 @@ class AdaptivePermit:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._began is not None
-        self._limiter._leave(self._partition, self._began, self.outcome or self._limiter._outcome(error))
+        outcome: Result = "ignore"
+        try:
+            outcome = self.outcome or self._limiter._outcome(error)
+        finally:
+            self._limiter._leave(self._partition, self._began, outcome)
 
     def __repr__(self) -> str:
         return f"<permit of {self._limiter!r}>"
@@ -206,7 +210,7 @@ class AdaptiveLimiter:
         }
         self._counts: dict[Result, int] = {"ok": 0, "drop": 0, "ignore": 0}
         # Beginnings of those who use acquire() and release(), or the limiter itself as a context, by task.
-        self._begun: dict[object, list[float]] = {}
+        self._begun: dict[object, list[tuple[float, BaseException | None]]] = {}
         self._lock = threading.RLock()
 
     # --- who may be inside ---------------------------------------------------------------------
@@ -232,11 +236,11 @@ class AdaptiveLimiter:
         """Give each partition its share, and what is free to who needs it most. Under the lock."""
         if len(self._limiters) == 1:
             return
-        free = self._allowed - self.in_flight
         for partition, limiter in self._limiters.items():
             capacity = _most(self._share(partition), limiter.in_use)
             if limiter.capacity != capacity:
                 limiter.resize(capacity)
+        free = self._allowed - self.in_flight  # now that those who waited for their share have it
         while free > 0:
             full = [
                 (limiter.in_use / self._shares[partition], limiter)
@@ -307,7 +311,7 @@ class AdaptiveLimiter:
         Cancelled, it holds nothing. For what takes a Limiter: ``group(limit=AdaptiveLimiter())``.
         """
         await self._enter(None)
-        self._begun.setdefault(self._holder(), []).append(self._now())
+        self._begun.setdefault(self._holder(), []).append((self._now(), sys.exception()))
 
     def release(self, outcome: Result | None = None) -> None:
         """Give a permit back. Without an outcome it is that of the exception under way, such as in a ``finally``.
@@ -318,10 +322,22 @@ class AdaptiveLimiter:
         begun = self._begun.get(holder)
         if not begun:
             raise RuntimeError(f"{self!r}: released by {holder!r}, which has not acquired it")
-        began = begun.pop()
+        began, before = begun.pop()
         if not begun:
             del self._begun[holder]
-        self._leave(None, began, outcome or self._outcome(sys.exception()))
+        error = sys.exception()
+        known: Result = "ignore"
+        try:
+            # One that was under way at the beginning is somebody else's.
+            known = outcome or self._outcome(None if error is before else error)
+        finally:
+            error = before = None
+            self._leave(None, began, known)
+
+    def _restart(self) -> None:
+        """The operation of this task begins only now: what it waited for since acquire() is not the backend's doing."""
+        if begun := self._begun.get(self._holder()):
+            begun[-1] = (self._now(), begun[-1][1])
 
     @staticmethod
     def _holder() -> object:
@@ -336,7 +352,11 @@ class AdaptiveLimiter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.release(self._outcome(error))
+        outcome: Result = "ignore"
+        try:
+            outcome = self._outcome(error)
+        finally:
+            self.release(outcome)
 
     # --- how it is doing -----------------------------------------------------------------------
 

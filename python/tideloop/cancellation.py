@@ -18,6 +18,7 @@ anything else (`asyncio.timeout()`, a child of an `asyncio.TaskGroup`) by its co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Literal
@@ -132,7 +133,8 @@ class Shield:
         assert self._token is not None
         self._task = None
         keep_contexts(False)
-        _inside.reset(self._token)
+        with contextlib.suppress(ValueError):  # left in another context than entered, as a generator may be
+            _inside.reset(self._token)
         if self._outer is not None:
             task.cancel = self._outer._cancel  # type: ignore[method-assign]
         else:

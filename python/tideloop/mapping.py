@@ -317,20 +317,32 @@ class Mapping:
                 self._waiting_permits -= 1
             self._active += 1
             self._grow()
+        held = self._limiter is not None
         try:
             if self._pace is not None:
                 await self._pace()
+                restart = getattr(self._limiter, "_restart", None)
+                if restart is not None:
+                    restart()
             if self._failed_at is not None and number > self._failed_at:
                 return _END
             try:
                 value = await self._fn(item)
             except BaseException as error:
+                # While it is under way: an AdaptiveLimiter looks at it.
+                if held:
+                    held = False
+                    self._let_go()
                 return self._failure(error, number)
             return Outcome(value) if self._on_error == "collect" else value
         finally:
-            if self._limiter is not None:
-                self._active -= 1
-                self._limiter.release()
+            if held:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        assert self._limiter is not None
+        self._active -= 1
+        self._limiter.release()
 
     def _grow(self) -> None:
         """With a limiter: one slot more than there are permits waits for the next one."""
@@ -348,6 +360,11 @@ class Mapping:
         if self._closing or isinstance(error, KeyboardInterrupt | SystemExit) or _is_own_cancellation(error):
             raise error
         self._failed += 1
+        if isinstance(error, StopAsyncIteration):
+            # As a generator does: out of __anext__() it would pass for the end of the stream.
+            wrong = RuntimeError(f"fn of tideloop.{self._name}() raised StopAsyncIteration")
+            wrong.__cause__ = error
+            error = wrong
         if self._on_error == "collect":
             return Outcome(None, error)
         if self._on_error == "skip":

@@ -161,7 +161,8 @@ class Pumps(Generic[_T]):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and self._failure is None and not self._ending:
             error.add_note(f"raised by a source of tideloop.{self._name}()")
             self._failure = error
             self._ending = True

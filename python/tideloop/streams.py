@@ -20,7 +20,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from tideloop import accelerated
 from tideloop.groups import Acquirable, limit_of
@@ -37,7 +37,16 @@ _C = TypeVar("_C")
 _P = TypeVar("_P")
 
 Source = AsyncIterable[_T] | Iterable[_T]
-Rate = float | Acquirable
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """What a rate is, if it is no number: a RateLimiter, or whatever admits without being told of an end."""
+
+    def acquire(self) -> Awaitable[object]: ...
+
+
+Rate = float | Paced
 
 
 class _Closable(Protocol[_T_co]):
@@ -289,7 +298,7 @@ def merge(*sources: Source[_T], buffer: int | None = None) -> Stream[_T]:
     """
     for source in sources:
         iterator_of("merge", source)
-    return _stream(_merged(sources, _ahead(buffer, len(sources))), "merge")
+    return _stream(_merged(sources, max(_ahead(buffer, len(sources)), len(sources))), "merge")
 
 
 async def _merged(sources: tuple[Source[_T], ...], ahead: int) -> AsyncGenerator[_T, None]:
@@ -314,7 +323,7 @@ def flat_map(
     iterator_of("flat_map", source)
     if number == 1 and not buffer:
         return _stream(_flattened(fn, source), "flat_map")
-    return _stream(_flattened_at_once(fn, source, number, _ahead(buffer, number)), "flat_map")
+    return _stream(_flattened_at_once(fn, source, number, max(_ahead(buffer, number), number) + 1), "flat_map")
 
 
 async def _flattened(fn: Callable[[_T], Source[_R]], source: Source[_T]) -> AsyncGenerator[_R, None]:
@@ -434,9 +443,11 @@ def _pace(rate: Rate | None, per: float) -> Callable[[], Awaitable[object]] | No
     if rate is None:
         return None
     if isinstance(rate, Acquirable):
+        raise TypeError(f"{rate!r} wants its permits back; rate must be a number or a RateLimiter")
+    if isinstance(rate, Paced):
         return rate.acquire
     if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise TypeError(f"rate must be a number or a limiter, not {rate!r}")
+        raise TypeError(f"rate must be a number or a RateLimiter, not {rate!r}")
     if not 0 < rate < math.inf or not 0 < per < math.inf:
         raise ValueError(f"rate must be a positive number of items per positive seconds, not {rate!r} per {per!r}")
     return _Pace(per / rate).wait

@@ -303,3 +303,10 @@ async def test_every_sequence_of_steps_by_hand(loop, kit, contended):
         for steps in itertools.product(BY_HAND, repeat=length):
             expected = await driven(stock.Condition(), contended, steps)
             assert await driven(kit.Condition(), contended, steps) == expected, steps
+
+
+async def test_a_predicate_that_raises_stop_iteration(loop, kit):
+    """A StopIteration out of a coroutine would pass for its value."""
+    with pytest.raises(RuntimeError, match="coroutine raised StopIteration") as caught:
+        await guarded_wait_for(kit.Condition(), lambda: next(iter(())))
+    assert isinstance(caught.value.__cause__, StopIteration)

@@ -415,3 +415,26 @@ async def test_create_task(loop, kit):
     coroutine.close()
     with pytest.raises(TypeError, match="coroutine was expected"):
         kit.create_task(1)
+
+
+class OldFashioned(tideloop.EventLoop):
+    """A loop whose timers are somebody else's, who knows of no context."""
+
+    def call_later(self, delay, callback, *args):
+        return super().call_later(delay, callback, *args)
+
+    def call_at(self, when, callback, *args):
+        return super().call_at(when, callback, *args)
+
+
+def test_timers_that_take_no_context(kit):
+    async def main():
+        assert await kit.sleep(0.001, 5) == 5
+        pending = asyncio.get_running_loop().create_future()
+        assert await kit.wait([pending], timeout=0.001) == (set(), {pending})
+        with pytest.raises(TimeoutError):
+            async with kit.timeout(0.001):
+                await pending
+
+    with asyncio.Runner(loop_factory=OldFashioned) as runner:
+        runner.run(main())

@@ -541,3 +541,32 @@ def test_a_loop_that_stops_before_its_callbacks_ran(backend, kit):
     gc.collect()
     assert loop.run_until_complete(waiter) == (set(futures), set())
     loop.close()
+
+
+async def test_waiting_for_an_iterator_of_nothing(loop, kit):
+    """It is true, so only looking into it tells."""
+    with pytest.raises(AssertionError, match="Set of Futures is empty"):
+        await kit.wait(iter(()))
+
+
+def test_what_a_subclass_of_a_future_runs_sees_its_context(backend, kit):
+    seen = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        class Watched(type(loop.create_future())):
+            def exception(self):
+                seen.append(VAR.get())
+                return super().exception()
+
+        VAR.set("inside")
+        future = Watched(loop=loop)
+        gathered = asyncio.ensure_future(kit.gather(future))
+        await asyncio.sleep(0)
+        future.set_result(1)
+        assert await gathered == [1]
+
+    with asyncio.Runner(loop_factory=backend.new_event_loop) as runner:
+        runner.run(main())
+    assert set(seen) == {"inside"}

@@ -5,6 +5,7 @@ A test's body is a task's step, so everything between two awaits is written by o
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -349,3 +350,18 @@ loop.close()
 async def connection(loop, listener) -> Recorder:
     _, mine = await loop.create_connection(lambda: Recorder(loop), *listener.getsockname())
     return mine
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("how", ["close", "abort", "get_extra_info"])
+async def test_a_forked_child_that_lets_go_of_a_connection_sends_nothing(loop, how):
+    async with facing_socket(loop) as (mine, peer):
+        mine.transport.write(b"hello")
+        if (child := os.fork()) == 0:
+            try:
+                getattr(mine.transport, how)(*(("socket",) if how == "get_extra_info" else ()))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)  # noqa: ASYNC222  it ends at once
+        await settled(loop)
+        assert await loop.sock_recv(peer, 100) == b"hello"

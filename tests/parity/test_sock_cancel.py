@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 
 import pytest
@@ -141,3 +142,60 @@ async def test_two_on_one_socket(loop, pair, after):
         count += len(await loop.sock_recv(right, 1 << 20))
     await sending
     assert unwatched(loop, left)
+
+
+class TestWatchesThatAreLeftOver:
+    """A socket that operations have waited for may be closed, and its number be another's, at any time."""
+
+    async def test_a_file_that_lives_on_elsewhere_is_not_reported_any_more(self, loop):
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        receiving = asyncio.ensure_future(loop.sock_recv(here, 10))
+        await settled(loop)
+        there.send(b"1")
+        await receiving
+        kept, number = here.dup(), here.fileno()
+        here.close()
+        there.send(b"2")
+        mine, other = socket.socketpair()
+        mine.setblocking(False)
+        calls = []
+        assert number in (mine.fileno(), other.fileno())
+        watched = mine if mine.fileno() == number else other
+        loop.add_reader(watched, calls.append, 1)
+        await settled(loop, 50)
+        assert calls == []
+        (other if watched is mine else mine).send(b"x")
+        while not calls:
+            await settled(loop, 1)
+        loop.remove_reader(watched)
+        for sock in (there, kept, mine, other):
+            sock.close()
+
+    async def test_a_number_whose_waiter_was_cancelled_after_the_close_is_watched(self, loop):
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        receiving = asyncio.ensure_future(loop.sock_recv(here, 10))
+        await settled(loop)
+        number = here.fileno()
+        here.close()
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+        reader, writer = os.pipe()
+        assert number in (reader, writer)
+        os.set_blocking(reader, False)
+        got = loop.create_future()
+        loop.add_reader(reader, lambda: got.done() or got.set_result(None))
+        os.write(writer, b"x")
+        await asyncio.wait_for(got, 5)
+        loop.remove_reader(reader)
+        os.close(reader)
+        os.close(writer)
+        there.close()
+
+    @deviates("uvloop", "waits")
+    async def test_receiving_nothing_does_not_wait(self, loop):
+        here, there = socket.socketpair()
+        with here, there:
+            here.setblocking(False)
+            assert await asyncio.wait_for(loop.sock_recv(here, 0), 5) == b""

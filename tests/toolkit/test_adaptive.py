@@ -272,3 +272,45 @@ def test_looks(kind):
         )
 
     harness.run(kind, main())
+
+
+def outcomes(limiter):
+    stats = limiter.stats()
+    return stats.ok, stats.dropped, stats.ignored
+
+
+async def refuses(number):
+    raise ConnectionError(number)
+
+
+async def answers(number):
+    return number
+
+
+async def test_errors_in_a_map_are_drops(loop):
+    limiter = AdaptiveLimiter(max=4, initial=2)
+    await tideloop.amap(refuses, range(10), limit=limiter, on_error="skip").to_list()
+    assert outcomes(limiter) == (0, 10, 0)
+
+
+async def test_an_error_that_is_under_way_outside_is_somebody_elses(loop):
+    limiter = AdaptiveLimiter(max=4, initial=2)
+    try:
+        raise ConnectionError("outside")
+    except ConnectionError:
+        async with tideloop.group(limit=limiter) as g:
+            for number in range(5):
+                g.spawn(answers, number)
+    assert outcomes(limiter) == (5, 0, 0)
+
+
+async def test_outcomes_that_raise_lose_no_permit(loop):
+    def judge(error):
+        raise LookupError("judge")
+
+    limiter = AdaptiveLimiter(max=1, initial=1, outcomes=judge)
+    for _ in range(3):
+        with pytest.raises(LookupError, match="judge"):
+            async with limiter:
+                raise ValueError("body")
+    assert limiter.in_flight == 0

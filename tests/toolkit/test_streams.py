@@ -715,3 +715,50 @@ def test_random_schedules(kind, seed):
             await limiter.acquire()
 
     harness.run(kind, main())
+
+
+class TestSeams:
+    """Streams with the limits and rates of other modules, and with little room."""
+
+    async def test_a_rate_limiter_paces(self, loop):
+        limiter = tideloop.RateLimiter(tideloop.rate(1_000_000, burst=3))
+        async with tideloop.amap(double, range(5), limit=2, rate=limiter, ordered=True) as stream:
+            assert await stream.to_list() == [0, 2, 4, 6, 8]
+        assert limiter.stats().admitted == 5
+
+    async def test_what_wants_its_permits_back_is_no_rate(self, loop):
+        with pytest.raises(TypeError, match="wants its permits back"):
+            tideloop.amap(double, range(5), limit=2, rate=tideloop.Limiter(1))
+
+    @pytest.mark.parametrize("limit", [1, 2])
+    async def test_a_flat_map_with_little_room(self, loop, limit):
+        stream = tideloop.flat_map(lambda number: [number, number], range(3), limit=limit, buffer=1)
+        assert sorted(await asyncio.wait_for(stream.to_list(), 5)) == [0, 0, 1, 1, 2, 2]
+
+    async def test_a_source_that_is_silent_does_not_hold_the_others_back(self, loop):
+        async def silent():
+            await forever()
+            yield 0
+
+        async with tideloop.merge(silent(), iter(range(3)), buffer=1) as stream:
+            assert [await asyncio.wait_for(anext(stream), 5) for _ in range(3)] == [0, 1, 2]
+
+    async def test_a_cancellation_out_of_a_source_does_not_end_the_stream_in_silence(self, loop):
+        async def pages():
+            for number in range(5):
+                if number == 3:
+                    raise asyncio.CancelledError
+                yield number
+
+        with pytest.raises(asyncio.CancelledError):
+            await tideloop.merge(pages()).to_list()
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    async def test_stop_async_iteration_of_the_function_is_an_error(self, loop, limit):
+        async def stops(number):
+            if number == 3:
+                raise StopAsyncIteration
+            return number
+
+        with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
+            await tideloop.amap(stops, range(10), limit=limit).to_list()

@@ -203,8 +203,13 @@ pub struct Tally {
 #[derive(Debug)]
 enum State<W> {
     Waiting(W),
-    /// In line, with nobody to be told; false: nobody knows of it any more.
-    Reserved(bool),
+    /// In line, with nobody to be told, who goes at the promised time whatever becomes of those before it.
+    Reserved {
+        /// Whether anybody still knows of it.
+        known: bool,
+        /// The promised time, by a clock that was never set back ([`Rates::back`]).
+        at: i64,
+    },
     /// Admitted by the charge of this number.
     Admitted(u64),
 }
@@ -239,6 +244,8 @@ pub struct Rates<W> {
     line: Ranks<Ticket>,
     charges: u64,
     now: i64,
+    /// By how much the clock has been set back so far.
+    back: i64,
     /// Nobody is admitted before this.
     blocked: i64,
     tally: Tally,
@@ -252,6 +259,7 @@ impl<W> Rates<W> {
             line: Ranks::default(),
             charges: 0,
             now: i64::MIN,
+            back: 0,
             blocked: i64::MIN,
             tally: Tally::default(),
         }
@@ -281,7 +289,9 @@ impl<W> Rates<W> {
             for window in &mut self.windows {
                 window.tat -= back;
             }
-            self.blocked = self.blocked.saturating_sub(self.now.saturating_sub(now));
+            let back = self.now.saturating_sub(now);
+            self.blocked = self.blocked.saturating_sub(back);
+            self.back = self.back.saturating_add(back);
             self.now = now;
         }
         self.now = self.now.max(now);
@@ -375,7 +385,14 @@ impl<W> Rates<W> {
                 }
             }
         }
-        let ticket = self.join(costs.clone(), priority, State::Reserved(true));
+        let ticket = self.join(
+            costs.clone(),
+            priority,
+            State::Reserved {
+                known: true,
+                at: at.saturating_add(self.back),
+            },
+        );
         (at - self.now, Err(ticket))
     }
 
@@ -408,18 +425,24 @@ impl<W> Rates<W> {
         loop {
             let (place, ticket) = self.first()?;
             let request = self.requests.get(ticket)?;
-            if self.earliest(self.tats(), &request.costs) > self.now {
+            let due = self.earliest(self.tats(), &request.costs);
+            if due > self.now {
                 return None;
             }
+            let at = match request.state {
+                // Somebody before it has left, but its owner goes when it was told, not before.
+                State::Reserved { at, .. } => due.max(at.saturating_sub(self.back)),
+                _ => self.now,
+            };
             let (costs, since) = (request.costs.clone(), request.since);
             self.line.remove(place);
-            let number = self.charge(&costs, self.now);
+            let number = self.charge(&costs, at);
             self.tally.waited += 1;
             self.tally.waited_ns += u64::try_from(self.now - since).unwrap_or(0);
             let request = self.requests.get_mut(ticket)?;
             match std::mem::replace(&mut request.state, State::Admitted(number)) {
                 State::Waiting(waiter) => return Some((ticket, waiter)),
-                State::Reserved(false) => self.forget(ticket),
+                State::Reserved { known: false, .. } => self.forget(ticket),
                 _ => {}
             }
         }
@@ -427,11 +450,11 @@ impl<W> Rates<W> {
 
     /// A waiter that was told comes for its admission: the number of the charge. `None`: it was not admitted, or
     /// that was taken back.
-    pub fn take(&mut self, ticket: Ticket) -> Option<u64> {
+    pub fn take(&mut self, ticket: Ticket) -> Option<(u64, Costs)> {
         match self.requests.get(ticket)?.state {
             State::Admitted(number) => {
-                self.requests.remove(ticket);
-                Some(number)
+                let request = self.requests.remove(ticket)?;
+                Some((number, request.costs))
             }
             _ => None,
         }
@@ -456,7 +479,7 @@ impl<W> Rates<W> {
                 self.tally.waited -= 1;
                 Left::GivenBack
             }
-            State::Reserved(_) => Left::Nothing,
+            State::Reserved { .. } => Left::Nothing,
         }
     }
 
@@ -466,7 +489,7 @@ impl<W> Rates<W> {
             return;
         };
         match &mut request.state {
-            State::Reserved(known) => *known = false,
+            State::Reserved { known, .. } => *known = false,
             State::Admitted(_) => drop(self.requests.remove(ticket)),
             State::Waiting(_) => {}
         }
@@ -488,12 +511,16 @@ impl<W> Rates<W> {
     /// before the next is admitted, also beyond the burst.
     pub fn settle(&mut self, number: u64, window: usize, charged: u64, real: u64) {
         let now = fine(self.now);
+        self.charges += 1;
+        let note = self.charges;
         let Some(window) = self.windows.get_mut(window) else {
             return;
         };
         if real < charged {
             window.refund(number, charged - real);
         } else {
+            // Like a charge of its own: what is given back later must not reach behind it.
+            window.note(note, (window.tat - now).max(0));
             window.tat = window.tat.max(now) + window.price(real - charged);
         }
     }
@@ -502,8 +529,13 @@ impl<W> Rates<W> {
     pub fn penalise(&mut self, ns: i64) {
         let until = self.now.saturating_add(ns);
         self.blocked = self.blocked.max(until);
+        self.charges += 1;
+        let number = self.charges;
         for window in &mut self.windows {
-            window.tat = window.tat.max(fine(until) + window.price(window.burst - 1));
+            let floor = fine(until) + window.price(window.burst - 1);
+            // What earlier charges give back does not shorten the penalty.
+            window.note(number, (window.tat - floor).max(0));
+            window.tat = window.tat.max(floor);
         }
         self.tally.penalties += 1;
     }
@@ -849,7 +881,7 @@ mod tests {
                 while let Some((ticket, who)) = rates.admit() {
                     let (_, first, expected, costs) = waiting.remove(0);
                     prop_assert_eq!((who, ticket), (first, expected));
-                    let number = rates.take(ticket).unwrap();
+                    let (number, _) = rates.take(ticket).unwrap();
                     admitted.insert(number, (now, costs));
                     numbers.push(number);
                 }

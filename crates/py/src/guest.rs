@@ -68,7 +68,9 @@ pub fn guest_wait(r#loop: &Bound<'_, LoopCore>, timeout: Option<f64>) -> PyResul
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_descriptor(r#loop: &Bound<'_, LoopCore>) -> PyResult<Option<RawSource>> {
-    Ok(r#loop.get().reactor().selector(r#loop.py())?.descriptor())
+    let reactor = r#loop.get().reactor();
+    reactor.pin(r#loop.py());
+    Ok(reactor.selector(r#loop.py())?.descriptor())
 }
 
 /// Make a guest an ordinary loop again, which can be closed.

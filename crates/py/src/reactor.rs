@@ -143,7 +143,18 @@ struct Inner {
     backend: Backend,
     registry: Registry<Registration>,
     keys: HashMap<RawSource, Key>,
+    /// Whether a watch could not be removed: if its file lives on (a duplicate, a child's), nobody can remove it,
+    /// and it goes on to report.
+    lost: bool,
+    /// Events since then that were nobody's.
+    strays: u32,
+    /// Whether somebody else waits on the selector's descriptor, which must stay what it is.
+    pinned: bool,
 }
+
+/// Events that are nobody's after which the selector is made anew. One whose registration was removed in the
+/// same batch is nothing special; a watch that was lost reports in every poll.
+const STRAYS: u32 = 1_000;
 
 /// What remove_callback() has taken out.
 #[derive(Default)]
@@ -178,6 +189,9 @@ impl Reactor {
                 backend,
                 registry: Registry::default(),
                 keys: HashMap::new(),
+                lost: false,
+                strays: 0,
+                pinned: false,
             }),
             arrivals: LoopCell::new(Arrivals::default()),
         })
@@ -188,6 +202,11 @@ impl Reactor {
         self.inner
             .with(py, |inner| inner.selector().cloned())
             .map_err(Failure::into_error)
+    }
+
+    /// From now on the selector is never made anew.
+    pub fn pin(&self, py: Python<'_>) {
+        self.inner.with(py, |inner| inner.pinned = true);
     }
 
     pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
@@ -213,17 +232,20 @@ impl Reactor {
         waiting: Slot,
         file: Option<Py<PyAny>>,
     ) -> PyResult<Slot> {
-        let (result, surplus) = self.inner.with(py, |inner| {
+        let (result, surplus, left) = self.inner.with(py, |inner| {
             if let Err(failure) = inner.selector() {
-                return (Err(failure), file);
+                return (Err(failure), file, None);
             }
-            let key = inner.callbacks(source);
+            // A watch that was left over may be that of another file.
+            let (key, left) = inner.callbacks_anew(source);
             let surplus = match inner.registry.entry_mut(key) {
                 Some(entry) => entry.keep(file),
                 None => file,
             };
-            (inner.set_callback(py, key, side, waiting), surplus)
+            let result = inner.set_callback(py, key, side, waiting);
+            (result, surplus, left)
         });
+        drop(left);
         drop(surplus.map(|file| file.into_bound(py)));
         self.replaced(py, source, result)
     }
@@ -259,11 +281,14 @@ impl Reactor {
             false => PyWeakrefReference::new(sock).ok(),
         };
         let waiting = Slot::Once(future.clone().unbind());
-        let (result, old) = self.inner.with(py, |inner| {
+        let (result, old, left) = self.inner.with(py, |inner| {
             if let Err(failure) = inner.selector() {
-                return (Err(failure), None);
+                return (Err(failure), None, None);
             }
-            let key = inner.callbacks(source);
+            let (key, left) = match same {
+                true => (inner.callbacks(source), None),
+                false => inner.callbacks_anew(source),
+            };
             let old = match inner.registry.entry_mut(key) {
                 Some(entry) if !same => {
                     entry.recognise(reference.map(|new| new.into_any().unbind()))
@@ -282,8 +307,9 @@ impl Reactor {
                 }
                 result = Err(failure);
             }
-            (result, old)
+            (result, old, left)
         });
+        drop(left);
         drop(old.map(|old| old.into_bound(py)));
         self.replaced(py, source, result)
     }
@@ -410,6 +436,7 @@ impl Reactor {
     pub fn deliver(&self, py: Python<'_>, event: Event) -> Delivery {
         self.inner.with(py, |inner| {
             let Some(entry) = inner.registry.entry(Key::from_u64(event.key)) else {
+                inner.stray();
                 return Delivery::Nothing;
             };
             match &entry.target {
@@ -480,19 +507,40 @@ impl Inner {
     fn selector(&mut self) -> Result<&Arc<dyn Selector>, Failure> {
         let generation = fork::generation();
         if self.selector.is_some() && generation != self.generation {
-            let fresh = selector::new(self.backend).map_err(Failure::System)?;
-            for (&source, &key) in &self.keys {
-                if let Some(entry) = self.registry.entry(key)
-                    && !entry.interest.is_none()
-                {
-                    // A descriptor that the child has closed meanwhile is simply not watched.
-                    fresh.add(source, key.to_u64(), entry.interest).ok();
-                }
-            }
-            self.selector = Some(Arc::from(fresh));
-            self.generation = generation;
+            self.renew()?;
         }
         self.selector.as_ref().ok_or(Failure::Closed)
+    }
+
+    /// Makes a new selector with all registrations.
+    fn renew(&mut self) -> Result<(), Failure> {
+        let fresh = selector::new(self.backend).map_err(Failure::System)?;
+        for (&source, &key) in &self.keys {
+            if let Some(entry) = self.registry.entry(key)
+                && !entry.interest.is_none()
+            {
+                // A descriptor that was closed meanwhile is simply not watched.
+                fresh.add(source, key.to_u64(), entry.interest).ok();
+            }
+        }
+        self.selector = Some(Arc::from(fresh));
+        self.generation = fork::generation();
+        self.lost = false;
+        self.strays = 0;
+        Ok(())
+    }
+
+    /// An event is nobody's: perhaps of a watch that cannot be removed any more.
+    fn stray(&mut self) {
+        if !self.lost || self.pinned {
+            return;
+        }
+        self.strays += 1;
+        if self.strays > STRAYS {
+            // Without room for another selector it stays as it is, until the next time.
+            self.strays = 0;
+            self.renew().ok();
+        }
     }
 
     fn insert(&mut self, source: RawSource, target: Target) -> Key {
@@ -519,6 +567,16 @@ impl Inner {
                 },
             ),
         }
+    }
+
+    /// As [`Inner::callbacks`], but a watch that nobody uses is removed first, and returned.
+    fn callbacks_anew(&mut self, source: RawSource) -> (Key, Option<Target>) {
+        let left = self.keys.get(&source).copied().filter(|&key| {
+            let entry = self.registry.entry(key);
+            entry.is_some_and(|entry| entry.is_idle() && !entry.interest.is_none())
+        });
+        let left = left.and_then(|key| self.unregister(key));
+        (self.callbacks(source), left)
     }
 
     /// Whether a side is watched, be it for somebody or for nobody.
@@ -552,6 +610,10 @@ impl Inner {
             return Delivery::Nothing;
         };
         let before = entry.interest;
+        if before.is_none() {
+            self.stray();
+            return Delivery::Nothing;
+        }
         let mut interest = before;
         let Target::Callbacks { reader, writer, .. } = &mut entry.target else {
             return Delivery::Nothing;
@@ -607,7 +669,7 @@ impl Inner {
             None => return Err(Failure::Closed),
         };
         // A watch that was left over may be that of a descriptor which is closed.
-        let changed = if callback && watched && replaced.is_nobody() {
+        let changed = if callback && watched && !matches!(replaced, Slot::Callback(_)) {
             self.watch_again(key)
         } else {
             self.set_interest(key, interest)
@@ -685,7 +747,7 @@ impl Inner {
             // Fails only if the descriptor is closed already, and then it is watched no more. Its
             // number may be another's by now, which is not in the selector: whoever registers it
             // ends this registration first.
-            selector.remove(source).ok();
+            self.lost |= selector.remove(source).is_err();
             Ok(())
         } else if entry.interest.is_none() {
             selector.add(source, bits, interest)
@@ -709,10 +771,11 @@ impl Inner {
             self.keys.remove(&entry.source);
         }
         if !entry.interest.is_none()
-            && let Ok(selector) = self.selector()
+            && let Ok(selector) = self.selector().cloned()
         {
-            // Fails only if the descriptor is closed already, and then it is watched no more.
-            selector.remove(entry.source).ok();
+            // Fails only if the descriptor is closed already, and then it is watched no more, unless another
+            // descriptor keeps its file.
+            self.lost |= selector.remove(entry.source).is_err();
         }
         Some(entry.target)
     }

@@ -185,7 +185,7 @@ impl Attempt for Recv {
             Ok(wanted) => wanted.extract::<usize>().ok(),
             Err(_) => None,
         };
-        let (Some(count @ ..=MAX_ROOM), Some(source)) = (count, direct(sock)) else {
+        let (Some(count @ 1..=MAX_ROOM), Some(source)) = (count, direct(sock)) else {
             return by_method(sock, intern!(py, "recv"), frame);
         };
         let received = event_loop.get().received(py, |buffer| {

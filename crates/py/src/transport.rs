@@ -349,6 +349,10 @@ impl StreamTransport {
     /// Sends what is held back, if anything is.
     pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
         let state = slf.get();
+        if !state.with(slf.py(), |connection| connection.machine.is_holding()) {
+            return Ok(());
+        }
+        held::forget_inherited(state.core(slf.py()))?;
         match state.with(slf.py(), |connection| connection.machine.release()) {
             true => Self::send_queue(slf, &[]),
             false => Ok(()),

@@ -127,8 +127,12 @@ pub fn schedule<'py, const N: usize>(
     arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
-    if CONTEXTS_KEPT.load(Ordering::Relaxed) != 0 || event_loop.cast::<LoopCore>().is_err() {
-        // Any other loop may not know the keyword here, and asyncio does not use it either.
+    let shares = CONTEXTS_KEPT.load(Ordering::Relaxed) == 0
+        && event_loop
+            .cast::<LoopCore>()
+            .is_ok_and(|core| core.get().has_own_timers(py, event_loop));
+    if !shares {
+        // Any other loop, or an override, may not know the keyword here, and asyncio does not use it either.
         return method(event_loop, name, arguments);
     }
     method_in_shared_context(event_loop, name, arguments, own_context(py)?)

@@ -559,7 +559,7 @@ unsafe fn drive<'py>(
             (State::Created, Drive::Throw(error)) => {
                 (*operation).set_state(State::Done);
                 release(operation);
-                return Err(error);
+                return Err(contained(py, error));
             }
             (State::Suspended, drive) if (*operation).delegates() => {
                 match pass_on(py, operation, drive) {
@@ -640,10 +640,27 @@ unsafe fn drive<'py>(
             }
             Err(error) => {
                 end(operation);
-                Err(error)
+                Err(contained(py, error))
             }
         }
     }
+}
+
+/// What a coroutine raises that ends with this exception: a StopIteration would pass for its value.
+#[cold]
+fn contained(py: Python<'_>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyStopIteration>(py) {
+        return error;
+    }
+    let stop = error.into_value(py).into_bound(py).into_any();
+    let raised = PyRuntimeError::new_err("coroutine raised StopIteration").into_value(py);
+    let raised = raised.into_bound(py).into_any();
+    for name in [intern!(py, "__cause__"), intern!(py, "__context__")] {
+        if let Err(failure) = raised.setattr(name, &stop) {
+            return failure;
+        }
+    }
+    PyErr::from_value(raised)
 }
 
 /// What came of driving what an operation delegates to.

@@ -23,7 +23,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::entry::Entry;
-use super::future::core_of;
+use super::future::{core_of, is_exact};
 use super::layout::{FutureObject, PENDING};
 use super::native::Native;
 use super::{call, function};
@@ -47,6 +47,7 @@ pub unsafe fn later(
     unsafe {
         if callback == native.wake.as_ptr()
             || !(*future).exception.is_null()
+            || !is_exact(future.cast())
             || !(call::is_told(callback) || function::is_told(py, callback))
         {
             return false;

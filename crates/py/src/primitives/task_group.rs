@@ -110,12 +110,12 @@ impl TaskGroupCore {
             && self.entered.load(Ordering::Relaxed)
             && !self.exiting.load(Ordering::Relaxed)
             && !self.aborting.load(Ordering::Relaxed)
-            && self.state.with(py, |state| {
-                state
-                    .event_loop
-                    .as_ref()
-                    .is_some_and(|event_loop| park::spawns(event_loop.bind(py)))
-            })
+            && self
+                .state
+                .with(py, |state| {
+                    state.event_loop.as_ref().map(|it| it.bind(py).clone())
+                })
+                .is_some_and(|event_loop| park::spawns(&event_loop))
     }
 
     /// Lets go of the callback once nobody has it.

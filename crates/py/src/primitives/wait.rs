@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyAssertionError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -225,6 +225,10 @@ fn begin<'py>(given: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
         }
     }
     let event_loop = park::running_loop(py)?;
+    if futures.is_empty() {
+        // An iterable that is true and yields nothing.
+        return Err(PyAssertionError::new_err("Set of Futures is empty."));
+    }
     let waiter = park::new_future(&event_loop)?;
     let timer = match frame.argument(TIMEOUT).filter(|timeout| !timeout.is_none()) {
         Some(timeout) => {

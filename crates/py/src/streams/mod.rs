@@ -470,12 +470,24 @@ pub fn fed(protocol: &Bound<'_, PyAny>, bytes: &Bound<'_, PyBytes>) -> Option<Py
     if protocol.get_type_ptr() != classes.protocol.as_ptr().cast() {
         return None;
     }
-    let reference = attributes(protocol)?
-        .get_item(intern!(py, "_stream_reader_wr"))
-        .ok()??;
+    let fields = attributes(protocol)?;
+    // Somebody has put something of theirs in the way: a counter, a mock.
+    if fields
+        .contains(intern!(py, "data_received"))
+        .unwrap_or(true)
+    {
+        return None;
+    }
+    let reference = fields.get_item(intern!(py, "_stream_reader_wr")).ok()??;
     let Some(reader) = reference.cast::<PyWeakrefReference>().ok()?.upgrade() else {
         return Some(Ok(()));
     };
+    if attributes(&reader)?
+        .contains(intern!(py, "feed_data"))
+        .unwrap_or(true)
+    {
+        return None;
+    }
     let core = core_of(&reader)?;
     if core.get().state.with(py, |state| state.diverted) {
         return None;

@@ -155,6 +155,41 @@ impl GroupCore {
         call: &Call<'_, 'py>,
     ) -> PyResult<()> {
         let py = slf.py();
+        // Counted before: the function may spawn, and what it spawns finds the place taken.
+        slf.get().state.with(py, |state| state.running += 1);
+        let task = match Self::begin(slf, handle, call) {
+            Ok(task) => task,
+            Err(error) => {
+                slf.get().state.with(py, |state| state.running -= 1);
+                slf.get().check_idle(py)?;
+                return Err(error);
+            }
+        };
+        handle.get().run(py, &task);
+        if park::is_done(&task)? {
+            // It was eager.
+            return task_handle::finish(slf, handle, &task);
+        }
+        if let Err(error) = slf.get().watch(handle, &task) {
+            // A task of somebody else's making that cannot be watched: it is not of this group.
+            let kept = slf.get().state.with(py, |state| {
+                state.running -= 1;
+                state.tasks.remove(&task.as_ptr().addr())
+            });
+            drop(kept.map(|kept| kept.into_bound(py)));
+            call::method0(&task, intern!(py, "cancel"))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Calls the function, and makes a task of what it returns.
+    fn begin<'py>(
+        slf: &Bound<'py, Self>,
+        handle: &Bound<'py, TaskHandle>,
+        call: &Call<'_, 'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
         let helpers = helpers(py)?;
         let (event_loop, limited) = slf.get().state.with(py, |state| {
             (
@@ -182,7 +217,7 @@ impl GroupCore {
                 helpers.coroutine_of.bind(py).call1((made, call.function))?
             }
         };
-        let task = create_task(
+        create_task(
             &event_loop,
             &coroutine,
             handle.get().task_name(py),
@@ -191,24 +226,7 @@ impl GroupCore {
         .or_else(|error| {
             call::method0(&coroutine, intern!(py, "close"))?;
             Err(error)
-        })?;
-        handle.get().run(py, &task);
-        slf.get().state.with(py, |state| state.running += 1);
-        if park::is_done(&task)? {
-            // It was eager.
-            return task_handle::finish(slf, handle, &task);
-        }
-        if let Err(error) = slf.get().watch(handle, &task) {
-            // A task of somebody else's making that cannot be watched: it is not of this group.
-            let kept = slf.get().state.with(py, |state| {
-                state.running -= 1;
-                state.tasks.remove(&task.as_ptr().addr())
-            });
-            drop(kept.map(|kept| kept.into_bound(py)));
-            call::method0(&task, intern!(py, "cancel"))?;
-            return Err(error);
-        }
-        Ok(())
+        })
     }
 
     /// Has the end of a task told.
@@ -494,7 +512,9 @@ impl GroupCore {
                 state.event_loop.as_ref().is_some_and(|it| it.is(&running)),
                 state.handles.as_ref().map(|list| list.bind(py).clone()),
                 state.name.as_ref().map(|name| name.bind(py).clone()),
-                state.limit.is_some_and(|limit| state.running >= limit),
+                state
+                    .limit
+                    .is_some_and(|limit| state.running >= limit || !state.waiting.is_empty()),
             )
         });
         let Some(handles) = handles.filter(|_| accepts && here && r#fn.is_callable()) else {
@@ -563,9 +583,12 @@ impl GroupCore {
         let waiting = this
             .state
             .with(py, |state| std::mem::take(&mut state.waiting));
+        // They are out of the line: each of them must end, whatever goes wrong with another.
+        let mut ended = Ok(());
         for handle in waiting {
-            this.never_start(slf, &handle.into_bound(py), message.as_ref())?;
+            ended = ended.and(this.never_start(slf, &handle.into_bound(py), message.as_ref()));
         }
+        ended?;
         let message = message.unwrap_or_else(|| py.None().into_bound(py));
         let handles = this.list(py, |state| &state.handles);
         let all = handles.iter().collect::<Vec<_>>();

@@ -262,10 +262,8 @@ fn start<'py>(
         }
     };
     frame.set_ticket(ticket);
-    if priority != 0 {
-        // It may go before those who wait already.
-        serve(owner);
-    }
+    // It may go before some who wait already, and need less than these.
+    serve(owner);
     if let Some(limit) = limit {
         let timer = (limit.max(0.0))
             .into_pyobject(py)

@@ -458,7 +458,11 @@ fn take(core: &RatesCore, now: i64, costs: &Costs) -> Option<u64> {
 }
 
 /// Goes on after a wait: the number of the charge.
-fn resume(owner: &Bound<'_, RatesCore>, frame: &Frame<'_, '_>, input: Input) -> PyResult<u64> {
+fn resume(
+    owner: &Bound<'_, RatesCore>,
+    frame: &Frame<'_, '_>,
+    input: Input,
+) -> PyResult<(u64, Costs)> {
     let core = owner.get();
     let ticket = frame.ticket();
     if let Input::Thrown(error) = input {
@@ -500,18 +504,18 @@ impl Coroutine for Acquire {
         frame: &Frame<'_, 'py>,
         input: Input,
     ) -> PyResult<Step<'py>> {
-        let cost = frame.argument(1);
-        let costs = owner.get().costs(cost.as_ref())?;
-        let number = if matches!(input, Input::Start) {
+        let (number, costs) = if matches!(input, Input::Start) {
+            let costs = owner.get().costs(frame.argument(1).as_ref())?;
             let priority = match frame.argument(2) {
                 Some(priority) => rank(&owner.get().title, &priority)?,
                 None => 0,
             };
             match start(owner, frame, &costs, priority)? {
-                Ok(number) => number,
+                Ok(number) => (number, costs),
                 Err(step) => return Ok(step),
             }
         } else {
+            // What was asked for at the beginning, whatever has become of a mapping since.
             resume(owner, frame, input)?
         };
         Ok(Step::Return(charge(
@@ -579,7 +583,7 @@ impl Coroutine for EnterClaim {
                 Err(step) => return Ok(step),
             }
         } else {
-            resume(owner, frame, input)?
+            resume(owner, frame, input)?.0
         };
         let costs = claim.costs.clone();
         Ok(Step::Return(charge(
@@ -904,12 +908,13 @@ impl Charge {
             }
         }
         let here = Here::find(py)?;
+        // A reservation is admitted when somebody looks: there may be no waiter left, and so no alarm.
+        go_on_with(owner, &here)?;
         {
             let mut booked = locked(&self.booked);
             let mut state = locked(&core.state);
-            state.rates.observe(here.now);
             if let Booking::InLine(ticket) = booked.0
-                && let Some(number) = state.rates.take(ticket)
+                && let Some((number, _)) = state.rates.take(ticket)
             {
                 booked.0 = Booking::Charged(number);
             }
