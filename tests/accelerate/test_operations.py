@@ -278,3 +278,28 @@ async def test_many_operations_leak_nothing(loop):
     await work(1000)
     gc.collect()
     assert len(gc.get_objects()) - before < 500
+
+
+def test_a_cycle_through_an_operation_that_was_frozen_before_is_found(runner):
+    """Operations are used again; the collector must take each use for a new object."""
+
+    class Marked(tideloop.Event):
+        pass
+
+    async def main():
+        done = Marked()
+        done.set()
+        await done.wait()
+        gc.freeze()
+        try:
+            event = Marked()
+            event.waiting = event.wait()
+            event.waiting.send(None)
+            ref = weakref.ref(event)
+            del event
+            gc.collect()
+            assert ref() is None
+        finally:
+            gc.unfreeze()
+
+    runner.run(main())

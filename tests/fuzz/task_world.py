@@ -186,6 +186,8 @@ class World:
                     task.cancel()
         if self.turn > LIMIT:
             self.note("run", "given up", [self.label(task) for task in tasks if task is not None and not task.done()])
+            # For whoever looks into it: tasks that no program knows, perhaps of the one before.
+            self.note("run", "others", sorted(plain(repr(task)) for task in asyncio.all_tasks(self.loop) - {*tasks}))
             self.loop.stop()
             return
         self.loop.call_soon(self._tick)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import time
 
 import pytest
@@ -168,7 +169,10 @@ class TestOrder:
             assert isinstance(await mine.lost, ConnectionError)
         handled.clear()
 
-    async def test_a_pause_that_writes_comes_behind_the_whole_of_writelines(self, loop):
+    async def test_a_pause_that_writes_comes_behind_the_whole_of_writelines(self, loop, backend):
+        if backend.name == "asyncio" and sys.version_info[:2] in ((3, 12), (3, 13)):
+            pytest.skip("asyncio of 3.12 and 3.13.0 does not wait for room after writelines()")
+
         class Writing(Recorder):
             def pause_writing(self):
                 super().pause_writing()

@@ -241,7 +241,7 @@ def test_pending_calls_survive_the_collector_a_cancellation_and_a_stop(loop):
     def schedule():
         handles = [loop.call_soon_threadsafe(lambda number=number: seen.append(color.get())) for number in range(300)]
         handles[0].cancel()
-        if sys.version_info >= (3, 12):
+        if hasattr(handles[1], "get_context"):  # new in 3.12; uvloop has none
             assert color not in handles[1].get_context()
         del handles
         gc.collect()

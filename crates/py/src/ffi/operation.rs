@@ -252,8 +252,11 @@ pub unsafe fn new(
     // SAFETY: what is kept by the function has ended, so its fields are empty.
     unsafe {
         let last: *mut OperationObject = (*function).take_last().cast();
-        let operation = if !last.is_null() && is_reusable(last) && ffi::Py_REFCNT(last.cast()) == 1
-        {
+        let reused = !last.is_null() && is_reusable(last) && ffi::Py_REFCNT(last.cast()) == 1;
+        let operation = if reused {
+            // To the collector it is a new object, wherever the old one had got to: one that was frozen
+            // (gc.freeze()) would keep the cycles that it becomes a part of.
+            ffi::PyObject_GC_UnTrack(last.cast());
             last
         } else {
             let operation = blank(py, function, last);
@@ -267,6 +270,9 @@ pub unsafe fn new(
         }
         (*operation).ticket = u64::MAX;
         (*operation).rest = State::Created as usize;
+        if reused {
+            ffi::PyObject_GC_Track(operation.cast());
+        }
         operation.cast()
     }
 }
