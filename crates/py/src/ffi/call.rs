@@ -105,6 +105,12 @@ pub fn method<'py, const N: usize>(
     }
 }
 
+/// The exception that the running code is handling: `sys.exception()`.
+pub fn handled(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+    // SAFETY: returns a new reference, or null without an exception set.
+    unsafe { Bound::from_owned_ptr_or_opt(py, ffi::PyErr_GetHandledException()) }
+}
+
 /// How many blocks are open in which callbacks must keep the context that they are scheduled in.
 static CONTEXTS_KEPT: AtomicUsize = AtomicUsize::new(0);
 

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::timeout::{self, TimeoutCore};
+use crate::ffi::call;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{self, Frame, Input, Step};
 
@@ -83,11 +84,14 @@ fn leave_failed<'py>(
     match timeout::Exit::advance(timeout, frame, Input::Start) {
         Ok(_) => PyErr::from_value(error),
         Err(instead) => {
-            // It was raised while the other one was handled.
+            // It was raised while the other one was handled, and not whatever the caller is handling.
             let value = instead.value(py);
             let name = intern!(py, "__context__");
+            let outer = call::handled(py);
             if !value.is(&error)
-                && value.getattr(name).is_ok_and(|context| context.is_none())
+                && value.getattr(name).is_ok_and(|context| {
+                    context.is_none() || outer.is_some_and(|outer| outer.is(&context))
+                })
                 && let Err(failure) = value.setattr(name, &error)
             {
                 return failure;
