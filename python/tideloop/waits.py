@@ -77,9 +77,10 @@ else:
     shield = _native("shield, retrieving" if _retrieves else "shield", stock.shield, _SHIELD)
 
     # Before 3.12 it has no timeout() inside, and waits for what it has cancelled in its own way.
-    wait_for = _native("wait_for", stock.wait_for, _WAIT_FOR)
-
-    wait = _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
+    # Since 3.14 programs look at call graphs. In these asyncio's frames must stand, those of its helpers as well.
+    _has_graphs = sys.version_info >= (3, 14)
+    wait_for = stock.wait_for if _has_graphs else _native("wait_for", stock.wait_for, _WAIT_FOR)
+    wait = stock.wait if _has_graphs else _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
 
     class TaskGroup(TaskGroupCore, stock.TaskGroup):
         __doc__ = stock.TaskGroup.__doc__
@@ -88,7 +89,7 @@ else:
         __aenter__ = _native("TaskGroup.__aenter__", stock.TaskGroup.__aenter__, _ENTER)
         # Before 3.13 cancellations are looked at before the wait for the tasks, and compared by identity.
         __aexit__ = stock.TaskGroup.__aexit__
-        if sys.version_info >= (3, 13):
+        if sys.version_info >= (3, 13) and not _has_graphs:
             _parts = [getattr(stock.TaskGroup, "_aexit", __aexit__)]
             __aexit__ = _native("TaskGroup.__aexit__", __aexit__, _EXIT, *_parts)
             del _parts
