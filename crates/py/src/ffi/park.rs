@@ -583,11 +583,8 @@ pub fn note_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>) 
                 }
             }
         }
-        return tell_of_awaiting(
-            intern!(future.py(), "future_add_to_awaited_by"),
-            future,
-            task,
-        );
+        let name = intern!(future.py(), "future_add_to_awaited_by");
+        tell_of_awaiting(name, future, task)
     }
     #[cfg(not(Py_3_14))]
     {
@@ -621,7 +618,7 @@ pub fn forget_awaiting<'py>(future: &Bound<'py, PyAny>, task: &Bound<'py, PyAny>
             }
         }
         let name = intern!(future.py(), "future_discard_from_awaited_by");
-        return tell_of_awaiting(name, future, task);
+        tell_of_awaiting(name, future, task)
     }
     #[cfg(not(Py_3_14))]
     {
