@@ -48,6 +48,15 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.processes import (
+        Capture,
+        Process,
+        ProcessError,
+        ProcessResult,
+        ProcessStats,
+        ProcessTimeout,
+        run_process,
+    )
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
@@ -63,6 +72,7 @@ __all__ = [
     "Barrier",
     "BoundedSemaphore",
     "CancelScope",
+    "Capture",
     "Channel",
     "ChannelClosed",
     "ChannelStats",
@@ -89,6 +99,11 @@ __all__ = [
     "LockStats",
     "Outcome",
     "PriorityQueue",
+    "Process",
+    "ProcessError",
+    "ProcessResult",
+    "ProcessStats",
+    "ProcessTimeout",
     "Queue",
     "QueueShutDown",
     "QueueStats",
@@ -131,6 +146,7 @@ __all__ = [
     "race",
     "rate",
     "run",
+    "run_process",
     "select",
     "shield",
     "sleep",
@@ -171,6 +187,15 @@ _HOMES = {
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
     "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
     "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
+    "processes": (
+        "Capture",
+        "Process",
+        "ProcessError",
+        "ProcessResult",
+        "ProcessStats",
+        "ProcessTimeout",
+        "run_process",
+    ),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

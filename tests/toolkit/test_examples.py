@@ -54,3 +54,12 @@ def test_first_answer():
     assert near == "answer of near"
     assert sorted(others) == ["broken: broken refuses", "far: ok", "near: ok"]
     assert last == "in time: True, False"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+@pytest.mark.skipif(sys.platform == "win32", reason="wc, sort and a shell")
+def test_word_count(loop):
+    words, numbers, late = example("word_count.py", f"--loop={loop}").splitlines()
+    assert words == "400000 words"
+    assert numbers == "10 3 2"
+    assert late == "'echo begun; sleep 1000' was not done in 0.5 s and was ended"
