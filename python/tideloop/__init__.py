@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
     from tideloop.adaptive import AIMD, AdaptiveLimiter, AdaptiveLimiterStats, Gradient2, Vegas
+    from tideloop.background import (
+        Background,
+        BackgroundClosed,
+        BackgroundStats,
+        Drained,
+        Restart,
+        Survivor,
+    )
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
@@ -69,6 +77,9 @@ __all__ = [
     "Acceleration",
     "AdaptiveLimiter",
     "AdaptiveLimiterStats",
+    "Background",
+    "BackgroundClosed",
+    "BackgroundStats",
     "Barrier",
     "BoundedSemaphore",
     "CancelScope",
@@ -80,6 +91,7 @@ __all__ = [
     "Claim",
     "Condition",
     "ConditionStats",
+    "Drained",
     "Event",
     "EventLoop",
     "EventStats",
@@ -113,6 +125,7 @@ __all__ = [
     "Receiver",
     "ResourceLimits",
     "ResourceStats",
+    "Restart",
     "Runner",
     "Selected",
     "Semaphore",
@@ -120,6 +133,7 @@ __all__ = [
     "Sender",
     "Stream",
     "StreamStats",
+    "Survivor",
     "TaskGroup",
     "TaskHandle",
     "Timeout",
@@ -160,6 +174,14 @@ __all__ = [
 # Where the names are that are imported when they are first asked for; all others are in `accelerated`.
 _HOMES = {
     "acceleration": ("Acceleration", "accelerate", "decelerate"),
+    "background": (
+        "Background",
+        "BackgroundClosed",
+        "BackgroundStats",
+        "Drained",
+        "Restart",
+        "Survivor",
+    ),
     "channels": ("Channel", "ChannelClosed", "ChannelStats", "Receiver", "Sender"),
     "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
     "selection": ("Selected", "select"),

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, cast
 
 from tideloop import scopes
+from tideloop.durations import seconds
 
 __all__ = ["Capture", "Process", "ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout", "run_process"]
 
@@ -280,8 +281,8 @@ class Process:
         }
         if sys.platform != "win32":
             self._options["start_new_session"] = True
-        self._grace = _seconds("grace", grace)
-        self._linger = _seconds("linger", linger)
+        self._grace = seconds("grace", grace)
+        self._linger = seconds("linger", linger)
         self._kept = {name: _Kept(capture) for name in _NAMES.values()} if (capture := _capture(capture)) else None
         self._on_data: Callable[[StreamName, bytes], None] | None = None
         self._received_bytes = 0
@@ -442,7 +443,7 @@ class Process:
         """
         if self._transport is None:
             return
-        limit = self._grace if grace is None else _seconds("grace", grace)
+        limit = self._grace if grace is None else seconds("grace", grace)
         until = self._loop.time() + limit
         self._drop_unread()
         cancelled: asyncio.CancelledError | None = None
@@ -692,7 +693,7 @@ async def run_process(
         if not isinstance(max_line, int) or max_line < 1:
             raise ValueError(f"max_line must be a number of bytes of at least 1, not {max_line!r}")
         process._on_data = _caller(process, on_line, max_line)
-    limit = None if timeout is None else _seconds("timeout", timeout)
+    limit = None if timeout is None else seconds("timeout", timeout)
     try:
         with scopes.move_on_after(limit) as scope:
             async with process:
@@ -789,12 +790,6 @@ def _capture(capture: Capture | int | None) -> Capture | None:
     if capture.keep not in ("head", "tail"):
         raise ValueError(f"a capture must keep 'head' or 'tail', not {capture.keep!r}")
     return capture
-
-
-def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a number of seconds, at least 0, not {value!r}")
-    return value
 
 
 def _shown(args: Command) -> str:

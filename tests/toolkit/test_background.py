@@ -1,0 +1,330 @@
+"""Background work: kept, told of, begun again, drained within a stated time; on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+
+import pytest
+import tideloop
+from tideloop import Background, Restart
+
+from tests.toolkit import harness
+from tests.toolkit.work import Boom, fail, forever, give, tasks_left, turns
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+def test_tasks_are_kept_and_waited_for(kind):
+    ended = []
+
+    async def work(number):
+        await asyncio.sleep(number)
+        gc.collect()
+        ended.append(number)
+        return number
+
+    async def main():
+        async with Background(name="mail") as background:
+            tasks = [background.spawn(work, number) for number in (3, 1, 2)]
+            assert repr(background) == "<tideloop.Background 'mail' open tasks=3>"
+        assert ended == [1, 2, 3]
+        assert [task.result() for task in tasks] == [3, 1, 2]
+        assert background.stats() == (0, 0, 3, 0, 0, 0)
+        with pytest.raises(tideloop.BackgroundClosed, match="takes nothing new"):
+            background.spawn(work, 1)
+
+    harness.run(kind, main())
+
+
+def test_failures_are_logged_at_once(kind, caplog):
+    async def main():
+        async with Background() as background:
+            background.spawn(fail, "lost", name="sender")
+            task = background.spawn(forever)
+            await turns(3)
+            (record,) = caplog.records
+            assert record.getMessage() == "'sender' has failed"
+            assert isinstance(record.exc_info[1], Boom)
+            task.cancel()
+        assert background.stats() == (0, 0, 0, 1, 1, 0)
+
+    harness.run(kind, main())
+
+
+def test_failures_can_be_handed_over(kind):
+    async def main():
+        told = []
+        async with Background(on_error=lambda task, error: told.append((task.get_name(), str(error)))) as background:
+            background.spawn(fail, "one", 1, name="a")
+            background.spawn(fail, "two", 2, name="b")
+        assert told == [("a", "one"), ("b", "two")]
+
+    harness.run(kind, main())
+
+
+def test_failures_can_end_the_block(kind):
+    async def main():
+        before = asyncio.all_tasks()
+        others = []
+
+        async def block():
+            async with Background(on_error="raise") as background:
+                others.append(background.spawn(forever))
+                background.spawn(fail, "no", 3)
+                await forever()
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await block()
+        assert [str(error) for error in caught.value.exceptions] == ["no"]
+        assert others[0].cancelled()
+        assert asyncio.current_task().cancelling() == 0
+        with pytest.raises(ExceptionGroup):
+            async with Background(on_error="raise") as background:
+                background.spawn(fail, "while draining", 3)
+        assert asyncio.current_task().cancelling() == 0
+        assert tasks_left(before) == set()
+
+    harness.run(kind, main())
+
+
+def test_a_cancelled_block_is_cancelled(kind):
+    async def main():
+        spawned = []
+
+        async def block():
+            async with Background() as background:
+                spawned.append(background.spawn(forever))
+                await forever()
+
+        task = asyncio.ensure_future(block())
+        await turns(3)
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert spawned[0].cancelled()
+
+    harness.run(kind, main())
+
+
+def test_cancelled_while_it_drains(kind):
+    async def main():
+        spawned = []
+
+        async def block():
+            async with Background(grace=None) as background:
+                spawned.append(background.spawn(forever))
+
+        task = asyncio.ensure_future(block())
+        await turns(3)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert spawned[0].cancelled()
+
+    harness.run(kind, main())
+
+
+def test_an_exception_in_the_block_cancels(kind):
+    async def main():
+        spawned = []
+
+        async def block():
+            async with Background() as background:
+                spawned.append(background.spawn(forever))
+                await turns(1)
+                raise Boom
+
+        with pytest.raises(Boom):
+            await block()
+        assert spawned[0].cancelled()
+
+    harness.run(kind, main())
+
+
+def test_grace_is_an_absolute_deadline(kind):
+    async def main():
+        began = now()
+        async with Background(grace=10) as background:
+            for seconds in (4, 8, 12, 100):
+                background.spawn(asyncio.sleep, seconds)
+        assert now() - began == pytest.approx(10)
+        assert background.stats()[2:5] == (2, 0, 2)
+
+    harness.run(kind, main())
+
+
+def test_drain_tells_who_ended_how(kind, caplog):
+    async def stubborn():
+        while True:
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                if now() > 50:
+                    raise
+
+    async def main():
+        background = Background(patience=3, grace=0)
+        async with background:
+            background.spawn(give, 1)
+            background.spawn(forever)
+            task = background.spawn(stubborn, name="rock")
+            left = await background.drain(2, then="leave")
+            assert left[:2] == (1, 0)
+            assert {survivor.name for survivor in left.survivors} == {"forever", "rock"}
+            assert not caplog.records
+            began = now()
+            left = await background.drain(2)
+            assert now() - began == pytest.approx(5)
+            assert left[:2] == (0, 1)
+            (rock,) = left.survivors
+            assert rock.name == "rock"
+            assert [line.rpartition(" ")[2] for line in rock.stack] == ["_work", "stubborn", "forever"]
+            assert "test_background.py" in rock.stack[1]
+            assert "'rock' still runs although it was cancelled" in caplog.text
+            await asyncio.sleep(100)
+            task.cancel()
+
+    harness.run(kind, main())
+
+
+def test_drain_asked_for_by_one_of_its_tasks(kind):
+    async def main():
+        async with Background() as background:
+
+            async def ask():
+                return await background.drain(1)
+
+            background.spawn(forever)
+            task = background.spawn(ask)
+            assert (await task)[:2] == (0, 1)
+
+    harness.run(kind, main())
+
+
+def test_several_drain_at_once(kind):
+    async def main():
+        async with Background() as background:
+            background.spawn(asyncio.sleep, 5)
+            one, two = await asyncio.gather(background.drain(), background.drain(3, then="leave"))
+            assert one == (1, 0, ())
+            assert two[:2] == (0, 0)
+            assert len(two.survivors) == 1
+
+    harness.run(kind, main())
+
+
+def test_limit(kind):
+    running, most = set(), []
+
+    async def work(number):
+        running.add(number)
+        most.append(len(running))
+        await asyncio.sleep(1)
+        running.discard(number)
+
+    async def main():
+        began = now()
+        async with Background(limit=2) as background:
+            for number in range(6):
+                background.spawn(work, number)
+            await asyncio.sleep(0.5)
+            assert background.stats()[:2] == (2, 4)
+        assert now() - began == pytest.approx(3)
+        assert max(most) == 2
+
+    harness.run(kind, main())
+
+
+class TestRestart:
+    def test_after_growing_pauses(self, kind, caplog):
+        times = []
+
+        async def work():
+            times.append(now())
+            if len(times) < 5:
+                raise Boom
+            return "done"
+
+        async def main():
+            async with Background(restart=Restart(first=1, factor=2, longest=3, jitter=0)) as background:
+                assert await background.spawn(work) == "done"
+            assert background.stats() == (0, 0, 1, 0, 0, 4)
+
+        caplog.set_level(logging.WARNING)
+        harness.run(kind, main())
+        assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([1, 2, 3, 3])
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+        assert "begins again in 1 s" in caplog.text
+
+    def test_not_for_ever(self, kind):
+        async def main():
+            told = []
+            restart = Restart(first=1, jitter=0, most=2)
+            async with Background(on_error=lambda task, error: told.append(error)) as background:
+                background.spawn(fail, "no", 1, restart=restart)
+                await asyncio.sleep(10)
+                assert len(told) == 1
+            assert background.stats() == (0, 0, 0, 1, 0, 2)
+
+        harness.run(kind, main())
+
+    def test_forgives(self, kind):
+        times = []
+
+        async def work():
+            times.append(now())
+            await asyncio.sleep(100)
+            raise Boom
+
+        async def main():
+            async with Background(restart=Restart(first=1, jitter=0, most=1, forgive=60), grace=0) as background:
+                background.spawn(work)
+                await asyncio.sleep(450)
+
+        harness.run(kind, main())
+        assert len(times) == 5
+
+    def test_not_while_draining(self, kind):
+        async def main():
+            told = []
+            async with Background(on_error=lambda *it: told.append(it), restart=Restart()) as background:
+                background.spawn(fail, "no", 3)
+            assert len(told) == 1
+
+        harness.run(kind, main())
+
+    def test_pauses(self):
+        restart = Restart(first=1, factor=10, longest=100, jitter=0.5)
+        for failures, middle in ((1, 1), (2, 10), (3, 100), (4, 100), (10**9, 100)):
+            for _ in range(20):
+                assert 0.5 * middle <= restart.pause(failures) <= 1.5 * middle
+
+
+def test_bad_arguments(kind):
+    with pytest.raises(ValueError, match="on_error must be"):
+        Background(on_error="ignore")
+    with pytest.raises(TypeError, match="restart must be"):
+        Background(restart=3)
+    with pytest.raises(ValueError, match="grace must be"):
+        Background(grace=-1)
+
+    async def main():
+        background = Background()
+        with pytest.raises(RuntimeError, match="was not entered"):
+            background.spawn(forever)
+        async with background:
+            with pytest.raises(TypeError, match="fn must be"):
+                background.spawn(3)
+            with pytest.raises(ValueError, match="then must be"):
+                await background.drain(then="kill")
+        with pytest.raises(RuntimeError, match="entered before"):
+            await background.__aenter__()
+
+    harness.run(kind, main())
