@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from tideloop import qt
-from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop, run
+from tideloop.lifespan import run
+from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop
 from tideloop.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
+    from tideloop.shutdown import on_shutdown, request_shutdown, stopping
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
 
@@ -155,15 +157,18 @@ __all__ = [
     "merge",
     "move_on_after",
     "new_event_loop",
+    "on_shutdown",
     "paginate",
     "qt",
     "race",
     "rate",
+    "request_shutdown",
     "run",
     "run_process",
     "select",
     "shield",
     "sleep",
+    "stopping",
     "throttle",
     "timeout",
     "timeout_at",
@@ -218,6 +223,7 @@ _HOMES = {
         "ProcessTimeout",
         "run_process",
     ),
+    "shutdown": ("on_shutdown", "request_shutdown", "stopping"),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
