@@ -41,9 +41,12 @@ if TYPE_CHECKING:
         Restart,
         Survivor,
     )
+    from tideloop.breakers import Breaker, BreakerOpen, BreakerStats
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
+    from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
+    from tideloop.hedges import Hedge
     from tideloop.limits import (
         Claim,
         KeyedLimiter,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
     from tideloop.processes import (
         Capture,
         Process,
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     )
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
+    from tideloop.retries import Retry
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
@@ -79,11 +84,15 @@ __all__ = [
     "Acceleration",
     "AdaptiveLimiter",
     "AdaptiveLimiterStats",
+    "AttemptTimeout",
     "Background",
     "BackgroundClosed",
     "BackgroundStats",
     "Barrier",
     "BoundedSemaphore",
+    "Breaker",
+    "BreakerOpen",
+    "BreakerStats",
     "CancelScope",
     "Capture",
     "Channel",
@@ -93,6 +102,8 @@ __all__ = [
     "Claim",
     "Condition",
     "ConditionStats",
+    "Deadline",
+    "DeadlineExceeded",
     "Drained",
     "Event",
     "EventLoop",
@@ -101,6 +112,7 @@ __all__ = [
     "Group",
     "GroupStats",
     "Guest",
+    "Hedge",
     "KeyedLimiter",
     "KeyedLimiterStats",
     "KeyedRateLimiter",
@@ -112,6 +124,8 @@ __all__ = [
     "Lock",
     "LockStats",
     "Outcome",
+    "Policy",
+    "PolicyStats",
     "PriorityQueue",
     "Process",
     "ProcessError",
@@ -128,6 +142,7 @@ __all__ = [
     "ResourceLimits",
     "ResourceStats",
     "Restart",
+    "Retry",
     "Runner",
     "Selected",
     "Semaphore",
@@ -146,6 +161,7 @@ __all__ = [
     "amap",
     "batched",
     "create_task",
+    "deadline",
     "decelerate",
     "fail_after",
     "first_ok",
@@ -159,9 +175,11 @@ __all__ = [
     "new_event_loop",
     "on_shutdown",
     "paginate",
+    "policy",
     "qt",
     "race",
     "rate",
+    "remaining",
     "request_shutdown",
     "run",
     "run_process",
@@ -224,6 +242,25 @@ _HOMES = {
         "run_process",
     ),
     "shutdown": ("on_shutdown", "request_shutdown", "stopping"),
+    "breakers": (
+        "Breaker",
+        "BreakerOpen",
+        "BreakerStats",
+    ),
+    "deadlines": (
+        "Deadline",
+        "DeadlineExceeded",
+        "deadline",
+        "remaining",
+    ),
+    "hedges": ("Hedge",),
+    "policies": (
+        "AttemptTimeout",
+        "Policy",
+        "PolicyStats",
+        "policy",
+    ),
+    "retries": ("Retry",),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, cast
 
 from tideloop import scopes
+from tideloop.deadlines import remaining
 from tideloop.durations import seconds
 
 __all__ = ["Capture", "Process", "ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout", "run_process"]
@@ -670,10 +672,10 @@ async def run_process(
     always read. `on_line(stream, line)` is called for each line while the child runs; longer ones than `max_line` bytes
     come in pieces. If it raises, the child is ended, and that is raised.
 
-    Raises ProcessTimeout after `timeout` seconds, when the child and all it has started are ended: SIGTERM, after
-    `grace` seconds SIGKILL. The same happens when it is cancelled; the CancelledError then has what the child had
-    left as its attribute `result`. With `check` raises ProcessError if the exit status is not 0. The other
-    arguments are those of Process.
+    Raises ProcessTimeout after `timeout` seconds, or at the deadline() of its context if that is earlier, when the
+    child and all it has started are ended: SIGTERM, after `grace` seconds SIGKILL. The same happens when it is
+    cancelled; the CancelledError then has what the child had left as its attribute `result`. With `check` raises
+    ProcessError if the exit status is not 0. The other arguments are those of Process.
     """
     process = Process(
         cmd,
@@ -693,7 +695,7 @@ async def run_process(
         if not isinstance(max_line, int) or max_line < 1:
             raise ValueError(f"max_line must be a number of bytes of at least 1, not {max_line!r}")
         process._on_data = _caller(process, on_line, max_line)
-    limit = None if timeout is None else seconds("timeout", timeout)
+    limit = min(seconds("timeout", timeout) if timeout is not None else math.inf, remaining())
     try:
         with scopes.move_on_after(limit) as scope:
             async with process:
@@ -707,7 +709,6 @@ async def run_process(
             error.result = process.result  # type: ignore[attr-defined]
         raise
     if scope.cancelled_caught:
-        assert limit is not None
         if process.pid is None:
             raise TimeoutError(f"{_shown(process.args)} was not started in {limit:g} s")
         raise ProcessTimeout(process.result, limit)

@@ -1,0 +1,76 @@
+"""Deadlines: deadline(), remaining(). A limit in time that everything that is called can see."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextvars import ContextVar, Token
+from types import TracebackType
+
+from tideloop.cancellation import Request
+from tideloop.durations import seconds
+
+__all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining"]
+
+_deadline: ContextVar[float] = ContextVar("tideloop.deadline", default=math.inf)
+
+
+class DeadlineExceeded(TimeoutError):
+    """All of a call, or a deadline() block, took longer than it may."""
+
+
+def remaining() -> float:
+    """Seconds left until the deadline of this context, at least 0; infinite if there is none."""
+    when = _deadline.get()
+    if when is math.inf:
+        return math.inf
+    return max(when - asyncio.get_running_loop().time(), 0.0)
+
+
+class Deadline:
+    """``with tideloop.deadline(5):`` See deadline()."""
+
+    __slots__ = ("_given", "_request", "_timer", "_token", "when")
+
+    def __init__(self, given: float) -> None:
+        self._given = given
+        self._request: Request | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._token: Token[float] | None = None
+        self.when = math.inf
+
+    def __enter__(self) -> Deadline:
+        if self._request is not None:
+            raise RuntimeError("this deadline was entered before; make another")
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("tideloop.deadline() limits a task; none is running")
+        loop = task.get_loop()
+        self._request = Request(task)
+        outer = _deadline.get()
+        # The outer one, if that is earlier, has its own timer.
+        self.when = min(loop.time() + self._given, outer)
+        self._token = _deadline.set(self.when)
+        if self.when < outer:
+            self._timer = loop.call_at(self.when, self._request.make, "deadline")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._request is not None
+        assert self._token is not None
+        _deadline.reset(self._token)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._request.made and self._request.take_back() and isinstance(error, asyncio.CancelledError):
+            raise DeadlineExceeded(f"not done within the deadline of {self._given:g} s") from error
+
+
+def deadline(limit: float) -> Deadline:
+    """A block that must be done in `limit` seconds: ``with tideloop.deadline(5): ...``; raises DeadlineExceeded.
+
+    What is called inside of it, in other tasks as well that are made there, can see what is left by remaining();
+    policies and run_process() heed it. Blocks nest: the earliest deadline holds.
+    """
+    return Deadline(seconds("limit", limit))

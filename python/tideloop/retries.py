@@ -1,0 +1,105 @@
+"""Retries: Retry. How a failed call is tried again, and how often that may be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Literal
+
+from tideloop.breakers import BreakerOpen, Failures, matches
+from tideloop.durations import seconds
+
+__all__ = ["Retry"]
+
+
+class Retry:
+    """How a failed call is tried again.
+
+    `on` says what may be: exception classes, or a function that is asked with the exception. There are `attempts` in
+    all; before the n-th again a pause of ``first * factor ** (n - 1)`` seconds, `longest` at most. With `jitter`
+    "full" it is drawn between 0 and that (Brooker, "Exponential Backoff And Jitter", AWS 2015), a number is the part
+    that it varies by. `retry_after` is asked with the exception for the seconds that the server wants us to wait, by
+    default its attribute of that name; a longer pause than `longest` that it wants is not waited for: the failure is
+    final.
+
+    `budget` is how many retries there may be per call, over many calls: with 0.1 a tenth, besides `reserve` that may
+    be used up first. So that an outage does not multiply the load on what is out (as gRPC's retry throttling and
+    Finagle's retry budget). The budget is the Retry's: policies that share it share that.
+
+    A BreakerOpen is never tried again, nor is what is no Exception.
+    """
+
+    __slots__ = (
+        "_tokens",
+        "attempts",
+        "budget",
+        "factor",
+        "first",
+        "jitter",
+        "longest",
+        "on",
+        "reserve",
+        "retry_after",
+    )
+
+    def __init__(
+        self,
+        on: Failures = Exception,
+        *,
+        attempts: int | None = 4,
+        first: float = 0.1,
+        factor: float = 2.0,
+        longest: float = 5.0,
+        jitter: Literal["full"] | float = "full",
+        budget: float | None = None,
+        reserve: float = 10.0,
+        retry_after: Callable[[Exception], float | None] | None = None,
+    ) -> None:
+        if attempts is not None and (not isinstance(attempts, int) or attempts < 1):
+            raise ValueError(f"attempts must be a number of at least 1, or None, not {attempts!r}")
+        if jitter != "full" and not (isinstance(jitter, int | float) and 0 <= jitter <= 1):
+            raise ValueError(f"jitter must be 'full' or a part between 0 and 1, not {jitter!r}")
+        if not isinstance(factor, int | float) or factor < 1:
+            raise ValueError(f"factor must be a number of at least 1, not {factor!r}")
+        if budget is not None and not (isinstance(budget, int | float) and budget >= 0):
+            raise ValueError(f"budget must be a number of retries per call, at least 0, or None, not {budget!r}")
+        self.on = on
+        self.attempts = attempts
+        self.first = seconds("first", first)
+        self.factor = factor
+        self.longest = seconds("longest", longest)
+        self.jitter = jitter
+        self.budget = budget
+        self.reserve = seconds("reserve", reserve)
+        self.retry_after = retry_after or _retry_after
+        self._tokens = self.reserve
+
+    def called(self) -> None:
+        """A call was made, which earns a part of a retry."""
+        if self.budget is not None:
+            self._tokens = min(self._tokens + self.budget, self.reserve)
+
+    def pause(self, error: Exception, failures: int) -> float | None:
+        """Seconds until the next attempt after so many failures; None if there is none. Takes it from the budget."""
+        if isinstance(error, BreakerOpen) or (self.attempts is not None and failures >= self.attempts):
+            return None
+        if not matches(self.on, error):
+            return None
+        asked = self.retry_after(error)
+        if asked is not None and asked > self.longest:
+            return None
+        if self.budget is not None:
+            if self._tokens < 1:
+                return None
+            self._tokens -= 1
+        pause = min(self.first * self.factor ** min(failures - 1, 64), self.longest)
+        if self.jitter == "full":
+            pause *= random.random()  # spreads, hides nothing
+        else:
+            pause *= 1 + self.jitter * (2 * random.random() - 1)
+        return pause if asked is None else max(pause, asked)
+
+
+def _retry_after(error: Exception) -> float | None:
+    found = getattr(error, "retry_after", None)
+    return found if isinstance(found, int | float) and found >= 0 else None
