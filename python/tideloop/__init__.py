@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         WeightError,
     )
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
+    from tideloop.pools import KeyedPool, Lease, Pool, PoolClosed, PoolStats, PoolTimeout
     from tideloop.processes import (
         Capture,
         Process,
@@ -115,7 +116,9 @@ __all__ = [
     "Hedge",
     "KeyedLimiter",
     "KeyedLimiterStats",
+    "KeyedPool",
     "KeyedRateLimiter",
+    "Lease",
     "LifoQueue",
     "Limiter",
     "LimiterClosed",
@@ -126,6 +129,10 @@ __all__ = [
     "Outcome",
     "Policy",
     "PolicyStats",
+    "Pool",
+    "PoolClosed",
+    "PoolStats",
+    "PoolTimeout",
     "PriorityQueue",
     "Process",
     "ProcessError",
@@ -261,6 +268,14 @@ _HOMES = {
         "policy",
     ),
     "retries": ("Retry",),
+    "pools": (
+        "KeyedPool",
+        "Lease",
+        "Pool",
+        "PoolClosed",
+        "PoolStats",
+        "PoolTimeout",
+    ),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,0 +1,602 @@
+"""Pools of resources: lent, worn, replaced, never lost; on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import random
+
+import pytest
+import tideloop
+from tideloop import KeyedPool, Pool
+
+from tests.toolkit import harness
+from tests.toolkit.work import Boom, forever, turns
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+class Maker:
+    """Makes and closes numbered resources, and keeps account of them."""
+
+    def __init__(self, seconds=0.0, closing=0.0):
+        self.seconds = seconds
+        self.closing = closing
+        self.numbers = itertools.count(1)
+        self.open = set()
+        self.most = 0
+        self.closed = []
+        self.failures = []
+
+    async def create(self, key=None):
+        await asyncio.sleep(self.seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        made = (key, next(self.numbers)) if key is not None else next(self.numbers)
+        self.open.add(made)
+        self.most = max(self.most, len(self.open))
+        return made
+
+    async def close(self, made):
+        await asyncio.sleep(self.closing)
+        self.open.remove(made)
+        self.closed.append(made)
+
+
+def pool_of(maker, **options):
+    return Pool(maker.create, maker.close, **options)
+
+
+async def hold(pool, seconds, *key):
+    async with pool.acquire(*key) as made:
+        await asyncio.sleep(seconds)
+        return made
+
+
+class TestLending:
+    def test_idle_ones_last_in_first_out(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, name="db") as pool:
+                one, two = await pool.acquire(), await pool.acquire()
+                assert (one.value, two.value) == (1, 2)
+                assert repr(pool) == "<tideloop.Pool 'db' 2 of 10 lent>"
+                one.release()
+                two.release()
+                async with pool.acquire() as made:
+                    assert made == 2
+                assert pool.stats()[:6] == (2, 0, 0, 0, 3, 0)
+            assert not maker.open
+            assert repr(pool) == "<tideloop.Pool 'db' closed>"
+
+        harness.run(kind, main())
+
+    def test_borrowers_first_come_first_served(self, kind):
+        async def main():
+            order = []
+
+            async def borrow(number):
+                async with pool.acquire():
+                    order.append(number)
+                    await asyncio.sleep(1)
+
+            maker = Maker(seconds=3)
+            async with pool_of(maker, max=2) as pool:
+                await asyncio.gather(*(borrow(number) for number in range(10)))
+                assert order == list(range(10))
+                assert maker.most == 2
+                assert pool.stats().waited == pytest.approx(2 * (3 + 4 + 5 + 6 + 7))
+
+        harness.run(kind, main())
+
+    def test_a_lease_is_used_once_at_a_time(self, kind):
+        async def main():
+            async with pool_of(Maker()) as pool:
+                lease = pool.acquire()
+                for use in (lambda: lease.value, lease.release, lease.discard):
+                    with pytest.raises(RuntimeError, match=r"nothing of .* is lent"):
+                        use()
+                await lease
+                with pytest.raises(RuntimeError, match="has begun already"):
+                    await lease
+                lease.release()
+                with pytest.raises(RuntimeError, match="given back"):
+                    lease.release()
+
+        harness.run(kind, main())
+
+    def test_timeout_is_absolute_and_says_why(self, kind):
+        async def main():
+            async with pool_of(Maker(), max=1, acquire_timeout=5) as pool:
+                holder = asyncio.ensure_future(hold(pool, 100))
+                await asyncio.sleep(1)
+                began = now()
+                with pytest.raises(tideloop.PoolTimeout, match="1 lent, 0 being made, 0 others waiting"):
+                    await hold(pool, 1)
+                assert now() - began == pytest.approx(5)
+
+                async def hurried():
+                    with tideloop.deadline(2):
+                        await hold(pool, 1)
+
+                with pytest.raises((tideloop.PoolTimeout, tideloop.DeadlineExceeded)):
+                    await hurried()
+                assert now() - began == pytest.approx(7)
+                assert pool.stats().timeouts >= 1
+                await holder
+
+        harness.run(kind, main())
+
+    def test_belongs_to_one_loop(self, kind):
+        pool = pool_of(Maker())
+        harness.run(kind, hold(pool, 0))
+
+        async def main():
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await hold(pool, 0)
+
+        harness.run(kind, main())
+
+
+class TestMaking:
+    def test_a_failure_is_told_to_the_first_and_its_place_is_free(self, kind):
+        async def main():
+            maker = Maker(seconds=1)
+            maker.failures = [Boom("one"), Boom("two")]
+            async with pool_of(maker, max=1) as pool:
+                done = await asyncio.gather(*(hold(pool, 0) for _ in range(4)), return_exceptions=True)
+                assert [str(error) for error in done[:2]] == ["one", "two"]
+                assert done[2:] == [1, 1]
+                assert pool.stats().failed == 2
+
+        harness.run(kind, main())
+
+    def test_a_cancelled_borrower_leaves_what_is_made_for_him_to_the_next(self, kind):
+        async def main():
+            maker = Maker(seconds=5)
+            async with pool_of(maker, max=1) as pool:
+                first = asyncio.ensure_future(hold(pool, 0))
+                await asyncio.sleep(1)
+                second = asyncio.ensure_future(hold(pool, 0))
+                await asyncio.sleep(1)
+                first.cancel()
+                began = now()
+                assert await second == 1
+                assert now() - began == pytest.approx(3)
+
+        harness.run(kind, main())
+
+    def test_so_many_at_a_time(self, kind):
+        async def main():
+            maker = Maker(seconds=1)
+            async with pool_of(maker, max=6, create_limit=2) as pool:
+                began = now()
+                await asyncio.gather(*(hold(pool, 100) for _ in range(6)))
+                assert now() - began == pytest.approx(103)
+
+        harness.run(kind, main())
+
+    def test_the_minimum_is_there_and_kept(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, min=3, max=5) as pool:
+                await asyncio.sleep(1)
+                assert pool.stats().idle == 3
+                lease = await pool.acquire()
+                lease.discard()
+                lease.release()
+                await asyncio.sleep(1)
+                assert pool.stats().idle == 3
+                assert maker.closed == [3]
+
+        harness.run(kind, main())
+
+    def test_a_failure_that_nobody_waits_for_is_logged(self, kind, caplog):
+        async def main():
+            maker = Maker()
+            maker.failures = [Boom("no")]
+            async with pool_of(maker, min=1):
+                await asyncio.sleep(1)
+
+        harness.run(kind, main())
+        assert "could not make a resource" in caplog.text
+
+
+class TestWear:
+    def test_uses(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, max_uses=2) as pool:
+                assert [await hold(pool, 0) for _ in range(5)] == [1, 1, 2, 2, 3]
+
+        harness.run(kind, main())
+
+    def test_age_varies(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, max=20, create_limit=20, max_lifetime=100, jitter=0.5, max_idle=None) as pool:
+                await asyncio.gather(*(hold(pool, 0) for _ in range(20)))
+                await asyncio.sleep(49)
+                assert not maker.closed
+                await asyncio.sleep(20)
+                assert 0 < len(maker.closed) < 20
+                await asyncio.sleep(33)
+                assert len(maker.closed) == 20
+
+        harness.run(kind, main())
+
+    def test_a_long_loan_is_no_idleness(self, kind):
+        async def main():
+            async with pool_of(Maker(), max_idle=10) as pool:
+                await hold(pool, 100)
+                assert pool.stats().idle == 1
+                assert await hold(pool, 0) == 1
+
+        harness.run(kind, main())
+
+    def test_idle_ones_go_down_to_the_minimum(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, min=1, max=5, create_limit=5, max_idle=10, max_lifetime=None) as pool:
+                await asyncio.gather(*(hold(pool, 1) for _ in range(5)))
+                assert pool.stats().idle == 5
+                await asyncio.sleep(30)
+                assert pool.stats().idle == 1
+
+        harness.run(kind, main())
+
+    def test_the_replacement_is_there_before_the_old_one_leaves(self, kind):
+        async def main():
+            maker = Maker(seconds=1)
+            async with pool_of(maker, min=1, max=2, max_lifetime=10, jitter=0, max_idle=None) as pool:
+                await asyncio.sleep(2)
+                assert maker.open == {1}
+                for _ in range(300):
+                    await asyncio.sleep(0.1)
+                    assert pool.stats().idle >= 1
+                assert len(maker.closed) >= 2
+
+        harness.run(kind, main())
+
+    def test_check(self, kind):
+        async def main():
+            maker = Maker()
+            bad = {1}
+
+            async def check(made):
+                await asyncio.sleep(0.1)
+                if made in bad:
+                    raise OSError
+                return made != 2
+
+            async with Pool(maker.create, maker.close, check=check) as pool:
+                assert await hold(pool, 0) == 1
+                # Just used: not checked.
+                assert await hold(pool, 0) == 1
+                await asyncio.sleep(1)
+                assert await hold(pool, 0) == 2
+                await asyncio.sleep(1)
+                assert await hold(pool, 0) == 3
+                assert maker.closed == [1, 2]
+
+        harness.run(kind, main())
+
+    def test_a_check_that_is_cancelled_or_takes_too_long(self, kind):
+        async def main():
+            maker = Maker()
+
+            async with Pool(maker.create, maker.close, check=lambda made: forever(), acquire_timeout=5) as pool:
+                await hold(pool, 0)
+                await asyncio.sleep(1)
+                with pytest.raises(tideloop.PoolTimeout, match="check"):
+                    await hold(pool, 0)
+                assert await hold(pool, 0) == 2
+                await asyncio.sleep(1)
+                task = asyncio.ensure_future(hold(pool, 0))
+                await asyncio.sleep(1)
+                task.cancel()
+                await asyncio.wait([task])
+                assert await hold(pool, 0) == 3
+            assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_reset(self, kind):
+        async def main():
+            maker = Maker()
+
+            async def reset(made):
+                await asyncio.sleep(1)
+                if made == 2:
+                    raise Boom
+
+            async with Pool(maker.create, maker.close, reset=reset, max=1) as pool:
+                began = now()
+                assert await hold(pool, 0) == 1
+                assert now() == began
+                assert await hold(pool, 0) == 1
+                assert now() - began == pytest.approx(1)
+                lease = await pool.acquire()
+                lease.discard()
+                lease.release()
+                assert await hold(pool, 0) == 2
+                assert await hold(pool, 0) == 3
+
+        harness.run(kind, main())
+
+
+class TestEnding:
+    def test_with_borrowers_out(self, kind):
+        async def main():
+            maker = Maker()
+            pool = pool_of(maker, max=2)
+            async with pool:
+                holder = asyncio.ensure_future(hold(pool, 10))
+                await hold(pool, 0)
+                await asyncio.sleep(1)
+                await pool.aclose()
+                assert len(maker.open) == 1
+                with pytest.raises(tideloop.PoolClosed, match="lends nothing"):
+                    await hold(pool, 0)
+                await holder
+            assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_those_who_wait_are_told(self, kind):
+        async def main():
+            async with pool_of(Maker(), max=1) as pool:
+                holder = asyncio.ensure_future(hold(pool, 10))
+                await turns(5)
+                waiting = asyncio.ensure_future(hold(pool, 0))
+                await turns(2)
+                await pool.aclose()
+                with pytest.raises(tideloop.PoolClosed):
+                    await waiting
+                await holder
+
+        harness.run(kind, main())
+
+    def test_drain(self, kind):
+        async def main():
+            maker = Maker(closing=1)
+            pool = pool_of(maker)
+            holders = [asyncio.ensure_future(hold(pool, seconds)) for seconds in (2, 5)]
+            await turns(5)
+            began = now()
+            assert not await pool.drain(3)
+            assert now() - began == pytest.approx(3)
+            assert await pool.drain()
+            assert now() - began == pytest.approx(6)
+            assert not maker.open
+            assert await pool.drain(0)
+            await asyncio.gather(*holders)
+
+        harness.run(kind, main())
+
+    def test_leaks_are_reported_with_their_stack(self, kind, caplog):
+        async def main():
+            async with pool_of(Maker(), leak_after=10) as pool:
+
+                async def forgetful_borrower():
+                    return await pool.acquire()
+
+                lease = await forgetful_borrower()
+                await asyncio.sleep(20)
+                assert "was not given back in 10 s" in caplog.text
+                assert "forgetful_borrower" in caplog.text
+                assert pool.stats().leaked == 1
+                lease.release()
+                caplog.clear()
+                await hold(pool, 5)
+                await asyncio.sleep(20)
+                assert not caplog.records
+
+        harness.run(kind, main())
+
+    def test_resize(self, kind):
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, max=1, create_limit=9) as pool:
+                tasks = [asyncio.ensure_future(hold(pool, 10)) for _ in range(4)]
+                await turns(5)
+                assert pool.stats().borrowed == 1
+                pool.resize(max=4)
+                await turns(5)
+                assert pool.stats().borrowed == 4
+                pool.resize(max=2)
+                await asyncio.gather(*tasks)
+                await turns(5)
+                assert len(maker.open) == 2
+                pool.resize(max=1)
+                await turns(5)
+                assert len(maker.open) == 1
+                pool.resize(min=1, max=3)
+                await turns(5)
+                assert len(maker.open) == 1
+
+        harness.run(kind, main())
+
+
+class TestKeys:
+    def test_limits_of_keys_and_of_all(self, kind):
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, maker.close, max_per_key=2, max=3, create_limit=9) as pool:
+                tasks = [asyncio.ensure_future(hold(pool, 10, key)) for key in "aaabbb"]
+                await turns(9)
+                assert sorted(key for key, _ in maker.open) == ["a", "a", "b"]
+                await asyncio.gather(*tasks)
+                assert maker.most <= 3
+            assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_idle_ones_make_room(self, kind):
+        async def main():
+            maker = Maker(closing=1)
+            async with KeyedPool(maker.create, maker.close, max=2) as pool:
+                await hold(pool, 0, "a")
+                await asyncio.sleep(1)
+                await hold(pool, 0, "b")
+                began = now()
+                assert (await hold(pool, 0, "c"))[0] == "c"
+                assert now() - began == pytest.approx(1)
+                assert maker.closed == [("a", 1)]
+
+        harness.run(kind, main())
+
+    def test_nobody_starves(self, kind):
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, maker.close, max=1) as pool:
+
+                async def greedy():
+                    while True:
+                        await hold(pool, 1, "hot")
+
+                greedies = [asyncio.ensure_future(greedy()) for _ in range(5)]
+                await asyncio.sleep(3)
+                began = now()
+                assert (await hold(pool, 0, "cold"))[0] == "cold"
+                assert now() - began <= 7
+                for task in greedies:
+                    task.cancel()
+                await asyncio.wait(greedies)
+            assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_keys_are_forgotten(self, kind):
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, maker.close, max=5) as pool:
+                for number in range(1000):
+                    await hold(pool, 0, number)
+                assert len(pool._shelves) <= 5
+                maker.failures = [Boom()]
+                with pytest.raises(Boom):
+                    await hold(pool, 0, "bad")
+                assert "bad" not in pool._shelves
+
+        harness.run(kind, main())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_programs_lose_nothing(kind, seed):
+    """Borrowers of all kinds, cancelled at any moment, failing creations, checks and resets: the books balance."""
+
+    async def main():
+        dice = random.Random(seed)
+        maker = Maker(seconds=0.5, closing=0.3)
+        lent = set()
+
+        async def check(made):
+            await asyncio.sleep(0.1)
+            return dice.random() > 0.2
+
+        async def reset(made):
+            await asyncio.sleep(0.1)
+            if dice.random() < 0.1:
+                raise Boom
+
+        async def borrow():
+            key = dice.choice("abc")
+            try:
+                async with pool.acquire(key) as made:
+                    assert made in maker.open
+                    assert made not in lent, "lent twice"
+                    assert made[0] == key
+                    lent.add(made)
+                    try:
+                        await asyncio.sleep(dice.random() * 3)
+                    finally:
+                        lent.discard(made)
+            except (Boom, tideloop.PoolTimeout):
+                pass
+
+        pool = KeyedPool(
+            maker.create, maker.close, check=check, reset=reset, max=4, max_per_key=3, max_uses=5, max_idle=5,
+            max_lifetime=20, acquire_timeout=20,
+        )  # fmt: skip
+        async with pool:
+            tasks = []
+            for _ in range(150):
+                if dice.random() < 0.1:
+                    maker.failures.append(Boom())
+                tasks.append(asyncio.ensure_future(borrow()))
+                await asyncio.sleep(dice.random() * 0.6)
+                if dice.random() < 0.3:
+                    dice.choice(tasks).cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled():
+                    task.result()
+            stats = pool.stats()
+            assert (stats.borrowed, stats.waiting) == (0, 0)
+            await asyncio.sleep(2)
+            assert len(maker.open) == pool._size == pool.stats().idle + pool._leaving
+            assert maker.most <= 4
+            # All places can be had.
+            maker.failures.clear()
+            leases = [pool.acquire(key) for key in "aabb"]
+            await asyncio.gather(*(lease._begin() for lease in leases))
+            for lease in leases:
+                lease.release()
+        assert not maker.open
+        assert pool._size == 0
+        assert not pool._shelves
+
+    harness.run(kind, main())
+
+
+def test_a_pool_and_its_resources_can_be_collected(kind):
+    async def main():
+        class Thing:
+            alive = 0
+
+            def __init__(self):
+                Thing.alive += 1
+
+            def __del__(self):
+                Thing.alive -= 1
+
+        async def create():
+            return Thing()
+
+        pool = Pool(create, max_idle=None, max_lifetime=None)
+        async with pool.acquire() as thing:
+            thing.pool = pool
+        del thing, pool
+        await turns(3)
+        gc.collect()
+        assert Thing.alive == 0
+
+    harness.run(kind, main())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max": 0}, ValueError),
+        ({"min": 3, "max": 2}, ValueError),
+        ({"min": -1}, ValueError),
+        ({"jitter": 1}, ValueError),
+        ({"max_idle": -1}, ValueError),
+        ({"max_lifetime": "1"}, ValueError),
+        ({"max_uses": 0}, ValueError),
+        ({"create_limit": 0}, ValueError),
+        ({"acquire_timeout": -1}, ValueError),
+        ({"check": 3}, TypeError),
+    ],
+)
+def test_bad_arguments(options, error):
+    with pytest.raises(error, match="must be"):
+        Pool(Maker().create, **options)
+    with pytest.raises(TypeError, match="create must be"):
+        Pool(None)
+    with pytest.raises(ValueError, match="min must be 0"):
+        KeyedPool(Maker().create, min=1)
