@@ -34,30 +34,40 @@ async def root():
     task = asyncio.create_task(branch(gate), name="branch")
     reader = asyncio.create_task(second_reader(task), name="reader")
     ended = asyncio.create_task(asyncio.sleep(0), name="ended")
+    direct = [
+        asyncio.create_task(asyncio.sleep(1000), name="sleeper"),
+        asyncio.create_task(asyncio.wait_for(leaf(gate), 1000), name="limited"),
+        asyncio.create_task(asyncio.wait([asyncio.get_running_loop().create_future()]), name="waiter"),
+    ]
     await ended
     asyncio.current_task().set_name("root")
     for _ in range(5):
         await asyncio.sleep(0)
+    for task in direct:
+        asyncio.format_call_graph(task)  # a look from inside must not mislead the one from outside
     asyncio.get_running_loop().call_soon(print_ready)  # all of them wait by then, this one too
     await asyncio.gather(task, reader)
 
 def print_ready():
     print("ready", flush=True)
 
-importlib.import_module(sys.argv[1]).new_event_loop().run_until_complete(root())
+module = importlib.import_module(sys.argv[1])
+if sys.argv[2:]:
+    module.accelerate()
+module.new_event_loop().run_until_complete(root())
 """
 
 REFUSALS = ("Operation not permitted", "Permission denied", "CAP_SYS_PTRACE", "PermissionError")
 UNSUPPORTED = ("not supported", "NotImplementedError")
 
 
-@pytest.fixture(params=["asyncio", "tideloop", "tideloop-stock"])
+@pytest.fixture(params=["asyncio", "tideloop", "tideloop-stock", "tideloop-accelerated"])
 def watched(request):
     """The process id of a program whose tasks wait for each other for ever."""
-    module, _, stock = request.param.partition("-")
+    module, _, how = request.param.partition("-")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment["TIDELOOP_TASKS"] = "stock" if stock else ""
-    program = [sys.executable, "-c", PROGRAM, module]
+    environment["TIDELOOP_TASKS"] = "stock" if how == "stock" else ""
+    program = [sys.executable, "-c", PROGRAM, module, *(["accelerated"] if how == "accelerated" else [])]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -88,15 +98,24 @@ def rows(table: str) -> list[dict[str, str]]:
     return [{name: line[start:end].strip() for name, start, end in spans} for line in lines if line.strip()]
 
 
-def test_ps_shows_names_stacks_and_who_awaits_whom(watched):
+def test_ps_shows_names_stacks_and_who_awaits_whom(watched, request):
     found = rows(ask("ps", watched))
-    assert {row["task name"] for row in found} == {"root", "branch", "reader", "leaf one", "leaf two"}
+    names = {"root", "branch", "reader", "leaf one", "leaf two", "sleeper", "limited", "waiter"}
+    assert {row["task name"] for row in found} == names
     assert {row["tid"] for row in found} == {str(watched)}
     stacks = {row["task name"]: row["coroutine stack"] for row in found}
     assert stacks["leaf one"] == stacks["leaf two"] == "leaf"
     assert stacks["reader"] == "second_reader"
     assert stacks["root"] == "root"
-    assert stacks["branch"].endswith("TaskGroup.__aexit__ -> branch")
+    if request.node.callspec.params["watched"] == "tideloop-accelerated":
+        # What has no frame of the interpreter's is not to be seen in a process's memory.
+        assert stacks["branch"] == "branch"
+        assert stacks["sleeper"] == stacks["limited"] == stacks["waiter"] == ""
+    else:
+        assert stacks["branch"].endswith("TaskGroup.__aexit__ -> branch")
+        assert stacks["sleeper"] == "sleep"
+        assert stacks["limited"] == "leaf -> wait_for"
+        assert stacks["waiter"] == "_wait -> wait"
     awaiters = {(row["task name"], row["awaiter name"]) for row in found}
     assert {("leaf one", "branch"), ("leaf two", "branch"), ("branch", "root"), ("reader", "root")} <= awaiters
     ids = {row["task name"]: row["task id"] for row in found}

@@ -232,4 +232,4 @@ else:
                 self._divert()
 
         wait = function("Barrier.wait", stock.Barrier.wait)
-        __aenter__ = function("Barrier.wait", stock.Barrier.__aenter__)
+        __aenter__ = function("Barrier.__aenter__", stock.Barrier.__aenter__)

@@ -39,12 +39,12 @@ _ON_TASK_DONE = """
     set_result
 """
 _ENTER = """
-    RuntimeError _entered _loop _parent_task current_task events get_running_loop tasks
+    RuntimeError _cancel_on_enter _entered _loop _parent_task cancel current_task events get_running_loop tasks
 """
 _EXIT = """
-    AssertionError BaseExceptionGroup CancelledError _abort _aborting _aexit _base_error _errors _exiting _is_base_error
-    _loop _on_completed_fut _parent_cancel_requested _parent_task _tasks append cancel cancelling create_future
-    exceptions issubclass uncancel
+    AssertionError BaseExceptionGroup CancelledError GeneratorExit _abort _aborting _aexit _base_error _errors _exiting
+    _is_base_error _loop _on_completed_fut _parent_cancel_requested _parent_task _tasks append cancel cancelling create_future
+    exceptions issubclass len uncancel
 """
 
 
@@ -67,6 +67,15 @@ def _mentions(code: CodeType, name: str) -> int:
     return here + sum(_mentions(constant, name) for constant in inner)
 
 
+def _ends_true(code: CodeType) -> bool:
+    """Whether a function returns True at its end."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "NOP"]
+    if any(step.opname == "RETURN_CONST" and step.argval is True for step in steps):
+        return True
+    pairs = zip(steps, steps[1:], strict=False)
+    return any(after.opname == "RETURN_VALUE" and before.argval is True for before, after in pairs)
+
+
 if TYPE_CHECKING:
     from asyncio import TaskGroup, shield, wait, wait_for
 else:
@@ -77,10 +86,9 @@ else:
     shield = _native("shield, retrieving" if _retrieves else "shield", stock.shield, _SHIELD)
 
     # Before 3.12 it has no timeout() inside, and waits for what it has cancelled in its own way.
-    # Since 3.14 programs look at call graphs. In these asyncio's frames must stand, those of its helpers as well.
-    _has_graphs = sys.version_info >= (3, 14)
-    wait_for = stock.wait_for if _has_graphs else _native("wait_for", stock.wait_for, _WAIT_FOR)
-    wait = stock.wait if _has_graphs else _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
+    wait_for = _native("wait_for", stock.wait_for, _WAIT_FOR)
+
+    wait = _native("wait", stock.wait, _WAIT, _tasks._wait, _tasks._release_waiter)
 
     class TaskGroup(TaskGroupCore, stock.TaskGroup):
         __doc__ = stock.TaskGroup.__doc__
@@ -89,9 +97,10 @@ else:
         __aenter__ = _native("TaskGroup.__aenter__", stock.TaskGroup.__aenter__, _ENTER)
         # Before 3.13 cancellations are looked at before the wait for the tasks, and compared by identity.
         __aexit__ = stock.TaskGroup.__aexit__
-        if sys.version_info >= (3, 13) and not _has_graphs:
-            _parts = [getattr(stock.TaskGroup, "_aexit", __aexit__)]
-            __aexit__ = _native("TaskGroup.__aexit__", __aexit__, _EXIT, *_parts)
-            del _parts
+        if sys.version_info >= (3, 13):
+            _inner = getattr(stock.TaskGroup, "_aexit", __aexit__)
+            _name = "TaskGroup.__aexit__, suppressing" if _ends_true(_inner.__code__) else "TaskGroup.__aexit__"
+            __aexit__ = _native(_name, __aexit__, _EXIT, _inner)
+            del _inner, _name
         create_task = _native("TaskGroup.create_task", stock.TaskGroup.create_task, _CREATE_TASK)
         _on_task_done = _native("TaskGroup._on_task_done", stock.TaskGroup._on_task_done, _ON_TASK_DONE)

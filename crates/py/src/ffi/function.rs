@@ -25,6 +25,7 @@ use pyo3::{Borrowed, PyTypeInfo};
 
 use super::guard;
 use super::operation::{self, AtOnce, Frame, Input, Step};
+use super::shadows::Within;
 
 /// Arguments kept by an operation: the receiver and two more. There may be one for each task that sleeps.
 pub const KEPT: usize = 3;
@@ -69,6 +70,15 @@ pub trait Coroutine {
         frame: &Frame<'_, 'py>,
         input: Input,
     ) -> PyResult<Step<'py>>;
+
+    /// In which functions the template would be waiting now, outermost first; asked when somebody looks at the
+    /// frames of an operation that waits.
+    fn inside<'py>(
+        _receiver: &Bound<'py, Self::Receiver>,
+        _frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The body of a plain method or function.
@@ -130,6 +140,10 @@ type Advance = for<'a, 'b, 'c, 'py> unsafe fn(
 ) -> PyResult<Step<'py>>;
 type Try =
     for<'a, 'b, 'c, 'py> unsafe fn(&'a Bound<'py, PyAny>, &'b Frame<'c, 'py>) -> *mut PyObject;
+type Inside = for<'a, 'b, 'c, 'py> unsafe fn(
+    &'a Bound<'py, PyAny>,
+    &'b Frame<'c, 'py>,
+) -> PyResult<Vec<Within<'py>>>;
 type Call = for<'a, 'b, 'c, 'py> unsafe fn(
     &'a Bound<'py, PyAny>,
     &'b Rest<'c, 'py>,
@@ -143,7 +157,7 @@ type Diverted = for<'a, 'py> unsafe fn(&'a Bound<'py, PyAny>) -> bool;
 
 #[derive(Clone, Copy)]
 enum Body {
-    Coroutine(Advance, Try),
+    Coroutine(Advance, Try, Inside),
     Method(Call),
     Variadic(&'static str, Many),
 }
@@ -174,7 +188,7 @@ impl Entry {
             keeps: C::KEEPS,
             packs: C::PACKS,
             told: false,
-            body: Body::Coroutine(advance::<C>, at_once::<C>),
+            body: Body::Coroutine(advance::<C>, at_once::<C>, inside::<C>),
         }
     }
 
@@ -229,7 +243,7 @@ unsafe fn never(_: &Bound<'_, PyAny>) -> bool {
 
 /// # Safety
 ///
-/// Here and in the next three: the receiver is an instance of the body's class, which [`fitting`] has
+/// Here and in the next four: the receiver is an instance of the body's class, which [`fitting`] has
 /// checked, or which an operation has kept since then.
 unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool {
     // SAFETY: as above.
@@ -263,6 +277,17 @@ unsafe fn advance<'py, C: Coroutine>(
 ) -> PyResult<Step<'py>> {
     // SAFETY: as above.
     C::advance(unsafe { receiver.cast_unchecked() }, frame, input)
+}
+
+/// # Safety
+///
+/// See [`coroutine_diverted`].
+unsafe fn inside<'py, C: Coroutine>(
+    receiver: &Bound<'py, PyAny>,
+    frame: &Frame<'_, 'py>,
+) -> PyResult<Vec<Within<'py>>> {
+    // SAFETY: as above.
+    C::inside(unsafe { receiver.cast_unchecked() }, frame)
 }
 
 /// # Safety
@@ -328,8 +353,25 @@ impl FunctionObject {
     ) -> PyResult<Step<'py>> {
         match self.entry.body {
             // SAFETY: the caller vouches for the receiver.
-            Body::Coroutine(advance, _) => unsafe { advance(receiver, frame, input) },
+            Body::Coroutine(advance, ..) => unsafe { advance(receiver, frame, input) },
             _ => Err(PyTypeError::new_err("not a coroutine function")),
+        }
+    }
+
+    /// The functions that an operation which this function has made would be waiting in.
+    ///
+    /// # Safety
+    ///
+    /// `receiver` is the first argument of the call that made the operation, or what its body has put there.
+    pub unsafe fn inside<'py>(
+        &self,
+        receiver: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        match self.entry.body {
+            // SAFETY: the caller vouches for the receiver.
+            Body::Coroutine(_, _, inside) => unsafe { inside(receiver, frame) },
+            _ => Ok(Vec::new()),
         }
     }
 
@@ -456,7 +498,7 @@ pub fn new<'py>(
         (*function).qualname = template.getattr_or_null(intern!(py, "__qualname__"));
         (&raw mut (*function).entry).write(entry);
         (*function).at_once = match entry.body {
-            Body::Coroutine(_, at_once) => Some(at_once),
+            Body::Coroutine(_, at_once, _) => Some(at_once),
             _ => None,
         };
         (*function).diverted = entry.diverted;

@@ -31,6 +31,7 @@ pub mod owner;
 pub mod park;
 pub mod piece;
 pub mod refcheck;
+pub mod shadows;
 pub mod spare;
 pub mod task;
 pub mod told;

@@ -9,6 +9,10 @@
 //! **Waiting.** A step that returns [`Step::Wait`] hands the future to whoever drives the operation,
 //! as `await future` does; the next step gets the outcome. [`Step::Yield`] is a bare `yield`.
 //! [`Step::Delegate`] is `await` of anything else: until that has ended, what is sent and thrown goes there.
+//! [`Step::Become`] leaves all that remains to a coroutine of asyncio's.
+//!
+//! **Looking in.** An operation stands for a coroutine of asyncio's and for those that this one would await; what it
+//! shows of them is in [`super::shadows`].
 //!
 //! **How it ends.** `throw()`, `close()` and the death of a suspended operation all arrive as
 //! [`Input::Thrown`], once, so that a waiter always gets to leave its queue.
@@ -19,6 +23,7 @@
 //! operation that returned nothing of weight need not die: its function keeps it for its next call, if
 //! by then nobody else has it.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::os::raw::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,7 +41,7 @@ use tideloop_core::waiters::Ticket;
 use super::cell::LoopCell;
 use super::function::{FunctionObject, KEPT};
 use super::park::{self, Outcome};
-use super::{call, guard, refcheck, task};
+use super::{call, guard, refcheck, shadows, task};
 
 /// What happened since the last step.
 pub enum Input {
@@ -70,6 +75,9 @@ pub enum Step<'py> {
     Yield,
     /// Awaits what [`iterator_of`] has given; the next step finds its value in [`Frame::awaited`].
     Delegate(Bound<'py, PyAny>),
+    /// Is from now on this coroutine of its template: it ends as that one ends, and shows its frames. With an exception,
+    /// the coroutine waits, and this is thrown into it.
+    Become(Bound<'py, PyAny>, Option<PyErr>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,10 +90,27 @@ enum State {
 }
 
 /// The bits of [`OperationObject::rest`].
-const STATE: usize = 0b11;
-const FINALIZED: usize = 0b100;
-const DELEGATES: usize = 0b1000;
-const SHADOW: usize = !(STATE | FINALIZED | DELEGATES);
+const STATE: u64 = 0b11;
+const FINALIZED: u64 = 0b100;
+/// What is awaited is an iterator that is driven, not a future that is waited for.
+const DELEGATES: u64 = 0b1000;
+/// The iterator is a coroutine of the template, which the operation has become.
+const BECAME: u64 = 0b1_0000;
+/// Somebody has looked at the frames: there is an entry in [`shadows`].
+const LOOKED: u64 = 0b10_0000;
+/// `python -m asyncio ps`, which reads the memory of another process, takes the coroutine of a task for one of the
+/// interpreter's. Where these have the state of their frame (byte 67) an operation says that there is no frame (any more), or it
+/// would go on to read other fields as one.
+const NO_FRAME: u64 = if cfg!(Py_3_15) {
+    5 << 24
+} else if cfg!(Py_3_14) {
+    4 << 24
+} else {
+    0
+};
+const _: () = assert!(
+    cfg!(not(target_pointer_width = "64")) || std::mem::offset_of!(OperationObject, rest) == 64
+);
 
 #[repr(C)]
 struct OperationObject {
@@ -96,11 +121,10 @@ struct OperationObject {
     kept: [*mut PyObject; KEPT],
     /// The future that is waited for.
     awaited: *mut PyObject,
+    /// The state and what else there is to say yes or no to, in one word: there can be one of these objects for each
+    /// task that sleeps.
+    rest: u64,
     ticket: u64,
-    /// The state, whether it was finalized, and in the other bits a coroutine of the template that stands at
-    /// its beginning, for those who ask for a frame: in one word, since there can be one of these objects for
-    /// each task that sleeps.
-    rest: usize,
 }
 
 impl OperationObject {
@@ -116,7 +140,7 @@ impl OperationObject {
 
     #[inline(always)]
     fn set_state(&mut self, state: State) {
-        self.rest = self.rest & !STATE | state as usize;
+        self.rest = self.rest & !STATE | state as u64;
     }
 
     #[inline(always)]
@@ -128,18 +152,6 @@ impl OperationObject {
     #[inline(always)]
     fn delegates(&self) -> bool {
         self.rest & DELEGATES != 0
-    }
-
-    #[inline(always)]
-    fn shadow(&self) -> *mut PyObject {
-        (self.rest & SHADOW) as *mut PyObject
-    }
-
-    /// Replaces the shadow; what was there is handed over.
-    fn replace_shadow(&mut self, shadow: *mut PyObject) -> *mut PyObject {
-        let old = self.shadow();
-        self.rest = self.rest & !SHADOW | shadow as usize;
-        old
     }
 }
 
@@ -218,6 +230,10 @@ impl<'py> Frame<'_, 'py> {
 /// Dead operations kept to be filled again; each is 96 bytes.
 const MAX_SPARE: usize = 256;
 
+/// How many operations are destroyed by each other's destruction before the next one has to wait: those that hold each
+/// other, as in `wait_for(wait_for(...))`, may be more than the stack has room for.
+const MAX_DYING: u32 = 40;
+
 /// What operations leave for each other.
 struct Pool {
     /// Dead operations: whole but for their fields, with a count of 0 and a reference to their class.
@@ -226,6 +242,10 @@ struct Pool {
     stop: *mut PyObject,
     /// Whether there is a value in it.
     filled: bool,
+    /// How many operations are being destroyed, each by the destruction of the one before.
+    dying: u32,
+    /// Those that are to be destroyed once the stack is not as deep any more.
+    late: Vec<*mut OperationObject>,
 }
 
 // SAFETY: the pointers are only touched through a LoopCell, so with the GIL held.
@@ -235,6 +255,8 @@ static POOL: LoopCell<Pool> = LoopCell::new(Pool {
     spare: Vec::new(),
     stop: null_mut(),
     filled: false,
+    dying: 0,
+    late: Vec::new(),
 });
 
 /// A new operation of a coroutine function; null with an exception set if there is no memory.
@@ -269,7 +291,7 @@ pub unsafe fn new(
             (&mut (*operation).kept)[index] = ffi::Py_XNewRef(value);
         }
         (*operation).ticket = u64::MAX;
-        (*operation).rest = State::Created as usize;
+        (*operation).rest = State::Created as u64 | NO_FRAME;
         if reused {
             ffi::PyObject_GC_Track(operation.cast());
         }
@@ -286,7 +308,7 @@ pub unsafe fn new(
 #[inline(always)]
 unsafe fn is_reusable(operation: *mut OperationObject) -> bool {
     // SAFETY: as above. An object is finalized once in its life, and a reused one would live on as such.
-    unsafe { (*operation).rest == State::Done as usize && (*operation).weakrefs.is_null() }
+    unsafe { (*operation).rest == State::Done as u64 | NO_FRAME && (*operation).weakrefs.is_null() }
 }
 
 /// An operation with empty fields; null with an exception set if there is no memory.
@@ -320,7 +342,7 @@ unsafe fn blank(
         (*object).kept = [null_mut(); KEPT];
         (*object).awaited = null_mut();
         (*object).ticket = u64::MAX;
-        (*object).rest = State::Created as usize;
+        (*object).rest = State::Created as u64 | NO_FRAME;
         ffi::PyObject_GC_Track(object.cast());
         refcheck::born(refcheck::Kind::Operation);
         object
@@ -364,10 +386,41 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 /// The dealloc slot of an operation.
 #[inline(never)]
 unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
+    // SAFETY: passed on to the caller. One that has to wait is nothing to the collector meanwhile.
+    unsafe {
+        let waits = POOL.with(py, |pool| {
+            let deep = pool.dying >= MAX_DYING;
+            if deep {
+                pool.late.push(operation);
+            } else {
+                pool.dying += 1;
+            }
+            deep
+        });
+        if waits {
+            return ffi::PyObject_GC_UnTrack(operation.cast());
+        }
+        die_now(py, operation);
+        while let Some(late) = POOL.with(py, |pool| {
+            let late = (pool.dying == 1).then(|| pool.late.pop()).flatten();
+            pool.dying -= u32::from(late.is_none());
+            late
+        }) {
+            ffi::PyObject_GC_Track(late.cast());
+            die_now(py, late);
+        }
+    }
+}
+
+/// # Safety
+///
+/// See [`die`].
+unsafe fn die_now(py: Python<'_>, operation: *mut OperationObject) {
     let object = operation.cast::<PyObject>();
     // SAFETY: as above. An operation that has not ended gets to leave its queue, or to warn, while it is
     // still whole; that may revive it.
     unsafe {
+        let ended = (*operation).state() == State::Done;
         let ended = (*operation).state() == State::Done;
         if !ended && ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
             return;
@@ -378,6 +431,9 @@ unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
         }
         if !ended {
             release(operation);
+        }
+        if (*operation).rest & LOOKED != 0 {
+            shadows::forget(py, operation as usize);
         }
         let function = ptr::replace(&raw mut (*operation).function, null_mut());
         ffi::Py_XDECREF(function.cast());
@@ -432,29 +488,10 @@ unsafe fn release_kept(operation: *mut OperationObject) {
                 ffi::Py_DECREF(value);
             }
         }
-        if !(*operation).shadow().is_null() {
-            drop_shadow((*operation).replace_shadow(null_mut()));
+        if (*operation).rest & LOOKED != 0 {
+            (*operation).rest &= !LOOKED;
+            shadows::forget(Python::assume_attached(), operation as usize);
         }
-    }
-}
-
-/// Drops a coroutine that will never run, without a warning.
-///
-/// # Safety
-///
-/// `shadow` is a reference that is handed over.
-#[cold]
-unsafe fn drop_shadow(shadow: *mut PyObject) {
-    // SAFETY: as above. Closing a coroutine that has not begun runs no code of anybody.
-    unsafe {
-        let result = guard(|py| {
-            let shadow = Bound::from_owned_ptr(py, shadow);
-            super::call::method0(&shadow, intern!(py, "close"))
-        });
-        if result.is_null() {
-            ffi::PyErr_WriteUnraisable(null_mut());
-        }
-        ffi::Py_XDECREF(result);
     }
 }
 
@@ -484,7 +521,6 @@ unsafe extern "C" fn traverse(
             kept[1],
             kept[2],
             (*operation).awaited,
-            (*operation).shadow(),
         ];
         for field in fields {
             if !field.is_null() {
@@ -493,6 +529,9 @@ unsafe extern "C" fn traverse(
                     return result;
                 }
             }
+        }
+        if (*operation).rest & LOOKED != 0 {
+            return shadows::traverse(operation as usize, |object| visit(object, argument));
         }
     }
     0
@@ -571,6 +610,7 @@ unsafe fn drive<'py>(
                 match pass_on(py, operation, drive) {
                     Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
                     Passed::Ended(input) => input,
+                    Passed::Over(result) => return over(py, operation, result),
                 }
             }
             (State::Suspended, Drive::Throw(error)) => Input::Thrown(error),
@@ -608,12 +648,19 @@ unsafe fn drive<'py>(
             step: PhantomData,
         };
         let mut step = (*(*operation).function).advance(&receiver, &frame, input);
-        while let Ok(Step::Delegate(iterator)) = step {
+        while let Ok(Step::Delegate(_) | Step::Become(..)) = step {
+            let (iterator, how, first) = match step {
+                Ok(Step::Delegate(iterator)) => (iterator, DELEGATES, Drive::Send(None)),
+                Ok(Step::Become(it, None)) => (it, DELEGATES | BECAME, Drive::Send(None)),
+                Ok(Step::Become(it, Some(e))) => (it, DELEGATES | BECAME, Drive::Throw(e)),
+                _ => break,
+            };
             let old = ptr::replace(&raw mut (*operation).awaited, iterator.into_ptr());
-            (*operation).rest |= DELEGATES;
+            (*operation).rest |= how;
             ffi::Py_XDECREF(old);
-            step = match pass_on(py, operation, Drive::Send(None)) {
+            step = match pass_on(py, operation, first) {
                 Passed::Yielded(value) => return Ok(Moved::Yielded(value)),
+                Passed::Over(result) => return over(py, operation, result),
                 Passed::Ended(input) => {
                     let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
                     (*(*operation).function).advance(&receiver, &frame, input)
@@ -621,7 +668,7 @@ unsafe fn drive<'py>(
             };
         }
         match step {
-            Ok(Step::Delegate(_)) => Ok(Moved::Returned(None)),
+            Ok(Step::Delegate(_) | Step::Become(..)) => Ok(Moved::Returned(None)),
             Ok(Step::Return(value)) => {
                 end(operation);
                 Ok(Moved::Returned(Some(value)))
@@ -652,6 +699,25 @@ unsafe fn drive<'py>(
     }
 }
 
+/// The end of an operation that has become a coroutine, which has ended with this.
+///
+/// # Safety
+///
+/// A live operation.
+#[cold]
+unsafe fn over<'py>(
+    py: Python<'py>,
+    operation: *mut OperationObject,
+    result: PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Moved<'py>> {
+    // SAFETY: as above.
+    unsafe { end(operation) };
+    match result {
+        Ok(value) => Ok(Moved::Returned(Some(value))),
+        Err(error) => Err(contained(py, error)),
+    }
+}
+
 /// What a coroutine raises that ends with this exception: a StopIteration would pass for its value.
 #[cold]
 fn contained(py: Python<'_>, error: PyErr) -> PyErr {
@@ -674,6 +740,51 @@ enum Passed<'py> {
     Yielded(Bound<'py, PyAny>),
     /// It has ended, and the operation goes on with this.
     Ended(Input),
+    /// It has ended, and the operation, which had become it, ends as it has.
+    Over(PyResult<Bound<'py, PyAny>>),
+}
+
+thread_local! {
+    /// How many operations drive each other.
+    static LEVELS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// As many are let be; the stack has room for more.
+const MAX_LEVELS: u32 = 5000;
+
+/// One operation that drives what it delegates to, which may be an operation that delegates, too, and so on. asyncio's
+/// coroutines would be counted by the interpreter as any function is.
+struct Level;
+
+impl Level {
+    /// Nothing, with a RecursionError set, if there are too many.
+    fn enter() -> Option<Self> {
+        let levels = LEVELS.get();
+        // SAFETY: the GIL is held wherever an operation is driven.
+        unsafe {
+            if levels > 100 {
+                let limit = u32::try_from(ffi::Py_GetRecursionLimit()).unwrap_or(MAX_LEVELS);
+                if levels >= limit.min(MAX_LEVELS) {
+                    let message = c"maximum recursion depth exceeded in a coroutine";
+                    ffi::PyErr_SetString(ffi::PyExc_RecursionError, message.as_ptr());
+                    return None;
+                }
+            }
+            if ffi::Py_EnterRecursiveCall(c" in a coroutine".as_ptr()) != 0 {
+                return None;
+            }
+        }
+        LEVELS.set(levels + 1);
+        Some(Self)
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        LEVELS.set(LEVELS.get() - 1);
+        // SAFETY: it was entered in this thread.
+        unsafe { ffi::Py_LeaveRecursiveCall() }
+    }
 }
 
 /// Drives what an operation delegates to. The operation is running meanwhile, and afterwards unless a value was
@@ -692,7 +803,9 @@ unsafe fn pass_on<'py>(
         (*operation).set_state(State::Running);
         let iterator = Bound::<PyAny>::from_borrowed_ptr(py, (*operation).awaited);
         let mut result = null_mut();
+        let level = Level::enter();
         let status = match drive {
+            _ if level.is_none() => Err(PyErr::fetch(py)),
             Drive::Send(value) => {
                 let value = value.unwrap_or_else(|| py.None().into_bound(py));
                 Ok(ffi::PyIter_Send(
@@ -703,6 +816,7 @@ unsafe fn pass_on<'py>(
             }
             Drive::Throw(error) => throw_into(&iterator, error, &mut result),
         };
+        drop(level);
         let ended = match status {
             Ok(ffi::PySendResult::PYGEN_NEXT) => {
                 (*operation).set_state(State::Suspended);
@@ -712,7 +826,14 @@ unsafe fn pass_on<'py>(
             Ok(ffi::PySendResult::PYGEN_ERROR) => Input::Thrown(PyErr::fetch(py)),
             Err(error) => Input::Thrown(error),
         };
-        (*operation).rest &= !DELEGATES;
+        let became = (*operation).rest & BECAME != 0;
+        (*operation).rest &= !(DELEGATES | BECAME);
+        if became {
+            return Passed::Over(match ended {
+                Input::Thrown(error) => Err(error),
+                _ => Ok(Bound::from_owned_ptr(py, result)),
+            });
+        }
         let old = ptr::replace(&raw mut (*operation).awaited, result);
         ffi::Py_XDECREF(old);
         Passed::Ended(ended)
@@ -1302,8 +1423,8 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
         if is(Field::Qualname) {
             return ffi::Py_NewRef((*function).qualname());
         }
-        if is(Field::Await) && !(*operation).awaited.is_null() {
-            return ffi::Py_NewRef((*operation).awaited);
+        if is(Field::Await) && state == State::Suspended {
+            return guard(|py| what_is_awaited(py, operation));
         }
         if is(Field::Code) || (is(Field::Frame) && state != State::Done) {
             return guard(|py| {
@@ -1312,29 +1433,50 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
                 if is(Field::Code) {
                     return Ok(code);
                 }
-                // There is no frame; whoever asks wants to know where the coroutine is, so it gets
-                // that of a coroutine which stands at the beginning of the template.
-                if (*operation).shadow().is_null() {
-                    let kept = (*operation).kept;
-                    let parameters: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
-                    let values = (0..parameters).map(|index| {
-                        let value = kept.get(index).copied().unwrap_or(null_mut());
-                        Bound::from_borrowed_ptr_or_opt(py, value)
-                    });
-                    let arguments = PyTuple::new(py, values.collect::<Vec<_>>())?;
-                    let shadow = template.call1(arguments)?.into_ptr();
-                    if shadow as usize & !SHADOW != 0 {
-                        // Where the allocator aligns objects to less, there is no room for it.
-                        drop_shadow(shadow);
-                        return Ok(py.None().into_bound(py));
-                    }
-                    let old = (*operation).replace_shadow(shadow);
-                    ffi::Py_XDECREF(old);
+                if state == State::Suspended && (*operation).rest & BECAME != 0 {
+                    let became = Bound::<PyAny>::from_borrowed_ptr(py, (*operation).awaited);
+                    return became.getattr(intern!(py, "cr_frame"));
                 }
-                Bound::from_borrowed_ptr(py, (*operation).shadow()).getattr(intern!(py, "cr_frame"))
+                (*operation).rest |= LOOKED;
+                let kept = (*operation).kept;
+                shadows::own(operation as usize, &template, |index| {
+                    let value = kept.get(index).copied().unwrap_or(null_mut());
+                    Bound::from_borrowed_ptr_or_opt(py, value)
+                })
             });
         }
         ffi::Py_NewRef(ffi::Py_None())
+    }
+}
+
+/// What a suspended operation awaits, as it would be with asyncio.
+///
+/// # Safety
+///
+/// A live operation that is suspended.
+unsafe fn what_is_awaited<'py>(
+    py: Python<'py>,
+    operation: *mut OperationObject,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as above; the caller of an attribute holds the operation.
+    unsafe {
+        let awaited = Bound::from_borrowed_ptr_or_opt(py, (*operation).awaited);
+        let awaited = awaited.unwrap_or_else(|| py.None().into_bound(py));
+        if (*operation).rest & BECAME != 0 {
+            return awaited.getattr(intern!(py, "cr_await"));
+        }
+        let receiver = Bound::from_borrowed_ptr(py, (*operation).kept[0]);
+        let frame = Frame {
+            py,
+            object: operation,
+            step: PhantomData,
+        };
+        let within = (*(*operation).function).inside(&receiver, &frame)?;
+        if within.is_empty() {
+            return Ok(awaited);
+        }
+        (*operation).rest |= LOOKED;
+        shadows::inner(operation as usize, &within, awaited)
     }
 }
 

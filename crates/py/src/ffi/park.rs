@@ -340,6 +340,16 @@ pub fn begin(future: &Bound<'_, PyAny>) -> PyResult<()> {
     future.setattr(intern!(future.py(), "_asyncio_future_blocking"), true)
 }
 
+/// Takes back what [`begin`] has noted, if no task has seen it.
+pub fn take_back(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Some((_, ours)) = native_future(future) {
+        // SAFETY: a live future of ours.
+        unsafe { (*ours).set_blocking(false) };
+        return Ok(());
+    }
+    future.setattr(intern!(future.py(), "_asyncio_future_blocking"), false)
+}
+
 /// Whether [`begin`] was called and no task has seen it yet.
 pub fn has_begun(future: &Bound<'_, PyAny>) -> PyResult<bool> {
     if let Some((_, ours)) = native_future(future) {

@@ -20,6 +20,7 @@ use super::wait_list::BoundLoop;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::shadows::Within;
 
 /// asyncio's `_BarrierState`, by its values.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -257,7 +258,7 @@ impl BarrierCore {
 /// Where an operation keeps its phase and its number.
 const PLACE: usize = 1;
 
-/// `Barrier.wait()`, and the beginning of `async with barrier:`.
+/// `Barrier.wait()`.
 pub struct Wait;
 
 impl Coroutine for Wait {
@@ -303,6 +304,59 @@ impl Coroutine for Wait {
                 Err(PyErr::from_value(error))
             }
         }
+    }
+
+    fn inside<'py>(
+        barrier: &Bound<'py, BarrierCore>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let condition = barrier.get().condition(barrier.py())?;
+        let Some(place) = frame.argument(PLACE) else {
+            let lock = condition.get().lock(barrier.py())?;
+            return Ok(vec![
+                Within::stock("Condition.__aenter__", condition.as_any()),
+                Within::stock("Lock.acquire", lock.as_any()),
+            ]);
+        };
+        let name = if place.is_none() {
+            "Barrier._block"
+        } else {
+            "Barrier._wait"
+        };
+        let mut within = vec![
+            Within::stock(name, barrier.as_any()),
+            Within::stock("Condition.wait_for", condition.as_any()),
+        ];
+        within.extend(condition::inside_wait_for(&condition, frame)?);
+        Ok(within)
+    }
+}
+
+/// `async with barrier:`, its beginning.
+pub struct Enter;
+
+impl Coroutine for Enter {
+    type Receiver = BarrierCore;
+
+    fn diverted(barrier: &Bound<'_, BarrierCore>) -> bool {
+        Wait::diverted(barrier)
+    }
+
+    fn advance<'py>(
+        barrier: &Bound<'py, BarrierCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input,
+    ) -> PyResult<Step<'py>> {
+        Wait::advance(barrier, frame, input)
+    }
+
+    fn inside<'py>(
+        barrier: &Bound<'py, BarrierCore>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let mut within = vec![Within::stock("Barrier.wait", barrier.as_any())];
+        within.extend(Wait::inside(barrier, frame)?);
+        Ok(within)
     }
 }
 

@@ -14,6 +14,7 @@ use super::queue::{self, Get, Items, Order, QueueCore};
 use super::ranked;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
+use crate::ffi::shadows::Within;
 
 /// `async for item in queue`.
 pub struct Next;
@@ -39,6 +40,13 @@ impl Coroutine for Next {
             Some(step) => Ok(step),
             None => Err(PyStopAsyncIteration::new_err(())),
         }
+    }
+
+    fn inside<'py>(
+        queue: &Bound<'py, QueueCore>,
+        _: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![Within::stock("Queue.get", queue.as_any())])
     }
 }
 

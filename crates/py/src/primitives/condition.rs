@@ -22,6 +22,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::shadows::Within;
 
 /// The native half of `tideloop.Condition`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -333,6 +334,28 @@ pub fn in_context_of<'py>(
     }
 }
 
+/// What `Condition.wait()` is waiting in: once it is told, in taking the lock again.
+fn inside_wait<'py>(
+    condition: &Bound<'py, ConditionCore>,
+    frame: &Frame<'_, 'py>,
+) -> PyResult<Option<Within<'py>>> {
+    if frame.argument(PENDING).is_none() {
+        return Ok(None);
+    }
+    let lock = condition.get().lock(condition.py())?;
+    Ok(Some(Within::stock("Lock.acquire", lock.as_any())))
+}
+
+/// What `Condition.wait_for()` is waiting in.
+pub fn inside_wait_for<'py>(
+    condition: &Bound<'py, ConditionCore>,
+    frame: &Frame<'_, 'py>,
+) -> PyResult<Vec<Within<'py>>> {
+    let mut within = vec![Within::stock("Condition.wait", condition.as_any())];
+    within.extend(inside_wait(condition, frame)?);
+    Ok(within)
+}
+
 /// `Condition.wait()`.
 pub struct Wait;
 
@@ -351,6 +374,13 @@ impl Coroutine for Wait {
         input: Input,
     ) -> PyResult<Step<'py>> {
         wait(condition, frame, input)
+    }
+
+    fn inside<'py>(
+        condition: &Bound<'py, ConditionCore>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        Ok(inside_wait(condition, frame)?.into_iter().collect())
     }
 }
 
@@ -390,6 +420,13 @@ impl Coroutine for WaitFor {
                 step => return Ok(step),
             }
         }
+    }
+
+    fn inside<'py>(
+        condition: &Bound<'py, ConditionCore>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        inside_wait_for(condition, frame)
     }
 }
 
@@ -480,6 +517,14 @@ impl Coroutine for Enter {
     ) -> PyResult<Step<'py>> {
         let lock = condition.get().lock(frame.py())?;
         Ok(lock::acquire(&lock, frame, input)?.unwrap_or(Step::Finish))
+    }
+
+    fn inside<'py>(
+        condition: &Bound<'py, ConditionCore>,
+        _: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let lock = condition.get().lock(condition.py())?;
+        Ok(vec![Within::stock("Lock.acquire", lock.as_any())])
     }
 }
 

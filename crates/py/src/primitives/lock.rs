@@ -13,6 +13,7 @@ use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::shadows::Within;
 
 /// The native half of `tideloop.Lock`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -248,6 +249,10 @@ impl Coroutine for Enter {
         input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(lock, frame, input)?.unwrap_or(Step::Finish))
+    }
+
+    fn inside<'py>(lock: &Bound<'py, LockCore>, _: &Frame<'_, 'py>) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![Within::stock("Lock.acquire", lock.as_any())])
     }
 }
 

@@ -23,6 +23,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::shadows::Within;
 
 /// In which order items come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -738,6 +739,17 @@ impl Coroutine for Join {
             Step::Return(_) => Ok(Step::Finish),
             step => Ok(step),
         }
+    }
+
+    fn inside<'py>(
+        _: &Bound<'py, QueueCore>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let event = frame.argument(2);
+        Ok(event
+            .iter()
+            .map(|event| Within::stock("Event.wait", event))
+            .collect())
     }
 }
 

@@ -18,6 +18,7 @@ use super::wait_list::{BoundLoop, WaitList};
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::shadows::Within;
 
 /// The native half of `tideloop.Semaphore` and `tideloop.BoundedSemaphore`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -302,6 +303,13 @@ impl Coroutine for Enter {
         input: Input,
     ) -> PyResult<Step<'py>> {
         Ok(acquire(semaphore, frame, input)?.unwrap_or(Step::Finish))
+    }
+
+    fn inside<'py>(
+        semaphore: &Bound<'py, SemaphoreCore>,
+        _: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![Within::stock("Semaphore.acquire", semaphore.as_any())])
     }
 }
 

@@ -6,10 +6,9 @@
 //! somebody else, a task factory, a subclass with its own `_on_task_done`.
 //!
 //! **Leaving.** If something goes wrong while a block waits for its tasks, asyncio's `__aexit__` is started
-//! then, with what the block would have been left with had it happened before: the wait was interrupted
-//! by a cancellation, or, if the group is being aborted already, by nothing that matters. That it comes
-//! late makes no difference in the versions of `__aexit__` that are replaced, since they look at
-//! cancellations after the wait.
+//! then, which is late, but it finds what it would have left itself: until then it would have done nothing but wait.
+//! If it is a cancellation that came, asyncio's code is brought to where it waits, and the cancellation is thrown
+//! into it there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,8 +22,9 @@ use pyo3::{PyTraverseError, PyVisit};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{self, Coroutine, Method, Rest};
-use crate::ffi::operation::{self, Frame, Input, Step};
+use crate::ffi::operation::{Frame, Input, Step};
 use crate::ffi::park::{self, Seen};
+use crate::ffi::shadows::Within;
 use crate::primitives::event::yes;
 
 /// asyncio's own.
@@ -33,6 +33,8 @@ struct Stock {
     exit: Py<PyAny>,
     /// Whether leaving a group lets go of its parent and of errors, as patch releases of 3.13 began to do.
     lets_go: bool,
+    /// Whether a group can be cancelled before it is entered, as from 3.15 on.
+    cancels_on_enter: bool,
     tasks: Py<PyDict>,
 }
 
@@ -44,6 +46,7 @@ fn stock(py: Python<'_>) -> PyResult<&'static Stock> {
             on_task_done: class.getattr("_on_task_done")?.unbind(),
             exit: class.getattr("__aexit__")?.unbind(),
             lets_go: class.hasattr("_aexit")?,
+            cancels_on_enter: class.hasattr("cancel")?,
             tasks: py.import("asyncio.tasks")?.dict().unbind(),
         })
     })
@@ -398,20 +401,26 @@ impl Coroutine for Enter {
             return Err(PyRuntimeError::new_err(message));
         }
         core.entered.store(true, Ordering::Relaxed);
+        if stock(py)?.cancels_on_enter
+            && group
+                .getattr(intern!(py, "_cancel_on_enter"))?
+                .is_truthy()?
+        {
+            call::method0(group, intern!(py, "cancel"))?;
+        }
         Ok(Step::Return(group.as_any().clone()))
     }
 }
 
-/// `async with TaskGroup():`, its end.
+/// `async with TaskGroup():`, its end. Its arguments are the group, the type of an exception, and the exception.
 ///
-/// Its arguments are the group, the type of an exception, and the exception. The last one is replaced by the
-/// group once asyncio's own code has taken over.
-pub struct Exit;
+/// From 3.15 on a group suppresses what it does not raise.
+pub struct Exit<const SUPPRESSES: bool>;
 
 const KIND: usize = 1;
 const ERROR: usize = 2;
 
-impl Coroutine for Exit {
+impl<const SUPPRESSES: bool> Coroutine for Exit<SUPPRESSES> {
     type Receiver = TaskGroupCore;
 
     fn advance<'py>(
@@ -421,42 +430,42 @@ impl Coroutine for Exit {
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
         let core = group.get();
-        let taken_over = frame.argument(ERROR).is_some_and(|last| last.is(group));
         match input {
             Input::Start => {
                 let error = frame.argument(ERROR).filter(|error| !error.is_none());
                 let kind = frame.argument(KIND).filter(|kind| !kind.is_none());
                 if error.is_some() || kind.is_some() || !is_well(group)? {
-                    return take_over(group, frame, kind, error);
+                    return Ok(Step::Become(stock_exit(group, kind, error)?, None));
                 }
                 core.exiting.store(true, Ordering::Relaxed);
-                wait_for_tasks(group, frame)
             }
-            Input::Resumed if taken_over => Ok(Step::Return(frame.awaited()?)),
-            Input::Thrown(error) if taken_over => Err(error),
             Input::Resumed => {
                 core.set_completed(py.None().into_bound(py));
-                if is_well(group)? {
-                    wait_for_tasks(group, frame)
-                } else {
-                    take_over(group, frame, None, None)
+                if !is_well(group)? {
+                    return Ok(Step::Become(stock_exit(group, None, None)?, None));
                 }
             }
             Input::Thrown(error) if park::is_cancellation(py, &error) => {
-                core.set_completed(py.None().into_bound(py));
-                if core.is_aborting() {
-                    call::discard(py, error);
-                    return take_over(group, frame, None, None);
-                }
-                let error = error.into_value(py).into_bound(py).into_any();
-                let kind = error.get_type().into_any();
-                take_over(group, frame, Some(kind), Some(error))
+                let coroutine = waiting_exit(group)?;
+                return Ok(Step::Become(coroutine, Some(error)));
             }
             Input::Thrown(error) => {
                 let_go(group)?;
-                Err(error)
+                return Err(error);
             }
         }
+        match wait_for_tasks(group)? {
+            Some(step) => Ok(step),
+            None if SUPPRESSES => Ok(Step::Return(yes(py))),
+            None => Ok(Step::Finish),
+        }
+    }
+
+    fn inside<'py>(
+        group: &Bound<'py, TaskGroupCore>,
+        _: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![Within::stock("TaskGroup._aexit", group.as_any())])
     }
 }
 
@@ -470,42 +479,49 @@ fn is_well(group: &Bound<'_, TaskGroupCore>) -> PyResult<bool> {
         && group.getattr(intern!(py, "_base_error"))?.is_none())
 }
 
-fn wait_for_tasks<'py>(
-    group: &Bound<'py, TaskGroupCore>,
-    frame: &Frame<'_, 'py>,
-) -> PyResult<Step<'py>> {
-    let py = frame.py();
+/// Waits for tasks, if there are any; else the group is left.
+fn wait_for_tasks<'py>(group: &Bound<'py, TaskGroupCore>) -> PyResult<Option<Step<'py>>> {
+    let py = group.py();
     let core = group.get();
     let tasks = core.get(py, |state| &state.tasks);
     if !tasks.is_some_and(|tasks| tasks.is_truthy().unwrap_or(false)) {
         let_go(group)?;
-        return Ok(Step::Finish);
+        return Ok(None);
     }
     if core.get(py, |state| &state.completed).is_some() {
         // Somebody else's; asyncio's code knows what becomes of it.
-        return take_over(group, frame, None, None);
+        return Ok(Some(Step::Become(stock_exit(group, None, None)?, None)));
     }
     let event_loop = core.event_loop(py).into_bound(py);
     let completed = park::new_future(&event_loop)?;
     core.set_completed(completed.clone());
-    Ok(Step::Wait(completed))
+    Ok(Some(Step::Wait(completed)))
 }
 
-/// Hands a group that is being left over to asyncio's own code, with an exception or without.
-fn take_over<'py>(
+/// asyncio's own code for the end of a group, with an exception or without.
+fn stock_exit<'py>(
     group: &Bound<'py, TaskGroupCore>,
-    frame: &Frame<'_, 'py>,
     kind: Option<Bound<'py, PyAny>>,
     error: Option<Bound<'py, PyAny>>,
-) -> PyResult<Step<'py>> {
-    let py = frame.py();
-    let coroutine = stock(py)?
-        .exit
-        .bind(py)
-        .call1((group, kind, error, py.None()))?;
-    drop(frame.replace(KIND, None));
-    drop(frame.replace(ERROR, Some(group.as_any().clone())));
-    operation::iterator_of(&coroutine).map(Step::Delegate)
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = group.py();
+    let exit = stock(py)?.exit.bind(py);
+    exit.call1((group, kind, error, py.None()))
+}
+
+/// The same, where it waits for the tasks. That it does, even if there are none any more, is seen to by something in
+/// their set that is no task, since nothing else runs meanwhile.
+fn waiting_exit<'py>(group: &Bound<'py, TaskGroupCore>) -> PyResult<Bound<'py, PyAny>> {
+    let py = group.py();
+    let tasks = group.get().tasks(py).into_bound(py);
+    let coroutine = stock_exit(group, None, None)?;
+    let stand_in = coroutine.clone();
+    call::method1(&tasks, intern!(py, "add"), &stand_in)?;
+    let awaited = call::method1(&coroutine, intern!(py, "send"), &py.None().into_bound(py));
+    call::method1(&tasks, intern!(py, "discard"), &stand_in)?;
+    // No task will see that future.
+    park::take_back(&awaited?)?;
+    Ok(coroutine)
 }
 
 /// What a group lets go of when it is left, where asyncio's does.

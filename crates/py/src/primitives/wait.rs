@@ -18,6 +18,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{Frame, Input, Step};
 use crate::ffi::park::{self, Seen};
+use crate::ffi::shadows::Within;
 
 /// asyncio's judgement of objects that are not plainly futures.
 struct Stock {
@@ -196,6 +197,10 @@ impl Coroutine for Wait {
                 Err(error)
             }
         }
+    }
+
+    fn inside<'py>(futures: &Bound<'py, PyAny>, _: &Frame<'_, 'py>) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![Within::new("asyncio.tasks", "_wait", futures)])
     }
 }
 

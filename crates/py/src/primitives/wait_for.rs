@@ -56,7 +56,7 @@ fn begin<'py>(awaitable: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult
     let is_up = !delay.is_none() && delay.le(0)?;
     if is_up || !operation::has_iterator(awaitable) {
         let coroutine = stock_wait_for(py)?.call1((awaitable, delay))?;
-        return Ok(Step::Delegate(operation::iterator_of(&coroutine)?));
+        return Ok(Step::Become(coroutine, None));
     }
     let timeout = timeout::after(&delay)?.cast_into::<TimeoutCore>()?;
     timeout::Enter::advance(&timeout, frame, Input::Start)?;

@@ -11,12 +11,13 @@ use pyo3::types::{PyByteArray, PyBytes, PyList, PyTuple};
 use tideloop_core::inbox::{Scan, scan};
 use tideloop_core::waiters::Ticket;
 
-use super::reading::{WANTED, core, failure, incomplete};
+use super::reading::{WANTED, core, failure, incomplete, waiting};
 use super::{ReaderCore, is_diverted};
 use crate::ffi::buffer::Bytes;
 use crate::ffi::call;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
+use crate::ffi::shadows::Within;
 
 /// How a search ended that goes on no more.
 enum Ended<'py> {
@@ -130,6 +131,10 @@ impl Coroutine for ReadUntil {
                 (message, consumed),
             )),
         }
+    }
+
+    fn inside<'py>(reader: &Bound<'py, PyAny>, _: &Frame<'_, 'py>) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![waiting(reader)])
     }
 }
 
@@ -249,6 +254,11 @@ impl Coroutine for ReadLine {
             }
         }
     }
+
+    fn inside<'py>(reader: &Bound<'py, PyAny>, _: &Frame<'_, 'py>) -> PyResult<Vec<Within<'py>>> {
+        let inner = Within::new("asyncio.streams", "StreamReader.readuntil", reader);
+        Ok(vec![inner, waiting(reader)])
+    }
 }
 
 /// Drops a line that is too long, or what has come of it, and says so.
@@ -299,5 +309,18 @@ impl Coroutine for Next {
             Step::Return(line) if !line.is_truthy()? => Err(PyStopAsyncIteration::new_err(())),
             step => Ok(step),
         }
+    }
+
+    fn inside<'py>(
+        reader: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let mut within = vec![Within::new(
+            "asyncio.streams",
+            "StreamReader.readline",
+            reader,
+        )];
+        within.extend(ReadLine::inside(reader, frame)?);
+        Ok(within)
     }
 }

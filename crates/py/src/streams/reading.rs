@@ -14,6 +14,7 @@ use crate::ffi::call;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::shadows::Within;
 
 pub(super) const WANTED: usize = 1;
 const CORE: usize = 2;
@@ -171,6 +172,11 @@ pub(super) fn incomplete<'py>(
     )
 }
 
+/// In which every method of a reader waits.
+pub(super) fn waiting<'py>(reader: &Bound<'py, PyAny>) -> Within<'py> {
+    Within::new("asyncio.streams", "StreamReader._wait_for_data", reader)
+}
+
 /// `StreamReader.read(n=-1)`.
 pub struct Read;
 
@@ -233,6 +239,22 @@ impl Coroutine for Read {
             return core.wait(py, "read");
         }
         Ok(Step::Return(core.consume(py, count as usize)?))
+    }
+
+    fn inside<'py>(
+        reader: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        let whole = frame.argument(WANTED);
+        let whole = whole.is_some_and(|wanted| wanted.is_instance_of::<PyList>());
+        let mut within = vec![waiting(reader)];
+        if whole {
+            within.insert(
+                0,
+                Within::new("asyncio.streams", "StreamReader.read", reader),
+            );
+        }
+        Ok(within)
     }
 }
 
@@ -327,5 +349,9 @@ impl Coroutine for ReadExactly {
             return Err(incomplete(&partial, Some(&wanted)));
         }
         core.wait(py, "readexactly")
+    }
+
+    fn inside<'py>(reader: &Bound<'py, PyAny>, _: &Frame<'_, 'py>) -> PyResult<Vec<Within<'py>>> {
+        Ok(vec![waiting(reader)])
     }
 }

@@ -20,6 +20,7 @@ use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
 use crate::ffi::piece::attributes;
+use crate::ffi::shadows::Within;
 use crate::transport::StreamTransport;
 
 /// What a stream protocol was told of the other direction.
@@ -289,6 +290,19 @@ impl Coroutine for Drain {
                 Err(error)
             }
         }
+    }
+
+    fn inside<'py>(
+        writer: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Vec<Within<'py>>> {
+        if frame.ticket().to_u64() == CLOSING {
+            let delay = 0i32.into_pyobject(frame.py())?.into_any();
+            return Ok(vec![Within::stock("sleep", &delay)]);
+        }
+        let protocol = writer.getattr(intern!(frame.py(), "_protocol"))?;
+        let name = "FlowControlMixin._drain_helper";
+        Ok(vec![Within::new("asyncio.streams", name, &protocol)])
     }
 }
 
