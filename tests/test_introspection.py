@@ -43,8 +43,8 @@ async def root():
     asyncio.current_task().set_name("root")
     for _ in range(5):
         await asyncio.sleep(0)
-    for task in direct:
-        asyncio.format_call_graph(task)  # a look from inside must not mislead the one from outside
+    for other in direct:
+        asyncio.format_call_graph(other)  # a look from inside must not mislead the one from outside
     asyncio.get_running_loop().call_soon(print_ready)  # all of them wait by then, this one too
     await asyncio.gather(task, reader)
 

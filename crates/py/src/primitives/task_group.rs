@@ -514,6 +514,8 @@ fn stock_exit<'py>(
 fn waiting_exit<'py>(group: &Bound<'py, TaskGroupCore>) -> PyResult<Bound<'py, PyAny>> {
     let py = group.py();
     let tasks = group.get().tasks(py).into_bound(py);
+    // What was waited for may have been cancelled. asyncio's code makes another one.
+    group.get().set_completed(py.None().into_bound(py));
     let coroutine = stock_exit(group, None, None)?;
     let stand_in = coroutine.clone();
     call::method1(&tasks, intern!(py, "add"), &stand_in)?;
