@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from itertools import pairwise
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ _ENTER = """
 """
 _EXIT = """
     AssertionError BaseExceptionGroup CancelledError GeneratorExit _abort _aborting _aexit _base_error _errors _exiting
-    _is_base_error _loop _on_completed_fut _parent_cancel_requested _parent_task _tasks append cancel cancelling create_future
-    exceptions issubclass len uncancel
+    _is_base_error _loop _on_completed_fut _parent_cancel_requested _parent_task _tasks append cancel cancelling
+    create_future exceptions issubclass len uncancel
 """
 
 
@@ -72,8 +73,7 @@ def _ends_true(code: CodeType) -> bool:
     steps = [step for step in dis.get_instructions(code) if step.opname != "NOP"]
     if any(step.opname == "RETURN_CONST" and step.argval is True for step in steps):
         return True
-    pairs = zip(steps, steps[1:], strict=False)
-    return any(after.opname == "RETURN_VALUE" and before.argval is True for before, after in pairs)
+    return any(after.opname == "RETURN_VALUE" and before.argval is True for before, after in pairwise(steps))
 
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ def chain(coroutine):
     return names
 
 
-# Each makes a coroutine that is going to wait, and says after how many turns to look. Other tasks that it needs go to `also`.
+# Each makes a coroutine that is going to wait, and says after how many turns to look. Other tasks go to `also`.
 
 
 def sleep(kit, also):
