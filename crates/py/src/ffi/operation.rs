@@ -421,7 +421,6 @@ unsafe fn die_now(py: Python<'_>, operation: *mut OperationObject) {
     // still whole; that may revive it.
     unsafe {
         let ended = (*operation).state() == State::Done;
-        let ended = (*operation).state() == State::Done;
         if !ended && ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
             return;
         }
