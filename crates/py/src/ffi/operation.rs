@@ -75,8 +75,8 @@ pub enum Step<'py> {
     Yield,
     /// Awaits what [`iterator_of`] has given; the next step finds its value in [`Frame::awaited`].
     Delegate(Bound<'py, PyAny>),
-    /// Is from now on this coroutine of its template: it ends as that one ends, and shows its frames. With an exception,
-    /// the coroutine waits, and this is thrown into it.
+    /// Is from now on this coroutine of its template: it ends as that one ends, and shows its frames. With an
+    /// exception, the coroutine waits, and this is thrown into it.
     Become(Bound<'py, PyAny>, Option<PyErr>),
 }
 
@@ -99,8 +99,8 @@ const BECAME: u64 = 0b1_0000;
 /// Somebody has looked at the frames: there is an entry in [`shadows`].
 const LOOKED: u64 = 0b10_0000;
 /// `python -m asyncio ps`, which reads the memory of another process, takes the coroutine of a task for one of the
-/// interpreter's. Where these have the state of their frame (byte 67) an operation says that there is no frame (any more), or it
-/// would go on to read other fields as one.
+/// interpreter's. Where these have the state of their frame (byte 67) an operation says that there is no frame any
+/// more, or it would go on to read other fields as one.
 const NO_FRAME: u64 = if cfg!(Py_3_15) {
     5 << 24
 } else if cfg!(Py_3_14) {

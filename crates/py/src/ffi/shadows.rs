@@ -2,10 +2,11 @@
 //!
 //! Debuggers, `Task.get_stack()` and asyncio's call graphs walk from a coroutine to what it awaits (`cr_await`), and
 //! note the frame of each (`cr_frame`). An operation has no frame, and what asyncio does in two or three coroutines
-//! (`wait` in `_wait`, `Barrier.wait` in `_wait`, `Condition.wait_for` and `Condition.wait`) it does in one. So whoever looks
-//! gets *shadows*: coroutines of asyncio's functions that are called and never begin, one for the operation itself
-//! and one for each function that would be waiting inside of it now
-//! ([`Coroutine::inside`](super::function::Coroutine::inside)). Their frames have the right code and stand at its first line.
+//! (`wait` in `_wait`, `Barrier.wait` in `_wait`, `Condition.wait_for` and `Condition.wait`) it does in one. So
+//! whoever looks gets *shadows*: coroutines of asyncio's functions that are called and never begin, one for the
+//! operation itself and one for each function that would be waiting inside of it now
+//! ([`Coroutine::inside`](super::function::Coroutine::inside)). Their frames have the right code and stand at its
+//! first line.
 //!
 //! Nothing is made before somebody looks. What was made is kept until the operation ends, since a frame knows its
 //! coroutine (`f_generator`) only for as long as this lives, and is made anew when the operation has moved on to
