@@ -180,14 +180,17 @@ impl LoopCore {
     /// Whether the methods of these names are ours, which the cell remembers.
     #[cold]
     fn ask_for(names: &[&str], cell: &AtomicU8, py: Python<'_>, owner: &Bound<'_, PyAny>) -> bool {
-        let own = names.iter().all(|&name| {
-            match (
-                owner.get_type().getattr(name),
-                py.get_type::<Self>().getattr(name),
-            ) {
-                (Ok(theirs), Ok(ours)) => theirs.is(&ours),
-                _ => false,
-            }
+        // The first to ask may be a future that dies while an exception unwinds the stack.
+        let own = call::undisturbed(py, || {
+            names.iter().all(|&name| {
+                match (
+                    owner.get_type().getattr(name),
+                    py.get_type::<Self>().getattr(name),
+                ) {
+                    (Ok(theirs), Ok(ours)) => theirs.is(&ours),
+                    _ => false,
+                }
+            })
         });
         cell.store(if own { 1 } else { 2 }, Ordering::Relaxed);
         own
