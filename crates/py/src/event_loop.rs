@@ -676,11 +676,6 @@ impl LoopCore {
         })
     }
 
-    /// The time of the loop's clock, in seconds: that of time.monotonic(), unless the clock is virtual.
-    fn time(&self) -> f64 {
-        seconds_of(self.clock.now())
-    }
-
     /// Whether the loop was closed.
     pub fn is_closed(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == Phase::Closed as u8
