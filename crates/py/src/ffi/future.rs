@@ -26,11 +26,10 @@ use pyo3::types::PyType;
 use super::entry::Entry;
 use super::layout::{CANCELLED, FINISHED, FutureObject, PENDING};
 use super::native::{Native, native};
-use super::refcheck;
 use super::spare::Spare;
 #[cfg(Py_3_14)]
 use super::task;
-use super::told;
+use super::{handle, refcheck, told};
 use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
@@ -322,13 +321,17 @@ unsafe fn schedule(
     // SAFETY: passed on to the caller. `wake` is only ever stored together with one of our tasks.
     unsafe {
         let owner = (*future).owner;
-        if callback == native.wake.as_ptr()
-            && let Some(core) = core_of(py, owner)
+        if let Some(core) = core_of(py, owner)
             && core.accepts_natively()
         {
-            let task = Bound::from_owned_ptr(py, context).unbind();
-            core.push_entry(py, Entry::wake(task));
-            return true;
+            if callback == native.wake.as_ptr() {
+                let task = Bound::from_owned_ptr(py, context).unbind();
+                core.push_entry(py, Entry::wake(task));
+                return true;
+            }
+            if core.is_running() && !context.is_null() {
+                return call_soon(py, core, future, callback, context);
+            }
         }
         let arguments = [owner, callback, future.cast(), context];
         let handle = ffi::PyObject_VectorcallMethod(
@@ -343,6 +346,47 @@ unsafe fn schedule(
         }
         ffi::Py_DECREF(handle);
         true
+    }
+}
+
+/// What `call_soon(callback, future, context=context)` of a running loop of ours would do; takes over the
+/// reference to the context. False: an exception is set.
+///
+/// # Safety
+///
+/// As [`schedule`].
+#[inline]
+unsafe fn call_soon(
+    py: Python<'_>,
+    core: &LoopCore,
+    future: *mut FutureObject,
+    callback: *mut PyObject,
+    context: *mut PyObject,
+) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let context = Bound::from_owned_ptr(py, context);
+        let made = handle::types(py).and_then(|types| {
+            let spare = core.queue(py, |queue| queue.spare_handle(types));
+            let call = handle::Call {
+                callback,
+                args: &[future.cast()],
+                owner: (*future).owner,
+                context,
+                when: None,
+            };
+            handle::reuse_or_new(py, spare, call)
+        });
+        match made {
+            Ok(handle) => {
+                core.push_ready(py, handle.unbind());
+                true
+            }
+            Err(error) => {
+                error.restore(py);
+                false
+            }
+        }
     }
 }
 
