@@ -312,16 +312,19 @@ unsafe fn timer_fast<'py>(
         } else {
             return Ok(None);
         };
+        let callback = *array.add(1);
         let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
-        let context = call::copy_context(py)?;
-        push_timer(
-            &core,
-            when(state.clock(), delay),
-            *array.add(1),
-            args,
-            context,
-        )
-        .map(Some)
+        // asyncio.sleep() needs no context for what its timer does to a future.
+        let sleeper = future::sleeper_of(py, callback, args);
+        let context = match sleeper {
+            Some(_) => call::callback_context(py)?,
+            None => call::copy_context(py)?,
+        };
+        let timer = push_timer(&core, when(state.clock(), delay), callback, args, context)?;
+        if let Some((_, future)) = sleeper {
+            future::hide_sleeper(object, future);
+        }
+        Ok(Some(timer))
     }
 }
 
