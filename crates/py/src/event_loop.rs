@@ -410,17 +410,8 @@ impl LoopCore {
         // that were cancelled are none: how many still lie about depends on the clock.
         let stale = self.queue.with(py, |queue| {
             let stale = queue.timers.sweep(Entry::is_stale);
-            queue
-                .ready
-                .iter()
-                .for_each(|entry| match entry.is_handle() {
-                    true => handle::track_pending(&entry.object()),
-                    false => handle::track(&entry.object()),
-                });
-            queue
-                .timers
-                .iter()
-                .for_each(|entry| handle::track(&entry.object()));
+            queue.ready.iter().for_each(Entry::show);
+            queue.timers.iter().for_each(Entry::show);
             stale
         });
         for timer in stale {
@@ -462,6 +453,9 @@ impl LoopCore {
     #[inline]
     pub fn push_sleeper(&self, py: Python<'_>, delay: f64, future: Py<PyAny>) {
         let when = When::after(&self.clock, delay);
+        if self.is_running() {
+            future::hide_from_collector(&future);
+        }
         let entry = Entry::sleeper(future);
         self.queue.with(py, |queue| {
             queue.timers.insert(when.deadline, when.slack, entry)
@@ -677,11 +671,6 @@ impl LoopCore {
             held: Held::default(),
             selector_name,
         })
-    }
-
-    /// The time of the loop's clock, in seconds: that of time.monotonic(), unless the clock is virtual.
-    fn time(&self) -> f64 {
-        seconds_of(self.clock.now())
     }
 
     /// Whether the loop was closed.

@@ -11,7 +11,7 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::layout::{FutureObject, PENDING};
-use super::{handle, refcheck};
+use super::{future, handle, refcheck, task};
 
 const KIND: usize = 0b111;
 const HANDLE: usize = 0;
@@ -95,6 +95,20 @@ impl Entry {
     /// Whether it is a handle.
     pub fn is_handle(&self) -> bool {
         self.0.get() & KIND == HANDLE
+    }
+
+    /// Shows the collector what is pending in the ring, or among the timers, of a loop that stops.
+    pub fn show(&self) {
+        match self.0.get() & KIND {
+            HANDLE => handle::track_pending(&self.object()),
+            // SAFETY: these are tasks of ours, kept alive by the entry, and rings are looked at with the GIL held.
+            STEP | WAKE => unsafe { task::show(self.pointer()) },
+            // SAFETY: as above, of futures of ours.
+            SLEEPER => unsafe {
+                future::show_sleeper(Python::assume_attached(), self.pointer().cast());
+            },
+            _ => handle::track(&self.object()),
+        }
     }
 
     /// The object, which the entry goes on owning.

@@ -336,6 +336,8 @@ pub struct FunctionObject {
     most: u8,
     /// Of an operation's arguments; none if they are to be packed.
     keeps_plainly: u8,
+    /// Of those of a call with all positional parameters; none if the receiver must be asked, too.
+    keeps_at_once: u8,
 }
 
 impl FunctionObject {
@@ -418,6 +420,12 @@ impl FunctionObject {
     #[inline(always)]
     pub fn take_last(&self) -> *mut PyObject {
         self.last.replace(null_mut())
+    }
+
+    /// The operation that is kept, or null.
+    #[inline(always)]
+    pub fn last(&self) -> *mut PyObject {
+        self.last.get()
     }
 
     /// Whether there is room for an operation that has ended.
@@ -512,6 +520,10 @@ pub fn new<'py>(
         (*function).positional = positional as u8;
         (*function).most = most as u8;
         (*function).keeps_plainly = if entry.packs { 0 } else { entry.keeps as u8 };
+        (*function).keeps_at_once = match entry.ask_always {
+            true => 0,
+            false => (*function).keeps_plainly.min(positional as u8),
+        };
         ffi::PyObject_GC_Track(function.cast());
         let function = Bound::from_owned_ptr(py, function.cast());
         if entry.told {
@@ -549,10 +561,41 @@ unsafe extern "C" fn call_coroutine(
 ) -> *mut PyObject {
     // SAFETY: the interpreter's vectorcall of a Function: `array` holds the arguments.
     unsafe {
+        let function = callable.cast::<FunctionObject>();
+        // The usual call: positional, on an instance of the very class, and the operation of the last one has
+        // ended. It calls little, so it needs few registers.
+        if names.is_null()
+            && ffi::PyVectorcall_NARGS(flags) as usize == usize::from((*function).positional)
+            && (*function).keeps_at_once != 0
+            && ffi::Py_TYPE(*array) == (*function).owner
+        {
+            let kept = usize::from((*function).keeps_at_once);
+            let operation = operation::refill(function, array, kept);
+            if !operation.is_null() {
+                return operation;
+            }
+        }
+        call_coroutine_plainly(callable, array, flags, names)
+    }
+}
+
+/// A call of a coroutine function that may need a new operation.
+///
+/// # Safety
+///
+/// A vectorcall of this function is under way.
+#[inline(never)]
+unsafe fn call_coroutine_plainly(
+    callable: *mut PyObject,
+    array: *const *mut PyObject,
+    flags: usize,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    // SAFETY: passed on to the caller.
+    unsafe {
         let py = Python::assume_attached();
         let function = &*callable.cast::<FunctionObject>();
         let count = ffi::PyVectorcall_NARGS(flags) as usize;
-        // The usual call: positional, on an instance of the very class.
         if names.is_null()
             && count == usize::from(function.positional)
             && function.keeps_plainly != 0

@@ -26,11 +26,8 @@ use pyo3::types::PyType;
 use super::entry::Entry;
 use super::layout::{CANCELLED, FINISHED, FutureObject, PENDING};
 use super::native::{Native, native};
-use super::refcheck;
 use super::spare::Spare;
-#[cfg(Py_3_14)]
-use super::task;
-use super::told;
+use super::{handle, hidden, refcheck, task, told};
 use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
@@ -103,6 +100,21 @@ pub unsafe fn initialise(object: *mut FutureObject, owner: *mut PyObject) {
 /// `owner` is a live object that stays alive for `'a`.
 #[inline(always)]
 pub unsafe fn core_of<'a>(py: Python<'a>, owner: *mut PyObject) -> Option<&'a LoopCore> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let core = any_core_of(py, owner)?;
+        let owner = pyo3::Borrowed::<PyAny>::from_ptr(py, owner);
+        core.schedules_natively(py, &owner).then_some(core)
+    }
+}
+
+/// The native half of a loop, if the loop is ours.
+///
+/// # Safety
+///
+/// As [`core_of`].
+#[inline(always)]
+pub unsafe fn any_core_of<'a>(py: Python<'a>, owner: *mut PyObject) -> Option<&'a LoopCore> {
     // SAFETY: passed on to the caller. An object whose type derives from LoopCore is one.
     unsafe {
         let owner = pyo3::Borrowed::<PyAny>::from_ptr(py, owner);
@@ -116,8 +128,7 @@ pub unsafe fn core_of<'a>(py: Python<'a>, owner: *mut PyObject) -> Option<&'a Lo
             owner.cast::<LoopCore>().ok()?
         };
         // What is inside of the borrowed object lives as long as it does.
-        let core: &'a LoopCore = &*ptr::from_ref(core.get());
-        core.schedules_natively(py, &owner).then_some(core)
+        Some(&*ptr::from_ref(core.get()))
     }
 }
 
@@ -213,17 +224,12 @@ pub unsafe fn wake_sleeper(
     callback: *mut PyObject,
     arguments: &[*mut PyObject],
 ) -> bool {
-    let Some(native) = super::native::ready(py) else {
-        return false;
-    };
-    if callback != native.set_unless_cancelled.as_ptr() || arguments.len() != 2 {
-        return false;
-    }
     // SAFETY: passed on to the caller; the type says that it is a future.
     unsafe {
-        let future = arguments[0].cast::<FutureObject>();
-        if ffi::Py_TYPE(arguments[0]) != native.future.as_ptr().cast()
-            || (*future).state != PENDING
+        let Some((native, future)) = sleeper_of(py, callback, arguments) else {
+            return false;
+        };
+        if (*future).state != PENDING
             || !(*future).callbacks.is_null()
             || (*future).callback0 != native.wake.as_ptr()
         {
@@ -231,6 +237,70 @@ pub unsafe fn wake_sleeper(
         }
         // A task waits and nobody else: waking it cannot fail on a loop that runs handles.
         set_result(py, native, future, ffi::Py_NewRef(arguments[1]))
+    }
+}
+
+/// The future that a call ends, if the call is that of asyncio.sleep()'s timer and the future one of ours.
+///
+/// # Safety
+///
+/// The callback and its arguments are alive during the call.
+#[inline(always)]
+pub unsafe fn sleeper_of(
+    py: Python<'_>,
+    callback: *mut PyObject,
+    arguments: &[*mut PyObject],
+) -> Option<(&'static Native, *mut FutureObject)> {
+    let native = super::native::ready(py)?;
+    // SAFETY: passed on to the caller.
+    let sleeps = callback == native.set_unless_cancelled.as_ptr()
+        && arguments.len() == 2
+        && unsafe { ffi::Py_TYPE(arguments[0]) } == native.future.as_ptr().cast();
+    sleeps.then(|| (native, arguments[0].cast()))
+}
+
+/// Hides a future that a timer of its running loop will end, unless that timer is cancelled, and with it the
+/// task that is going to wait for it: the loop has the timer, so neither can be garbage. [`show_sleeper`] is
+/// called when the timer is cancelled and when the loop stops; a future that ends is shown then, or by the task that
+/// it wakes.
+///
+/// # Safety
+///
+/// A live future of exactly our type; `core` is that of the loop which has the timer, and runs.
+#[inline(always)]
+pub unsafe fn hide_sleeper(core: *mut PyObject, future: *mut FutureObject) {
+    // SAFETY: passed on to the caller; a live future is tracked, or hidden already.
+    unsafe {
+        if (*future).owner == core && (*future).state == PENDING {
+            hidden::hide(future.cast());
+        }
+    }
+}
+
+/// As [`hide_sleeper`], for a future of the loop that has itself among its timers.
+#[inline(always)]
+pub fn hide_from_collector(sleeper: &Py<PyAny>) {
+    let future = sleeper.as_ptr().cast::<FutureObject>();
+    // SAFETY: sleepers are futures of ours, and of the loop that has them.
+    unsafe { hide_sleeper((*future).owner, future) };
+}
+
+/// Shows a future that was hidden, and the task that waits for it.
+///
+/// # Safety
+///
+/// A live future of exactly our type, and the GIL is held.
+pub unsafe fn show_sleeper(py: Python<'_>, future: *mut FutureObject) {
+    // SAFETY: passed on to the caller. What stands beside `wake` is a task of ours.
+    unsafe {
+        if !hidden::is_hidden(future.cast()) {
+            return;
+        }
+        hidden::show(future.cast());
+        let wake = super::native::ready(py).map_or(null_mut(), |native| native.wake.as_ptr());
+        if !wake.is_null() && (*future).callback0 == wake {
+            task::show((*future).context0);
+        }
     }
 }
 
@@ -273,6 +343,10 @@ unsafe fn finish(py: Python<'_>, native: &Native, future: *mut FutureObject) -> 
     refcheck::alive(future.cast(), "a future that ends");
     // SAFETY: passed on to the caller. Fields are taken out before other code can run.
     unsafe {
+        if (*future).callback0 != native.wake.as_ptr() || !(*future).callbacks.is_null() {
+            // Else it is shown when the task that it wakes goes on: so many may end at once.
+            hidden::show(future.cast());
+        }
         #[cfg(Py_3_14)]
         if (*future).is_task != 0 {
             task::unlink(&raw mut (*future.cast::<super::layout::TaskObject>()).node);
@@ -322,13 +396,17 @@ unsafe fn schedule(
     // SAFETY: passed on to the caller. `wake` is only ever stored together with one of our tasks.
     unsafe {
         let owner = (*future).owner;
-        if callback == native.wake.as_ptr()
-            && let Some(core) = core_of(py, owner)
+        if let Some(core) = core_of(py, owner)
             && core.accepts_natively()
         {
-            let task = Bound::from_owned_ptr(py, context).unbind();
-            core.push_entry(py, Entry::wake(task));
-            return true;
+            if callback == native.wake.as_ptr() {
+                let task = Bound::from_owned_ptr(py, context).unbind();
+                core.push_entry(py, Entry::wake(task));
+                return true;
+            }
+            if core.is_running() && !context.is_null() {
+                return call_soon(py, core, future, callback, context);
+            }
         }
         let arguments = [owner, callback, future.cast(), context];
         let handle = ffi::PyObject_VectorcallMethod(
@@ -343,6 +421,47 @@ unsafe fn schedule(
         }
         ffi::Py_DECREF(handle);
         true
+    }
+}
+
+/// What `call_soon(callback, future, context=context)` of a running loop of ours would do; takes over the
+/// reference to the context. False: an exception is set.
+///
+/// # Safety
+///
+/// As [`schedule`].
+#[inline]
+unsafe fn call_soon(
+    py: Python<'_>,
+    core: &LoopCore,
+    future: *mut FutureObject,
+    callback: *mut PyObject,
+    context: *mut PyObject,
+) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let context = Bound::from_owned_ptr(py, context);
+        let made = handle::types(py).and_then(|types| {
+            let spare = core.queue(py, |queue| queue.spare_handle(types));
+            let call = handle::Call {
+                callback,
+                args: &[future.cast()],
+                owner: (*future).owner,
+                context,
+                when: None,
+            };
+            handle::reuse_or_new(py, spare, call)
+        });
+        match made {
+            Ok(handle) => {
+                core.push_ready(py, handle.unbind());
+                true
+            }
+            Err(error) => {
+                error.restore(py);
+                false
+            }
+        }
     }
 }
 

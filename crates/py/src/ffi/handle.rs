@@ -425,8 +425,31 @@ pub fn track(handle: &Py<PyAny>) {
 /// As [`track`], for a handle of [`new`] or [`reuse_or_new`], with what it hides.
 pub fn track_pending(handle: &Py<PyAny>) {
     // SAFETY: the caller has such a handle; the GIL is held where the rings are looked at.
-    unsafe { show_context(raw(handle)) };
+    unsafe {
+        show_context(raw(handle));
+        show_sleeper(Python::assume_attached(), raw(handle));
+    }
     track(handle);
+}
+
+/// Shows the future that a timer of asyncio.sleep() will not end, or not while its loop runs, and who waits.
+///
+/// # Safety
+///
+/// `object` is a live handle and the GIL is held.
+#[inline]
+unsafe fn show_sleeper(py: Python<'_>, object: *mut HandleObject) {
+    // SAFETY: passed on to the caller; a handle that still has its callback has as many arguments as it counts,
+    // unless it has spilled them.
+    unsafe {
+        let count = usize::from((*object).count).min(INLINE);
+        let args = (*object).args;
+        if (*object).flags & SPILLED == 0
+            && let Some((_, future)) = future::sleeper_of(py, (*object).callback, &args[..count])
+        {
+            future::show_sleeper(py, future);
+        }
+    }
 }
 
 /// Runs a handle's callback in its context, unless it was cancelled.
@@ -497,6 +520,8 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
                 for (slot, &argument) in (*object).args.iter_mut().zip(&stack[1..]) {
                     *slot = ffi::Py_XNewRef(argument);
                 }
+                // An interrupt may have come before the callback did anything.
+                show_sleeper(py, object);
                 if ffi::PyObject_GC_IsTracked(object.cast()) == 0 {
                     ffi::PyObject_GC_Track(object.cast());
                 }
@@ -597,16 +622,17 @@ fn cancel(py: Python<'_>, object: *mut HandleObject) {
             let before = ptr::replace(&raw mut (*object).description, description);
             ffi::Py_XDECREF(before);
         }
+        show_sleeper(py, object);
         let scheduled = (*object).flags & SCHEDULED != 0;
         ((scheduled), take_all(object))
     };
     if scheduled {
-        let owner = &owned[1];
-        if let Some(owner) = owner
+        // SAFETY: a live object, which this frame owns.
+        let core = owned[1]
             .as_ref()
-            .and_then(|owner| owner.bind(py).cast::<LoopCore>().ok())
-        {
-            owner.get().timer_cancelled(py);
+            .and_then(|owner| unsafe { future::any_core_of(py, owner.as_ptr()) });
+        if let Some(core) = core {
+            core.timer_cancelled(py);
         }
     }
     for reference in owned.into_iter().flatten() {

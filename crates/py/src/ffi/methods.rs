@@ -16,7 +16,7 @@ use super::handle::{self, Call};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
 use super::{call, future, guard};
-use crate::event_loop::{LoopCore, When};
+use crate::event_loop::{LoopCore, When, seconds_of};
 use crate::loop_clock::LoopClock;
 
 /// Puts the methods on the class.
@@ -58,7 +58,7 @@ const fn method(
     }
 }
 
-struct Table([ffi::PyMethodDef; 6]);
+struct Table([ffi::PyMethodDef; 7]);
 
 // SAFETY: the table is constant; CPython only reads it.
 unsafe impl Sync for Table {}
@@ -107,6 +107,14 @@ static METHODS: Table = Table([
         create_future,
         c"create_future($self, /)\n--\n\nCreate a Future that belongs to this loop.",
     ),
+    ffi::PyMethodDef {
+        ml_name: c"time".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunction: time },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: c"time($self, /)\n--\n\n\
+            The time of the loop's clock, in seconds: that of time.monotonic(), unless the clock is virtual."
+            .as_ptr(),
+    },
 ]);
 
 /// The arguments of one call, borrowed from the interpreter's array.
@@ -304,16 +312,19 @@ unsafe fn timer_fast<'py>(
         } else {
             return Ok(None);
         };
+        let callback = *array.add(1);
         let args = std::slice::from_raw_parts(array.add(2), count as usize - 2);
-        let context = call::copy_context(py)?;
-        push_timer(
-            &core,
-            when(state.clock(), delay),
-            *array.add(1),
-            args,
-            context,
-        )
-        .map(Some)
+        // asyncio.sleep() needs no context for what its timer does to a future.
+        let sleeper = future::sleeper_of(py, callback, args);
+        let context = match sleeper {
+            Some(_) => call::callback_context(py)?,
+            None => call::copy_context(py)?,
+        };
+        let timer = push_timer(&core, when(state.clock(), delay), callback, args, context)?;
+        if let Some((_, future)) = sleeper {
+            future::hide_sleeper(object, future);
+        }
+        Ok(Some(timer))
     }
 }
 
@@ -603,6 +614,15 @@ unsafe fn spawn<'py>(
             }
         }
         task::spawn(core, native, &coro, name.as_ref(), context.as_ref()).map(Some)
+    }
+}
+
+unsafe extern "C" fn time(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    // SAFETY: called by the interpreter as a method of LoopCore, which the descriptor has checked.
+    unsafe {
+        let py = Python::assume_attached();
+        let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
+        ffi::PyFloat_FromDouble(seconds_of(core.get().clock().now()))
     }
 }
 

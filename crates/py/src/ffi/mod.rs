@@ -23,6 +23,7 @@ pub mod entry;
 pub mod function;
 pub mod future;
 pub mod handle;
+pub mod hidden;
 pub mod layout;
 pub mod methods;
 pub mod native;

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
-use super::{future, layout, task};
+use super::{future, hidden, layout, task};
 
 /// asyncio's types and functions, and the two types that we derive from them.
 pub struct Native {
@@ -56,6 +56,7 @@ pub fn verdict(py: Python<'_>) -> PyResult<&'static Result<Native, String>> {
         if let Err(why) = layout::verify(py, &stock_future, &stock_task) {
             return Ok(Err(why));
         }
+        hidden::verify(py);
         let optional = |name: &str| -> PyResult<Option<Py<PyAny>>> {
             Ok(module.getattr_opt(name)?.map(Bound::unbind))
         };

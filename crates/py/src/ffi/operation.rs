@@ -299,6 +299,36 @@ pub unsafe fn new(
     }
 }
 
+/// As [`new`], out of the operation that its function has kept, which nobody else has; null, without an
+/// exception, if there is none.
+///
+/// # Safety
+///
+/// `function` is a live FunctionObject with a coroutine body; `array` holds so many live objects, at most [`KEPT`].
+#[inline(always)]
+pub unsafe fn refill(
+    function: *mut FunctionObject,
+    array: *const *mut PyObject,
+    kept: usize,
+) -> *mut PyObject {
+    // SAFETY: as in `new`.
+    unsafe {
+        let last: *mut OperationObject = (*function).last().cast();
+        if last.is_null() || !is_reusable(last) || ffi::Py_REFCNT(last.cast()) != 1 {
+            return null_mut();
+        }
+        (*function).take_last();
+        ffi::PyObject_GC_UnTrack(last.cast());
+        for index in 0..kept.min(KEPT) {
+            (&mut (*last).kept)[index] = ffi::Py_NewRef(*array.add(index));
+        }
+        (*last).ticket = u64::MAX;
+        (*last).rest = State::Created as usize;
+        ffi::PyObject_GC_Track(last.cast());
+        last.cast()
+    }
+}
+
 /// Whether an operation can be filled again, if nobody else has it: it has ended, and nobody can tell it
 /// from a new one.
 ///
@@ -1588,6 +1618,17 @@ static KIND: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 pub fn is_operation(object: &Bound<'_, PyAny>) -> bool {
     KIND.get(object.py())
         .is_some_and(|kind| object.get_type_ptr() == kind.as_ptr().cast())
+}
+
+/// Whether an operation waits for this future itself.
+///
+/// # Safety
+///
+/// `operation` is one.
+pub unsafe fn awaits(operation: &Bound<'_, PyAny>, future: &Bound<'_, PyAny>) -> bool {
+    let operation = operation.as_ptr().cast::<OperationObject>();
+    // SAFETY: passed on to the caller.
+    unsafe { (*operation).awaited == future.as_ptr() && !(*operation).delegates() }
 }
 
 /// The class of operations.

@@ -319,10 +319,15 @@ pub fn stop_waking(future: &Bound<'_, PyAny>) -> PyResult<()> {
         if (*ours).state == layout::FINISHED {
             return Ok(());
         }
+        let core = future::core_of(py, (*ours).owner);
+        if core.is_some_and(LoopCore::is_closed) {
+            // It has let go of its timers, and would refuse to wake whoever waited.
+            return Ok(());
+        }
         if (*ours).state == layout::PENDING {
             cancel(future)?;
         }
-        if let Some(core) = future::core_of(py, (*ours).owner) {
+        if let Some(core) = core {
             core.timer_cancelled(py);
         }
     }

@@ -21,7 +21,12 @@
 //! **Garbage collection.** A task that is in the ring of a running loop is reachable from the stack of that
 //! loop's thread, so it cannot be garbage and is not shown to the collector, which saves it most of the
 //! tasks that there are. It is shown when it hangs itself on a future, when it ends while somebody keeps
-//! it, and when the loop stops (`LoopCore::_run`).
+//! it, and when the loop stops (`LoopCore::_run`). Nor is it shown while it sleeps: the future that it hangs on
+//! then is one that a timer of the loop has ([`future::hide_sleeper`]).
+//!
+//! A task's own context is hidden with it ([`super::hidden`]) and shown with it, but for one that is empty when
+//! the task has ended. Its coroutine is hidden before its first step, while it sleeps itself (not in another
+//! coroutine), and when it has ended, since it refers to nothing then.
 //!
 //! **Which tasks there are.** `asyncio.all_tasks` must find them. Since 3.14 asyncio keeps a linked list
 //! per thread through the tasks themselves, and so do we. Before, it has a WeakSet, whose cost is that of
@@ -44,7 +49,7 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::{call, guard, operation, refcheck};
+use super::{call, guard, hidden, operation, refcheck};
 use crate::event_loop::LoopCore;
 
 /// asyncio's fields, and before 3.14 the place in the loop's list.
@@ -184,7 +189,8 @@ pub fn spawn<'py>(
     let py = core.py();
     expect_coroutine(native, coro)?;
     let name = name_of(name, py)?;
-    let context = context_of(context.cloned().filter(|context| !context.is_none()), py)?;
+    let given = context.filter(|context| !context.is_none());
+    let context = context_of(given.cloned(), py)?;
     // SAFETY: the type has Task's size; every field behind the head is written before anything else
     // can see the object.
     unsafe {
@@ -218,13 +224,26 @@ pub fn spawn<'py>(
         };
         let object = Bound::from_owned_ptr(py, task.cast());
         register(py, native, Some(core.get()), task)?;
-        if !core.get().is_running() {
+        if core.get().is_running() {
+            if given.is_none() {
+                hidden::hide((*task).base.context);
+            }
+            if can_be_hidden(coro) {
+                hidden::hide(coro.as_ptr());
+            }
+        } else {
             ffi::PyObject_GC_Track(task.cast());
         }
         core.get()
             .push_entry(py, Entry::step(object.clone().unbind()));
         Ok(object)
     }
+}
+
+/// Whether an object is a coroutine of which is known that it refers to nothing once it has ended.
+#[inline(always)]
+fn can_be_hidden(coro: &Bound<'_, PyAny>) -> bool {
+    call::is_exact_coroutine(coro) || operation::is_operation(coro)
 }
 
 /// Puts a task where all_tasks() finds it.
@@ -425,6 +444,7 @@ unsafe fn construct(
             }
         };
         let name = name_of(given.name.as_ref(), py)?;
+        show_owned(task);
         let set = |field: *mut *mut PyObject, value: *mut PyObject| {
             ffi::Py_XDECREF(ptr::replace(field, value));
         };
@@ -631,6 +651,8 @@ unsafe fn resume(
     unsafe {
         if native.is_future(awaited.as_ptr()) {
             let future = awaited.as_ptr().cast::<FutureObject>();
+            // From here on it may be anybody's: see `future::hide_sleeper`.
+            hidden::show(awaited.as_ptr());
             #[cfg(Py_3_14)]
             if (*future).awaited_by == task.cast() && (*future).awaited_by_is_set == 0 {
                 ffi::Py_DECREF(ptr::replace(&raw mut (*future).awaited_by, null_mut()));
@@ -720,6 +742,7 @@ unsafe fn step(
         if coro.is_null() {
             return Err(PyRuntimeError::new_err("uninitialized Task object"));
         }
+        show_coroutine(coro);
         let mut result = null_mut();
         let status = match error {
             None => ffi::PyIter_Send(coro, ffi::Py_None(), &mut result),
@@ -737,10 +760,10 @@ unsafe fn step(
                     let message = message.as_ref().map_or(null_mut(), Bound::as_ptr);
                     return future::cancel(py, native, task.cast(), message).map(drop);
                 }
-                if ffi::Py_REFCNT(task.cast()) > 2 {
-                    // Somebody keeps it, beside our caller and the record of the running task: with its
-                    // result it may be part of a cycle.
-                    show_to_collector(task);
+                if ffi::Py_REFCNT(task.cast()) > 2 || !(*task).base.future.callback0.is_null() {
+                    // Somebody keeps it, beside our caller and the record of the running task, or is going
+                    // to get it: with its result it may be part of a cycle.
+                    show_ended(task);
                 }
                 if future::set_result(py, native, task.cast(), result) {
                     ended(py, task);
@@ -842,18 +865,19 @@ pub unsafe fn throw(
 #[cold]
 unsafe fn failed(py: Python<'_>, native: &Native, task: *mut Task) -> PyResult<()> {
     let error = call::take_raised(py);
-    // SAFETY: passed on to the caller.
-    unsafe { show_to_collector(task) };
     // SAFETY: passed on to the caller; references are moved into empty fields.
     unsafe {
         let future = task.cast::<FutureObject>();
         if ffi::PyErr_GivenExceptionMatches(error.as_ptr(), native.cancelled_error.as_ptr()) != 0 {
+            show_ended(task);
             let before = ptr::replace(&raw mut (*future).cancelled_error, error.into_ptr());
             ffi::Py_XDECREF(before);
             let cancelled = future::cancel(py, native, future, null_mut());
             ended(py, task);
             return cancelled.map(drop);
         }
+        // A coroutine that could not be run, since it runs elsewhere, has not ended.
+        show_to_collector(task);
         let set = future::set_exception(py, native, future, error.clone().into_ptr());
         ended(py, task);
         if !set {
@@ -922,13 +946,19 @@ unsafe fn park(
             call_awaited_by(py, native.add_awaited_by.as_ref(), &awaited, task)?;
         }
         (*future).set_blocking(false);
-        show_to_collector(task);
         let core = core_of(py, owner);
-        if core.is_some()
+        let hangs_alone = core.is_some()
             && (*future).state == PENDING
             && (*future).callback0.is_null()
-            && (*future).callbacks.is_null()
+            && (*future).callbacks.is_null();
+        if !(hangs_alone && hidden::is_hidden(future.cast())) {
+            show_to_collector(task);
+        } else if ffi::PyObject_GC_IsTracked(task.cast()) == 0
+            && awaits((*task).base.coro, &awaited)
         {
+            hidden::hide((*task).base.coro);
+        }
+        if hangs_alone {
             (*future).callback0 = ffi::Py_NewRef(native.wake.as_ptr());
             (*future).context0 = ffi::Py_NewRef(task.cast());
         } else {
@@ -949,7 +979,133 @@ unsafe fn show_to_collector(task: *mut Task) {
     // SAFETY: passed on to the caller.
     unsafe {
         if ffi::PyObject_GC_IsTracked(task.cast()) == 0 {
+            show_coroutine((*task).base.coro);
             ffi::PyObject_GC_Track(task.cast());
+            show_context(task);
+        }
+    }
+}
+
+/// As [`show_to_collector`], for a task on the ring of a loop that stops, or one whose timer was cancelled.
+///
+/// # Safety
+///
+/// A live task of ours, and the GIL is held.
+pub unsafe fn show(task: *mut PyObject) {
+    // SAFETY: passed on to the caller; futures of the four types are collected.
+    unsafe {
+        show_to_collector(task.cast());
+        let awaited = (*task.cast::<Task>()).base.waiter;
+        if !awaited.is_null()
+            && super::native::ready(Python::assume_attached())
+                .is_some_and(|native| native.is_future(awaited))
+        {
+            hidden::show(awaited);
+        }
+    }
+}
+
+/// Shows what is hidden with a task.
+///
+/// # Safety
+///
+/// `task` is alive; its fields are filled or null.
+#[inline]
+unsafe fn show_owned(task: *mut Task) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        show_coroutine((*task).base.coro);
+        show_context(task);
+    }
+}
+
+/// Shows the context of a task.
+///
+/// # Safety
+///
+/// As [`show_owned`].
+#[inline(always)]
+unsafe fn show_context(task: *mut Task) {
+    // SAFETY: passed on to the caller. Before 3.15 what was given as context may be anything.
+    unsafe {
+        let context = (*task).base.context;
+        if !context.is_null() && ffi::PyContext_CheckExact(context) != 0 {
+            hidden::show(context);
+        }
+    }
+}
+
+/// Shows the coroutine of a task, before it runs at the latest: the collector ends what is garbage in the order in
+/// which it was shown, and a coroutine has to be ended before those that it awaits, which throws into them.
+///
+/// # Safety
+///
+/// A live object, or null.
+#[inline(always)]
+unsafe fn show_coroutine(coro: *mut PyObject) {
+    // SAFETY: passed on to the caller. Coroutines that can be hidden are collected.
+    unsafe {
+        if is_hidden_coroutine(coro) {
+            hidden::show(coro);
+        }
+    }
+}
+
+/// Whether a coroutine that has yielded this future awaits it itself, not by way of another coroutine.
+///
+/// # Safety
+///
+/// A live object, or null.
+unsafe fn awaits(coro: *mut PyObject, future: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let py = future.py();
+        let Some(coro) = Bound::from_borrowed_ptr_or_opt(py, coro) else {
+            return false;
+        };
+        if operation::is_operation(&coro) {
+            return operation::awaits(&coro, future);
+        }
+        call::is_exact_coroutine(&coro)
+            && coro
+                .getattr(intern!(py, "cr_await"))
+                .is_ok_and(|awaited| awaited.is(future))
+    }
+}
+
+/// Whether an object is a coroutine that a task may have hidden.
+///
+/// # Safety
+///
+/// A live object, or null.
+#[inline(always)]
+unsafe fn is_hidden_coroutine(coro: *mut PyObject) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let py = Python::assume_attached();
+        !coro.is_null() && can_be_hidden(&Borrowed::from_ptr(py, coro))
+    }
+}
+
+/// Makes a task visible that is about to end. Its coroutine has returned, so that it refers to nothing.
+///
+/// # Safety
+///
+/// As [`show_to_collector`].
+#[inline(always)]
+unsafe fn show_ended(task: *mut Task) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if ffi::PyObject_GC_IsTracked(task.cast()) != 0 {
+            return;
+        }
+        if is_hidden_coroutine((*task).base.coro) {
+            hidden::hide((*task).base.coro);
+        }
+        ffi::PyObject_GC_Track(task.cast());
+        let context = (*task).base.context;
+        if ffi::PyContext_CheckExact(context) != 0 && ffi::PyObject_Size(context) != 0 {
+            hidden::show(context);
         }
     }
 }
@@ -1093,6 +1249,8 @@ unsafe fn complain(
 ) -> PyResult<()> {
     // SAFETY: passed on to the caller.
     unsafe {
+        // It leaves the ring: a handle has it next.
+        show_to_collector(task);
         let shown = Bound::from_borrowed_ptr(py, task.cast()).repr()?;
         let message = match complaint {
             Complaint::Itself => format!("Task cannot await on itself: {shown}"),
@@ -1345,6 +1503,20 @@ unsafe fn cancel_of<'py>(
     call::method1(awaited, intern!(py, "cancel"), message)?.is_truthy()
 }
 
+/// As asyncio's: whoever gets the context may put into it what he likes.
+#[cfg(Py_3_12)]
+unsafe extern "C" fn py_context(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
+    let task = object.cast::<Task>();
+    // SAFETY: a method of this type: `object` is a task.
+    unsafe {
+        guard(|py| {
+            show_owned(task);
+            let context = Bound::from_borrowed_ptr_or_opt(py, (*task).base.context);
+            Ok(context.unwrap_or_else(|| py.None().into_bound(py)))
+        })
+    }
+}
+
 /// Before 3.12 asyncio's own get_name() does not know numbers.
 #[cfg(not(Py_3_12))]
 unsafe extern "C" fn py_name(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
@@ -1381,8 +1553,26 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
             return;
         }
         unlink(node_of(task));
+        leave_owned(task);
         release(task);
         future::free(object, |queue| &mut queue.spare_tasks);
+    }
+}
+
+/// Shows what a dying task has hidden and others have, too.
+///
+/// # Safety
+///
+/// `task` is being destroyed.
+#[inline(always)]
+unsafe fn leave_owned(task: *mut Task) {
+    // SAFETY: passed on to the caller; as in `show_owned`.
+    unsafe {
+        let (coro, context) = ((*task).base.coro, (*task).base.context);
+        let shared = |object: *mut PyObject| !object.is_null() && ffi::Py_REFCNT(object) > 1;
+        if shared(coro) || shared(context) {
+            show_owned(task);
+        }
     }
 }
 
@@ -1414,6 +1604,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     unsafe {
         #[cfg(not(Py_3_14))]
         unlink(node_of(object.cast()));
+        show_owned(object.cast());
         if let Ok(native) = native(Python::assume_attached())
             && let Some(clear) = (*native.stock_task.as_ptr().cast::<ffi::PyTypeObject>()).tp_clear
         {
@@ -1442,7 +1633,18 @@ const CANCEL: ffi::PyMethodDef = ffi::PyMethodDef {
 };
 
 #[cfg(Py_3_12)]
-static METHODS: Methods<2> = Methods([CANCEL, ffi::PyMethodDef::zeroed()]);
+static METHODS: Methods<3> = Methods([
+    CANCEL,
+    ffi::PyMethodDef {
+        ml_name: c"get_context".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer {
+            PyCFunction: py_context,
+        },
+        ml_flags: ffi::METH_NOARGS,
+        ml_doc: c"get_context($self, /)\n--\n\nThe context that the task runs in.".as_ptr(),
+    },
+    ffi::PyMethodDef::zeroed(),
+]);
 
 #[cfg(not(Py_3_12))]
 static METHODS: Methods<3> = Methods([
