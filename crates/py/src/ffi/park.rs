@@ -535,21 +535,34 @@ pub fn add_callback(
     callback: &Bound<'_, PyAny>,
     context: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    if let Some((_, ours)) = ours(future) {
-        // SAFETY: a live future of ours; the references are moved into empty fields.
-        unsafe {
-            if (*ours).state == layout::PENDING
-                && (*ours).callback0.is_null()
-                && (*ours).callbacks.is_null()
-            {
-                (*ours).callback0 = callback.clone().into_ptr();
-                (*ours).context0 = context.clone().into_ptr();
-                return Ok(());
-            }
-        }
+    if add_first_callback(future, callback, context) {
+        return Ok(());
     }
     let name = intern!(future.py(), "add_done_callback");
     call::method1(future, name, callback).map(drop)
+}
+
+/// Adds a callback to a pending future of ours that has none. False: it is not one.
+#[inline]
+pub fn add_first_callback(
+    future: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    context: &Bound<'_, PyAny>,
+) -> bool {
+    let Some((_, ours)) = ours(future) else {
+        return false;
+    };
+    // SAFETY: a live future of ours; the references are moved into empty fields.
+    unsafe {
+        let free = (*ours).state == layout::PENDING
+            && (*ours).callback0.is_null()
+            && (*ours).callbacks.is_null();
+        if free {
+            (*ours).callback0 = callback.clone().into_ptr();
+            (*ours).context0 = context.clone().into_ptr();
+        }
+        free
+    }
 }
 
 /// `future.remove_done_callback(callback)`.
