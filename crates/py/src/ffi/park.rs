@@ -289,6 +289,21 @@ pub fn cancelling<'py>(task: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> 
     call::method0(task, intern!(py, "cancelling"))
 }
 
+/// Takes the mark off a task by which it would be cancelled at its next await; its count of requests stays.
+/// Raises AttributeError for tasks of other types that do not let go of it.
+pub fn forgive(task: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = task.py();
+    if let Some(native) = native::ready(py) {
+        let kind = task.get_type_ptr();
+        if kind == native.task.as_ptr().cast() || kind == native.stock_task.as_ptr().cast() {
+            // SAFETY: a live task whose fields are laid out as verified.
+            unsafe { (*task.as_ptr().cast::<TaskObject>()).set_must_cancel(false) };
+            return Ok(());
+        }
+    }
+    task.setattr(intern!(py, "_must_cancel"), false)
+}
+
 /// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
 /// the loop is not one of ours, or in debug mode, where timers are shown.
 #[inline]
