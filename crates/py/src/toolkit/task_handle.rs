@@ -11,6 +11,8 @@
 //! What is awaited (`wait()`, `await handle`) is Python, in `tideloop.groups`; what happens once per
 //! task, whether anybody waits or not, is here.
 
+use std::num::NonZeroUsize;
+
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -59,7 +61,7 @@ enum Phase {
     /// Held back by the group's limit: what is to be called, and where.
     Waiting(Option<Box<Start>>),
     /// There is a task, which its group finds by this address; none for the moment in which it is made.
-    Running(Option<usize>),
+    Running(Option<NonZeroUsize>),
     Ended(End),
 }
 
@@ -143,7 +145,8 @@ impl TaskHandle {
 
     /// There is a task.
     pub fn run(&self, py: Python<'_>, task: &Bound<'_, PyAny>) {
-        self.set_phase(py, Phase::Running(Some(task.as_ptr().addr())));
+        let address = NonZeroUsize::new(task.as_ptr().addr());
+        self.set_phase(py, Phase::Running(address));
     }
 
     /// The name of the task, if the group gave one.
@@ -164,7 +167,7 @@ impl TaskHandle {
     /// Where the group finds the task, if there is one.
     pub fn address(&self, py: Python<'_>) -> Option<usize> {
         self.state.with(py, |state| match &state.phase {
-            Phase::Running(address) => *address,
+            Phase::Running(address) => address.map(NonZeroUsize::get),
             _ => None,
         })
     }
