@@ -590,15 +590,17 @@ def close_in_the_turn_of_a_grant(kind: str, primitive: Permits) -> None:
         late = loop.run_until_complete(wait_in_vain(1))
         last = doomed.create_task(die(holders, leave))
         doomed.run_forever()
-        demand(not entered, "the loop went on for another turn: this tests nothing")
+        # uvloop's stop() lets a turn pass: there they get in, and the rest has to hold all the same.
+        demand(not entered or kind == "uvloop", "the loop went on for another turn: this tests nothing")
         doomed.close()
-        crowd._waiting.clear()
+        crowd._waiting = {number: task for number, task in crowd._waiting.items() if task in late}
         work = asyncio.wait_for(_gather(*late), REAL_PATIENCE)
         loop.run_until_complete(_in_time(work, "a permit stays with a task that never runs"))
         for _ in range(limit + 1):
             loop.run_until_complete(_in_time(primitive.use(subject, _at_once), "a permit is gone"))
         for task in [*abandoned, last]:
-            _abandon(task)
+            if not task.done():
+                _abandon(task)
         primitive.idle(subject)
 
 
