@@ -190,6 +190,7 @@ lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m mypy examples
 
 fmt: build ## format both languages
 	@cargo fmt --all

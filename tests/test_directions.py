@@ -148,7 +148,7 @@ ALLOWED = {
     "scopes": {"accelerated", "cancellation"},
     "groups": {"accelerated", "cancellation", "outcome", "_tideloop"},
     "gathering": {"accelerated", "groups", "outcome", "_tideloop"},
-    "mapping": {"groups", "outcome", "pumps"},
+    "mapping": {"groups", "limits", "outcome", "pumps"},
     "pumps": set(),
     "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},
     # For tests of programs: nothing of ours imports it.

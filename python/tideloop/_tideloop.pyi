@@ -49,6 +49,7 @@ __all__ = [
     "channel_leave",
     "channel_stand",
     "channel_take",
+    "forgive",
     "function",
     "guest_begin",
     "guest_descriptor",
@@ -233,6 +234,7 @@ def function(name: str, template: Callable[..., Any]) -> Any: ...
 
 # A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
 def keep_contexts(enter: bool) -> None: ...
+def forgive(task: asyncio.Task[Any]) -> None: ...
 
 @disjoint_base
 class EventCore:

@@ -724,7 +724,8 @@ async def test_a_cycle_through_a_group_is_collected(loop):
     assert alive() is None
 
 
-def test_an_abandoned_group_is_collected(loop, handled):
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_abandoned_group_is_collected(loop, handled, plain):
     """With tasks that run, tasks that wait for the limit and a handle that somebody waits for."""
 
     class Value:
@@ -734,8 +735,8 @@ def test_an_abandoned_group_is_collected(loop, handled):
         await forever()
 
     async def parent(value):
-        async with tideloop.group(limit=1, name="work") as value.group:
-            value.handles = [value.group.spawn(use, value, key=value) for _ in range(3)]
+        async with tideloop.group(limit=None if plain else 1, name=None if plain else "work") as value.group:
+            value.handles = [value.group.spawn(use, value, key=None if plain else value) for _ in range(3)]
             await value.handles[2]
 
     def begin():
@@ -750,6 +751,55 @@ def test_an_abandoned_group_is_collected(loop, handled):
     assert {context["message"] for context in handled} == {"Task was destroyed but it is pending!"}
     handled.clear()  # they hold the tasks
     gc.collect()
+
+
+async def test_the_collector_sees_a_handle_that_may_be_in_a_cycle(loop):
+    async def give_none():
+        await asyncio.sleep(0)
+
+    async with tideloop.group(on_error="collect") as g:
+        g.spawn(give_none)
+        g.spawn(give, 3.5)
+        g.spawn(give, [])
+        g.spawn(fail)
+        g.spawn(forever).cancel()
+        g.spawn(give_none, key="key")
+        awaited = g.spawn(give_none)
+        assert [gc.is_tracked(handle) for handle in g.handles] == [False] * 5 + [True, False]
+        waiter = asyncio.ensure_future(awaited.wait())
+        await asyncio.sleep(0)
+        assert gc.is_tracked(awaited)
+    await waiter
+    seen = [gc.is_tracked(handle) for handle in g.handles]
+    assert seen == [False, False, True, True, False, True, True]
+    assert g.results[4].cancelled  # makes an exception, which is kept
+    assert gc.is_tracked(g.handles[4])
+
+
+async def test_a_handle_without_its_group(loop):
+    """Only a handle is left of a group that was collected while its task ran."""
+
+    async def parent():
+        async with tideloop.group() as g:
+            handles.append(g.spawn(forever))
+
+    handles: list = []
+    task = asyncio.ensure_future(parent())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    handle = handles.pop()
+    assert handle.task is not None
+    running = handle.task
+    running._log_destroy_pending = task._log_destroy_pending = False
+    task.get_coro().close()
+    del task, running
+    await asyncio.sleep(0)
+    gc.collect()
+    assert handle.task is None
+    assert not handle.done()
+    assert repr(handle) == "<tideloop.TaskHandle waiting>"
+    with pytest.raises(RuntimeError, match="the group of this task was collected"):
+        handle.cancel()
 
 
 def test_a_loop_that_stops_within_a_group(loop):

@@ -289,6 +289,21 @@ pub fn cancelling<'py>(task: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> 
     call::method0(task, intern!(py, "cancelling"))
 }
 
+/// Takes the mark off a task by which it would be cancelled at its next await; its count of requests stays.
+/// Raises AttributeError for tasks of other types that do not let go of it.
+pub fn forgive(task: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = task.py();
+    if let Some(native) = native::ready(py) {
+        let kind = task.get_type_ptr();
+        if kind == native.task.as_ptr().cast() || kind == native.stock_task.as_ptr().cast() {
+            // SAFETY: a live task whose fields are laid out as verified.
+            unsafe { (*task.as_ptr().cast::<TaskObject>()).set_must_cancel(false) };
+            return Ok(());
+        }
+    }
+    task.setattr(intern!(py, "_must_cancel"), false)
+}
+
 /// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
 /// the loop is not one of ours, or in debug mode, where timers are shown.
 #[inline]
@@ -550,21 +565,34 @@ pub fn add_callback(
     callback: &Bound<'_, PyAny>,
     context: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    if let Some((_, ours)) = ours(future) {
-        // SAFETY: a live future of ours; the references are moved into empty fields.
-        unsafe {
-            if (*ours).state == layout::PENDING
-                && (*ours).callback0.is_null()
-                && (*ours).callbacks.is_null()
-            {
-                (*ours).callback0 = callback.clone().into_ptr();
-                (*ours).context0 = context.clone().into_ptr();
-                return Ok(());
-            }
-        }
+    if add_first_callback(future, callback, context) {
+        return Ok(());
     }
     let name = intern!(future.py(), "add_done_callback");
     call::method1(future, name, callback).map(drop)
+}
+
+/// Adds a callback to a pending future of ours that has none. False: it is not one.
+#[inline]
+pub fn add_first_callback(
+    future: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    context: &Bound<'_, PyAny>,
+) -> bool {
+    let Some((_, ours)) = ours(future) else {
+        return false;
+    };
+    // SAFETY: a live future of ours; the references are moved into empty fields.
+    unsafe {
+        let free = (*ours).state == layout::PENDING
+            && (*ours).callback0.is_null()
+            && (*ours).callbacks.is_null();
+        if free {
+            (*ours).callback0 = callback.clone().into_ptr();
+            (*ours).context0 = context.clone().into_ptr();
+        }
+        free
+    }
 }
 
 /// `future.remove_done_callback(callback)`.

@@ -12,7 +12,8 @@
 //! * the operation resumes and takes what its ticket stands for;
 //! * the operation is thrown into (its task is cancelled, its coroutine closed): it gives the grant back,
 //!   also if it was told in the same turn;
-//! * the waiter cannot be told any more: [`serve`] or a lost [`Delivery`] gives the grant back.
+//! * the waiter cannot be told any more, or its loop closes in the turn in which it was told: [`serve`], a lost
+//!   [`Delivery`] or a lost [`arrival::Watch`] gives the grant back.
 //!
 //! So a grant is never lost and never used twice, whoever comes first.
 //!
@@ -27,7 +28,7 @@
 //! still be known to somebody; when it ends, it finds that its ticket is void.
 //!
 //! **Locks.** The core's lock, the lock of the table of deliveries and that of one delivery are each held for
-//! a few instructions, with the GIL, and never while Python runs. The table's is taken before a delivery's;
+//! a few instructions, with the GIL, and never while Python runs. A table's is taken before that of an entry;
 //! neither is ever taken under a core's lock, since telling happens after the core has handed the waiter out.
 
 #![allow(dead_code, reason = "each primitive uses its part of it")]
@@ -44,6 +45,7 @@ use pyo3::{PyClass, PyTraverseError, PyVisit};
 use tideloop_core::waiters::Ticket;
 use tideloop_sys::fork;
 
+use super::arrival::{self, Note};
 use crate::ffi::call;
 use crate::ffi::park;
 
@@ -150,16 +152,27 @@ impl Parked {
             return here && tell(&future);
         }
         if park::runs_here(&event_loop).unwrap_or(false) {
-            return tell(&future);
+            let told = tell(&future);
+            if told {
+                let note = Note {
+                    owner: owner.clone().into_any().unbind(),
+                    ticket,
+                    take_back: take_back::<P>,
+                };
+                arrival::expect(&event_loop, note);
+            }
+            return told;
         }
         if is_closed(&event_loop) {
             return false;
         }
         let letter = Letter {
             future: future.unbind(),
-            owner: owner.clone().into_any().unbind(),
-            ticket,
-            take_back: take_back::<P>,
+            note: Note {
+                owner: owner.clone().into_any().unbind(),
+                ticket,
+                take_back: take_back::<P>,
+            },
         };
         post(&event_loop, letter);
         true
@@ -217,14 +230,12 @@ fn take_back<P: Parks>(owner: &Bound<'_, PyAny>, ticket: Ticket) {
 /// Word to one waiter, on its way to another loop.
 struct Letter {
     future: Py<PyAny>,
-    owner: Py<PyAny>,
-    ticket: Ticket,
-    take_back: fn(&Bound<'_, PyAny>, Ticket),
+    note: Note,
 }
 
 impl Letter {
     fn lose(self, py: Python<'_>) {
-        (self.take_back)(&self.owner.into_bound(py), self.ticket);
+        (self.note.take_back)(&self.note.owner.into_bound(py), self.note.ticket);
         drop(self.future.into_bound(py));
     }
 }
@@ -302,15 +313,17 @@ impl Delivery {
 
 #[pymethods]
 impl Delivery {
-    fn __call__(&self, py: Python<'_>) {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let event_loop = park::current_loop(py)?;
         for letter in self.close() {
             if tell(letter.future.bind(py)) {
-                drop(letter.owner.into_bound(py));
+                arrival::expect(&event_loop, letter.note);
                 drop(letter.future.into_bound(py));
             } else {
                 letter.lose(py);
             }
         }
+        Ok(())
     }
 
     fn __repr__(&self) -> String {
@@ -323,7 +336,7 @@ impl Delivery {
         };
         letters.iter().try_for_each(|letter| {
             visit.call(&letter.future)?;
-            visit.call(&letter.owner)
+            visit.call(&letter.note.owner)
         })
     }
 
