@@ -24,8 +24,9 @@
 //! * **Drops that go on.** Those of operations that began under a limit that was just cut show that the cut was too small:
 //!   the next ones are twice as large, up to half. In the same way a limit of 50 times the capacity is left in
 //!   some windows, and drops now and then cost a tenth.
-//! * **No recovery.** A baseline that no longer holds (the operations have become slower by themselves) is replaced
-//!   in two probes, whatever the minimum is (Envoy #10647, #38338).
+//! * **No recovery.** Operations that have become slower by themselves are no queue. Every larger cut is a probe, too: if they
+//!   do not become faster for it, it is taken back, and they are the baseline. Else a baseline that no longer holds is
+//!   replaced in two probes, whatever the minimum is (Envoy #10647, #38338).
 //! * **Idleness.** A window in which the limit was not reached says nothing about it, so it does not grow in it.
 //! * **What says nothing.** Cancelled operations are told as ignored, and change nothing.
 //!
@@ -206,6 +207,21 @@ impl Window {
     }
 }
 
+/// A cut because of a queue, and what was there before it.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    limit: f64,
+    allowed: u64,
+    mean: f64,
+}
+
+impl Cut {
+    /// Whether operations are not faster for it: all of the time would fall in proportion if it were the queue's.
+    fn was_in_vain(&self, allowed: u64, mean: f64) -> bool {
+        mean > self.mean * (allowed as f64 / self.allowed as f64).sqrt()
+    }
+}
+
 /// A limit that follows what is behind it.
 #[derive(Debug)]
 pub struct Adaptive {
@@ -224,6 +240,10 @@ pub struct Adaptive {
     since: i64,
     /// Windows in a row that have cut the limit because of a queue.
     cuts: u32,
+    /// The last cut that took much.
+    cut: Option<Cut>,
+    /// Whether what is allowed became less when it was changed last: then its queue is what it is from the first operation on.
+    sunk: bool,
     /// Whether the last probe was slower than the baseline, and nothing was learnt from it.
     doubted: bool,
     /// Windows in a row with drops.
@@ -248,6 +268,8 @@ impl Adaptive {
             before: None,
             since: now,
             cuts: 0,
+            cut: None,
+            sunk: false,
             doubted: false,
             drops: 0,
             reason: Reason::Start,
@@ -344,10 +366,30 @@ impl Adaptive {
         {
             self.learn(mean);
         }
-        self.before = mean.filter(|_| window.is_settled());
+        if let (Some(cut), Some(mean)) = (self.cut.take(), mean)
+            && mean - window.error() > self.baseline.unwrap_or(0.0)
+            && cut.was_in_vain(self.allowed, mean - window.error())
+        {
+            self.baseline = Some(mean);
+            self.limit = cut.limit;
+            self.reason = Reason::Kept;
+            self.before = None;
+            self.phase = Phase::Normal(PROBE_SOON);
+            return;
+        }
+        let limit = self.limit;
+        self.before = mean.filter(|_| self.sunk || window.is_settled());
         self.decide(window);
         let left = if self.reason == Reason::Queued {
             self.cuts += 1;
+            self.cut = self
+                .before
+                .filter(|_| self.limit <= PROBE * limit)
+                .map(|mean| Cut {
+                    limit,
+                    allowed: self.allowed,
+                    mean,
+                });
             // A baseline that is learnt now is learnt in a queue; but it may be wrong, too.
             if self.cuts > CUTS { 0 } else { left.max(1) }
         } else {
@@ -444,6 +486,7 @@ impl Adaptive {
             return false;
         }
         self.since = now;
+        self.sunk = self.allowed < before;
         true
     }
 }
