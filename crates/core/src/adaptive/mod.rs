@@ -350,8 +350,11 @@ impl Adaptive {
 
     /// Nothing is known but this, and its operations have met the shortest queue so far.
     fn start(&mut self, window: &Window) {
-        self.baseline = window.mean();
-        if window.dropped || !self.algorithm.has_baseline() {
+        let learns = self.algorithm.has_baseline();
+        if learns {
+            self.baseline = window.mean();
+        }
+        if window.dropped || !learns {
             self.decide(window);
         }
         self.phase = Phase::Normal(0);
@@ -367,6 +370,7 @@ impl Adaptive {
             self.learn(mean);
         }
         if let (Some(cut), Some(mean)) = (self.cut.take(), mean)
+            && !window.dropped
             && mean - window.error() > self.baseline.unwrap_or(0.0)
             && cut.was_in_vain(self.allowed, mean - window.error())
         {
@@ -384,7 +388,7 @@ impl Adaptive {
             self.cuts += 1;
             self.cut = self
                 .before
-                .filter(|_| self.limit <= PROBE * limit)
+                .filter(|_| self.limit <= PROBE * limit && self.algorithm.has_baseline())
                 .map(|mean| Cut {
                     limit,
                     allowed: self.allowed,
