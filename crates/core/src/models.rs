@@ -188,7 +188,11 @@ fn a_sender_learns_that_nobody_receives_any_more() {
     model(|| {
         let core = Arc::new(Core::new(Channel::new(1)));
         let other = core.clone();
-        let sender = thread::spawn(move || (1..4).take_while(|item| send(&other, *item).is_ok()).count());
+        let sender = thread::spawn(move || {
+            (1..4)
+                .take_while(|item| send(&other, *item).is_ok())
+                .count()
+        });
         let got = usize::from(receive(&core).is_some());
         let lost = close(&core, Side::Receive);
         let sent = sender.join().unwrap();
@@ -217,13 +221,23 @@ fn grant_all(permits: &Permits) {
     }
 }
 
-fn enter(permits: &Permits) -> Result<(), (Ticket, Arc<Parking>)> {
+enum Entered {
+    Inside,
+    Waiting(Ticket, Arc<Parking>),
+    /// It is closed.
+    Refused,
+}
+
+fn enter(permits: &Permits) -> Entered {
     let mut limits = locked(permits);
     if limits.try_acquire(&ONE) {
-        return Ok(());
+        return Entered::Inside;
+    }
+    if limits.refusal(&ONE).is_some() {
+        return Entered::Refused;
     }
     let parking = Arc::new(Parking::default());
-    Err((limits.push(&ONE, 0, 0, parking.clone()), parking))
+    Entered::Waiting(limits.push(&ONE, 0, 0, parking.clone()), parking)
 }
 
 fn leave(permits: &Permits) {
@@ -232,7 +246,7 @@ fn leave(permits: &Permits) {
 }
 
 fn visit(permits: &Permits, inside: &Mutex<u32>) {
-    if let Err((ticket, parking)) = enter(permits) {
+    if let Entered::Waiting(ticket, parking) = enter(permits) {
         parking.wait(for_ever());
         assert!(matches!(locked(permits).take(ticket, 0), Taken::Granted));
     }
@@ -273,12 +287,13 @@ fn a_grant_to_one_who_is_cancelled_goes_on_to_the_next() {
         let cancelled = shared.clone();
         let leaver = thread::spawn(move || {
             match enter(&cancelled.0) {
-                Ok(()) => leave(&cancelled.0),
-                Err((ticket, _)) => {
+                Entered::Inside => leave(&cancelled.0),
+                Entered::Waiting(ticket, _) => {
                     // Granted by now, or not.
                     drop(locked(&cancelled.0).leave(ticket));
                     grant_all(&cancelled.0);
                 }
+                Entered::Refused => {}
             }
         });
         let other = shared.clone();
@@ -294,16 +309,17 @@ fn a_grant_to_one_who_is_cancelled_goes_on_to_the_next() {
 fn closing_lets_everybody_go() {
     model(|| {
         let permits = Arc::new(Permits::new(Limits::new([1], usize::MAX)));
-        assert!(enter(&permits).is_ok());
+        assert!(matches!(enter(&permits), Entered::Inside));
         let other = permits.clone();
-        let waiter = thread::spawn(move || match enter(&other) {
-            Ok(()) => leave(&other),
-            Err((ticket, parking)) => {
-                parking.wait(for_ever());
-                match locked(&other).take(ticket, 0) {
-                    Taken::Granted => {}
-                    _ => return,
-                }
+        let waiter = thread::spawn(move || {
+            let (ticket, parking) = match enter(&other) {
+                Entered::Inside => return leave(&other),
+                Entered::Refused => return,
+                Entered::Waiting(ticket, parking) => (ticket, parking),
+            };
+            parking.wait(for_ever());
+            let taken = locked(&other).take(ticket, 0);
+            if matches!(taken, Taken::Granted) {
                 leave(&other);
             }
         });
