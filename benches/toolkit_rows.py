@@ -200,20 +200,17 @@ async def crowd(limiter: Any, count: int) -> Sample:
     return sample
 
 
-async def weighted(limiter: Any, count: int) -> Sample:
-    with spent(count) as sample:
-        for _ in range(count):
-            async with limiter(3):
-                pass
-    return sample
+def claims(argument: Callable[[int], Any]) -> Body:
+    """``async with limiter(argument)``."""
 
+    async def body(limiter: Any, count: int) -> Sample:
+        with spent(count) as sample:
+            for number in range(count):
+                async with limiter(argument(number)):
+                    pass
+        return sample
 
-async def keyed(limiter: Any, count: int) -> Sample:
-    with spent(count) as sample:
-        for key in range(count):
-            async with limiter(key):
-                pass
-    return sample
+    return body
 
 
 async def give_up(limiter: Any, count: int) -> Sample:
@@ -502,7 +499,7 @@ ROWS = [
         f"a thread to a loop, at most {BOUND} items",
         20_000,
         {
-            "run_coroutine_threadsafe(put)": lambda: thread_coroutine(),
+            "run_coroutine_threadsafe(put)": thread_coroutine,
             "tideloop.Channel": thread_channel,
             "culsans.Queue": thread_queue("culsans"),
             "janus.Queue": thread_queue("janus"),
@@ -572,8 +569,14 @@ ROWS = [
         one_task,
     ),
     Row("give_up", "20,000 waiters are cancelled", 20_000, limiters(1), give_up),
-    Row("weighted", "async with limiter(3)", 50_000, ours("Limiter", 10), weighted),
-    Row("keyed", "async with limiter(key), every key new", 20_000, ours("KeyedLimiter", 2), keyed),
+    Row("weighted", "async with limiter(3)", 50_000, ours("Limiter", 10), claims(lambda _: 3)),
+    Row(
+        "keyed",
+        "async with limiter(key), every key new",
+        20_000,
+        ours("KeyedLimiter", 2),
+        claims(lambda number: number),
+    ),
     Row("rate_free", "async with, the rate allows it", 20_000, rate_limiters(10_000_000), enter_and_leave),
     Row(
         "group_limit",
