@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import random
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tideloop
-from tideloop.testing import new_virtual_loop
+from toolkit_adaptive import LIMITS, STEPS, least_share  # beside this file
 
 Sample = dict[str, float]
 Body = Callable[[Any, int], Awaitable[Sample]]
@@ -415,72 +414,10 @@ def functions(**contenders: Callable[[int], Awaitable[None]]) -> dict[str, Make]
 # --- adaptive limits -----------------------------------------------------------------------------
 
 SHARE = Metric("share of the best static limit", ".3f", lower_is_better=False)
-STEPS = (20, 60, 10)
-"""Servers of the backend, one after the other; each for 10 s to settle in, and 5 s that count."""
-
-SERVICE = 0.02
-CLIENTS = 200
-
-
-class Backend:
-    """So many servers; operations of a log-normal time queue behind them, and take longer when many are in flight."""
-
-    def __init__(self, seed: int) -> None:
-        self.servers = tideloop.Limiter(STEPS[0])
-        self.dice = random.Random(seed)
-        self.in_flight = 0
-        self.done = 0
-
-    async def operate(self) -> None:
-        self.in_flight += 1
-        async with self.servers:
-            crowding = max(1.0, self.in_flight / (1.5 * self.servers.capacity))
-            await asyncio.sleep(SERVICE * crowding * self.dice.lognormvariate(-0.08, 0.4))
-        self.in_flight -= 1
-        self.done += 1
-
-
-async def follow(limiter: Any, scale: float, seed: int) -> list[float]:
-    """Operations per second in the last third of each step."""
-    loop = asyncio.get_running_loop()
-    backend = Backend(seed)
-    over = False
-
-    async def client() -> None:
-        while not over:
-            async with limiter:
-                await backend.operate()
-
-    clients = [asyncio.ensure_future(client()) for _ in range(CLIENTS)]
-    found = []
-    for servers in STEPS:
-        backend.servers.resize(servers)
-        if isinstance(limiter, tideloop.Limiter):
-            limiter.resize(servers)
-        await asyncio.sleep(10 * scale)
-        before, began = backend.done, loop.time()
-        await asyncio.sleep(5 * scale)
-        found.append((backend.done - before) / (loop.time() - began))
-    over = True
-    await asyncio.gather(*clients)
-    return found
-
-
-BEST = "the best static limit of each step"
-
-ADAPTIVE: dict[str, Make] = {
-    BEST: lambda: tideloop.Limiter(STEPS[0]),
-    "AdaptiveLimiter(Gradient2())": lambda: tideloop.AdaptiveLimiter(tideloop.Gradient2(), initial=5),
-    "AdaptiveLimiter(Vegas())": lambda: tideloop.AdaptiveLimiter(tideloop.Vegas(), initial=5),
-    "a static limit of 100": lambda: tideloop.AdaptiveLimiter(min=100, max=100),
-}
 
 
 def followed(contender: str, count: int, seed: int) -> Sample:
-    """The least share of all steps: of as many servers as there are, which a limit of that many comes close to."""
-    with asyncio.Runner(loop_factory=new_virtual_loop) as runner:
-        rates = runner.run(follow(ADAPTIVE[contender](), count / 100, seed))
-    return {SHARE.name: min(rate * SERVICE / servers for rate, servers in zip(rates, STEPS, strict=True))}
+    return {SHARE.name: least_share(contender, count / 100, seed)}
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -551,7 +488,7 @@ ROWS = [
         "adaptive",
         f"simulated: a noisy backend of {', then '.join(map(str, STEPS))} servers, each for 15 s of which 5 count",
         100,
-        ADAPTIVE,
+        LIMITS,
         simulated=followed,
         goal="0.9 of the best static limit, after 10 s",
         metrics=(SHARE,),
