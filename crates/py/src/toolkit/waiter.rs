@@ -33,8 +33,7 @@
 
 #![allow(dead_code, reason = "each primitive uses its part of it")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -42,6 +41,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 use pyo3::{PyClass, PyTraverseError, PyVisit};
+use tideloop_core::bursts::{Burst, Bursts};
+use tideloop_core::parking;
+pub use tideloop_core::sync::locked;
 use tideloop_core::waiters::Ticket;
 use tideloop_sys::fork;
 
@@ -64,13 +66,6 @@ pub trait Parks: PyClass<Frozen = True> + Sync {
     fn expire(&self, _ticket: Ticket) -> Option<Waiter> {
         None
     }
-}
-
-/// Locks, also after a panic elsewhere: what is behind our locks is consistent at every instruction that
-/// can panic.
-#[inline]
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Somebody who waits.
@@ -240,27 +235,18 @@ impl Letter {
     }
 }
 
-type Letters = Arc<Mutex<Vec<Letter>>>;
-
 /// The deliveries that are scheduled, by the address of their loop. Each holds a letter, whose future holds
-/// its loop, so the address is that loop's for as long as the delivery is in the table.
-static SCHEDULED: Mutex<BTreeMap<usize, Letters>> = Mutex::new(BTreeMap::new());
+/// its loop, so the address is that loop's for as long as the burst is open.
+static SCHEDULED: Bursts<Letter> = Bursts::new();
 
 /// Sends a letter to a loop that does not run in this thread. If the loop refuses, the letter is lost.
 fn post(event_loop: &Bound<'_, PyAny>, letter: Letter) {
     let py = event_loop.py();
     let address = event_loop.as_ptr() as usize;
-    let letters = {
-        let mut scheduled = locked(&SCHEDULED);
-        if let Some(letters) = scheduled.get(&address) {
-            locked(letters).push(letter);
-            return;
-        }
-        let letters = Arc::new(Mutex::new(vec![letter]));
-        scheduled.insert(address, letters.clone());
-        letters
+    let Some(burst) = SCHEDULED.post(address, letter) else {
+        return;
     };
-    let delivery = Delivery { address, letters };
+    let delivery = Delivery { burst };
     let sent = Bound::new(py, delivery).and_then(|delivery| {
         let method = intern!(py, "call_soon_threadsafe");
         let sent = call::method1(event_loop, method, delivery.as_any());
@@ -282,25 +268,12 @@ fn post(event_loop: &Bound<'_, PyAny>, letter: Letter) {
 /// A scheduled callback that hands letters over in the thread of their loop.
 #[pyclass(frozen, module = "tideloop._tideloop", name = "_Delivery")]
 pub struct Delivery {
-    address: usize,
-    letters: Letters,
+    burst: Burst<Letter>,
 }
 
 impl Delivery {
-    /// No letter joins any more; hands over those that did.
-    fn close(&self) -> Vec<Letter> {
-        let mut scheduled = locked(&SCHEDULED);
-        if scheduled
-            .get(&self.address)
-            .is_some_and(|letters| Arc::ptr_eq(letters, &self.letters))
-        {
-            scheduled.remove(&self.address);
-        }
-        std::mem::take(&mut *locked(&self.letters))
-    }
-
     fn give_up(&self, py: Python<'_>) {
-        let letters = self.close();
+        let letters = SCHEDULED.close(&self.burst);
         if !letters.is_empty() {
             call::undisturbed(py, || {
                 for letter in letters {
@@ -315,7 +288,7 @@ impl Delivery {
 impl Delivery {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
         let event_loop = park::current_loop(py)?;
-        for letter in self.close() {
+        for letter in SCHEDULED.close(&self.burst) {
             if tell(letter.future.bind(py)) {
                 arrival::expect(&event_loop, letter.note);
                 drop(letter.future.into_bound(py));
@@ -327,14 +300,11 @@ impl Delivery {
     }
 
     fn __repr__(&self) -> String {
-        format!("<wake-ups for {} waiters>", locked(&self.letters).len())
+        format!("<wake-ups for {} waiters>", self.burst.len())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let Ok(letters) = self.letters.try_lock() else {
-            return Ok(());
-        };
-        letters.iter().try_for_each(|letter| {
+        self.burst.try_each(|letter| {
             visit.call(&letter.future)?;
             visit.call(&letter.note.owner)
         })
@@ -423,8 +393,7 @@ const SIGNALS: Duration = Duration::from_millis(50);
 /// Where a blocked thread waits.
 #[derive(Debug)]
 pub struct Parking {
-    told: Mutex<bool>,
-    changed: Condvar,
+    place: parking::Parking,
     generation: u32,
 }
 
@@ -432,8 +401,7 @@ impl Parking {
     /// For one wait of this thread; the clone in a [`Waiter::Thread`] goes into the core's queue.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            told: Mutex::new(false),
-            changed: Condvar::new(),
+            place: parking::Parking::default(),
             generation: fork::generation(),
         })
     }
@@ -443,8 +411,7 @@ impl Parking {
         if self.generation != fork::generation() {
             return false;
         }
-        *locked(&self.told) = true;
-        self.changed.notify_one();
+        self.place.wake();
         true
     }
 
@@ -458,12 +425,7 @@ impl Parking {
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let slice = left.map_or(SIGNALS, |left| left.min(SIGNALS));
-            let told = py.detach(|| {
-                let told = locked(&self.told);
-                let waited = self.changed.wait_timeout_while(told, slice, |told| !*told);
-                *waited.unwrap_or_else(PoisonError::into_inner).0
-            });
-            if told {
+            if py.detach(|| self.place.wait(slice)) {
                 return Ok(true);
             }
             call::check_signals(py)?;
