@@ -7,7 +7,6 @@ requests that the application has answered, the warm-up's included: the server d
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import process_time
 from typing import Any
@@ -52,6 +51,8 @@ async def _serve(client: Client) -> tuple[float, int]:
 
     config = uvicorn.Config(
         application,
+        host=HOST,
+        port=0,
         http="httptools",
         ws="none",
         lifespan="off",
@@ -61,14 +62,13 @@ async def _serve(client: Client) -> tuple[float, int]:
         date_header=False,
     )
     server = uvicorn.Server(config)
-    with socket.create_server((HOST, 0), backlog=1024) as listener:
-        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.done():  # noqa: ASYNC110  there is nothing else to wait for
-            await asyncio.sleep(0.01)
-        client.start(listener.getsockname()[1])
-        began = process_time()
-        await until_ended(client, asyncio.sleep)
-        cpu = process_time() - began
-        server.should_exit = True
-        await serving
+    serving = asyncio.get_running_loop().create_task(server.serve())
+    while not server.started and not serving.done():  # noqa: ASYNC110  there is nothing else to wait for
+        await asyncio.sleep(0.01)
+    client.start(server.servers[0].sockets[0].getsockname()[1])
+    began = process_time()
+    await until_ended(client, asyncio.sleep)
+    cpu = process_time() - began
+    server.should_exit = True
+    await serving
     return cpu, answered
