@@ -31,7 +31,8 @@ pub fn guest_begin(r#loop: &Bound<'_, LoopCore>) -> PyResult<()> {
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_turns(r#loop: &Bound<'_, LoopCore>) -> PyResult<bool> {
-    r#loop.get().hosted_turns(|| turn::run_ready(r#loop))
+    let py = r#loop.py();
+    r#loop.get().hosted_turns(py, || turn::run_ready(r#loop))
 }
 
 /// Seconds until the next call has something to do; None: not before something happens.
@@ -77,5 +78,5 @@ pub fn guest_descriptor(r#loop: &Bound<'_, LoopCore>) -> PyResult<Option<RawSour
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_end(r#loop: &Bound<'_, LoopCore>) {
-    r#loop.get().end_hosted(r#loop.py());
+    LoopCore::end_hosted(r#loop);
 }

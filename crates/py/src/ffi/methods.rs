@@ -15,7 +15,7 @@ use super::classes::classes;
 use super::handle::{self, Call};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
-use super::{call, future, guard};
+use super::{call, future, guard, handed, snapshot};
 use crate::event_loop::{LoopCore, When};
 use crate::loop_clock::LoopClock;
 
@@ -271,6 +271,47 @@ unsafe fn call_soon_fast<'py>(
     }
 }
 
+/// `call_soon_threadsafe(callback, *args)` on a running loop. None: anything else.
+///
+/// # Safety
+///
+/// As [`call_soon_fast`].
+#[inline(always)]
+unsafe fn hand_over<'py>(
+    py: Python<'py>,
+    object: *mut PyObject,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: as above.
+    unsafe {
+        let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
+        let state = core.get();
+        if count < 1 || !names.is_null() || !state.is_running() || state.debug() {
+            return Ok(None);
+        }
+        let types = handle::types(py)?;
+        let (context, shared) = match state.queue(py, |queue| queue.snapshots.current(py)) {
+            Some(snapshot) => (snapshot, true),
+            None => snapshot::new(state, py)?,
+        };
+        let used = state.queue(py, |queue| queue.spare_handle(types));
+        let call = Call {
+            callback: *array,
+            args: std::slice::from_raw_parts(array.add(1), count as usize - 1),
+            owner: object,
+            context,
+            when: None,
+        };
+        let handle = handle::reuse_or_new(py, used, call)?;
+        handle::make_thread_safe(&handle)?;
+        handed::push(state, &handle, shared);
+        state.wake(py)?;
+        Ok(Some(handle))
+    }
+}
+
 /// `call_later(seconds, callback, *args)` and `call_at(seconds, ...)` on a running loop, as sleep() and timeout()
 /// call them. None: anything else.
 ///
@@ -463,10 +504,7 @@ unsafe extern "C" fn call_soon_threadsafe(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
-            if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
-                handle::make_thread_safe(&handle)?;
-                handle::hide_context(&handle);
-                receiver(py, object).get().wake(py)?;
+            if let Some(handle) = hand_over(py, object, array, count, names)? {
                 return Ok(handle);
             }
             let arguments = parse(py, NAME, None, array, count, names)?;
