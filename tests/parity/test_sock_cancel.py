@@ -220,7 +220,8 @@ async def test_send_to(loop, tmp_path, after):
     """A UNIX socket whose peer's queue is full takes no more."""
     if not hasattr(socket, "AF_UNIX"):
         pytest.skip("no UNIX sockets here")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as two:
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in range(2))
         two.bind(str(tmp_path / "two"))
         for sock in (one, two):
             sock.setblocking(False)

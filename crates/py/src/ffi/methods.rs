@@ -253,21 +253,37 @@ unsafe fn call_soon_fast<'py>(
         } else {
             Bound::from_borrowed_ptr(py, context)
         };
-        let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
-        let used = state.queue(py, |queue| queue.spare_handle(types));
-        let handle = handle::reuse_or_new(
-            py,
-            used,
-            Call {
-                callback: *array,
-                args,
-                owner: object,
-                context,
-                when: None,
-            },
-        )?;
+        let handle = plain_handle(&core, types, array, count, context)?;
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
+    }
+}
+
+/// The handle of a call on a running loop.
+///
+/// # Safety
+///
+/// `array` holds the callback and its arguments, `count` live objects.
+#[inline(always)]
+unsafe fn plain_handle<'py>(
+    core: &Bound<'py, LoopCore>,
+    types: &handle::Types,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = core.py();
+    let used = core.get().queue(py, |queue| queue.spare_handle(types));
+    // SAFETY: passed on to the caller; what the queue keeps of handles is a handle.
+    unsafe {
+        let call = Call {
+            callback: *array,
+            args: std::slice::from_raw_parts(array.add(1), count as usize - 1),
+            owner: core.as_ptr(),
+            context,
+            when: None,
+        };
+        handle::reuse_or_new(py, used, call)
     }
 }
 
@@ -296,15 +312,7 @@ unsafe fn hand_over<'py>(
             Some(snapshot) => (snapshot, true),
             None => snapshot::new(state, py)?,
         };
-        let used = state.queue(py, |queue| queue.spare_handle(types));
-        let call = Call {
-            callback: *array,
-            args: std::slice::from_raw_parts(array.add(1), count as usize - 1),
-            owner: object,
-            context,
-            when: None,
-        };
-        let handle = handle::reuse_or_new(py, used, call)?;
+        let handle = plain_handle(&core, types, array, count, context)?;
         handle::make_thread_safe(&handle)?;
         handed::push(state, &handle, shared);
         state.wake(py)?;
