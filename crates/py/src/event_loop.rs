@@ -533,19 +533,25 @@ impl LoopCore {
     ) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        let handle = handle::new(
-            py,
-            handle::Spec {
-                callback,
-                args: &[argument.as_ptr()],
-                owner: slf.as_any(),
-                context,
-                source_traceback: None,
-                when: None,
-                persistent: false,
-                track: !state.is_running(),
-            },
-        )?;
+        let handle = if state.is_running() {
+            let types = handle::types(py)?;
+            let spare = state.queue(py, |queue| queue.spare_handle(types));
+            handle::of_call(spare, slf, callback, argument, context)?
+        } else {
+            handle::new(
+                py,
+                handle::Spec {
+                    callback,
+                    args: &[argument.as_ptr()],
+                    owner: slf.as_any(),
+                    context,
+                    source_traceback: None,
+                    when: None,
+                    persistent: false,
+                    track: true,
+                },
+            )?
+        };
         state.push_ready(py, handle.unbind());
         Ok(())
     }

@@ -39,7 +39,7 @@ fn receive(socket: &Socket, count: usize, one_by_one: bool) -> Arrived {
         let each = |bytes: &[u8], from| arrived.push((bytes.to_vec(), from));
         let found = match one_by_one {
             true => arrivals.receive_one_by_one(socket, IP_ROOM, each),
-            false => arrivals.receive(socket, IP_ROOM, each),
+            false => arrivals.receive(socket, IP_ROOM, BATCH, each),
         };
         match found {
             Ok(found) => assert!((1..=BATCH).contains(&found)),

@@ -216,6 +216,25 @@ pub unsafe fn reuse_or_new<'py>(
     }
 }
 
+/// The handle of a call with one argument, on a running loop, out of what its queue keeps for handles.
+pub fn of_call<'py>(
+    spare: SpareHandle,
+    owner: &Bound<'py, LoopCore>,
+    callback: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let call = Call {
+        callback: callback.as_ptr(),
+        args: &[argument.as_ptr()],
+        owner: owner.as_ptr(),
+        context,
+        when: None,
+    };
+    // SAFETY: live objects; the queue keeps handles of this kind only.
+    unsafe { reuse_or_new(owner.py(), spare, call) }
+}
+
 /// One call of call_soon() or call_later(), its references borrowed from the interpreter.
 pub struct Call<'a, 'py> {
     pub callback: *mut PyObject,
