@@ -44,8 +44,10 @@ struct Stored {
     context: Py<PyAny>,
     args: [Option<Py<PyAny>>; INLINE],
     count: u8,
-    /// `SPILLED` and `SHARED`, as the handle had them.
-    flags: u8,
+    /// The arguments are one tuple in the first place.
+    spilled: bool,
+    /// The context is a snapshot.
+    shared: bool,
 }
 
 /// Who has the callback of a call.
@@ -55,6 +57,8 @@ enum Slot {
     Kept(Py<PyAny>),
     Empty,
 }
+
+const _: () = assert!(size_of::<Slot>() == 48, "one slot for each pending call");
 
 // SAFETY: what is pointed to is only touched with the GIL held.
 unsafe impl Send for Slot {}
@@ -288,8 +292,11 @@ impl Slot {
         let py = core.py();
         match self {
             Self::Call(stored) => stored.into_handle(core).map(Some),
-            // SAFETY: a slot that is lent knows a living handle.
-            Self::Lent(handle) => Ok(Some(unsafe { own(handle) }.into_bound(py))),
+            Self::Lent(handle) => {
+                refcheck::alive(handle.as_ptr().cast(), "a handle that was lent");
+                // SAFETY: a slot that is lent knows a living handle.
+                Ok(Some(unsafe { own(handle) }.into_bound(py)))
+            }
             Self::Kept(handle) => {
                 let handle = handle.into_bound(py);
                 // SAFETY: a slot keeps handles of ours.
@@ -318,7 +325,8 @@ impl Stored {
                 context: Bound::from_owned_ptr(py, (*object).context).unbind(),
                 args: (*object).args.map(|arg| take(arg).map(Bound::unbind)),
                 count: (*object).count,
-                flags: (*object).flags & (SPILLED | SHARED),
+                spilled: (*object).flags & SPILLED != 0,
+                shared: (*object).flags & SHARED != 0,
             }
         }
     }
@@ -346,8 +354,10 @@ impl Stored {
                 track: !core.get().is_running(),
             },
         )?;
+        let spilled = if self.spilled { SPILLED } else { 0 };
+        let shared = if self.shared { SHARED } else { 0 };
         // SAFETY: the handle was just made, with the same arguments; nobody else knows it.
-        unsafe { (*handle.as_ptr().cast::<HandleObject>()).flags |= self.flags };
+        unsafe { (*handle.as_ptr().cast::<HandleObject>()).flags |= spilled | shared };
         handle::make_thread_safe(&handle)?;
         Ok(handle)
     }
@@ -360,7 +370,7 @@ impl Stored {
         let callback = self.callback.into_bound(py);
         let context = self.context.into_bound(py);
         let args = self.args.map(|arg| arg.map(|arg| arg.into_bound(py)));
-        let shared = self.flags & SHARED != 0;
+        let shared = self.shared;
         let entered = match shared {
             true => snapshot::lend(state, &context),
             false => Ok(context.clone()),
@@ -374,7 +384,7 @@ impl Stored {
                 callback: callback.as_ptr(),
                 context: entered.as_ptr(),
                 count: usize::from(self.count),
-                spilled: self.flags & SPILLED != 0,
+                spilled: self.spilled,
             };
             // SAFETY: what is called, and with what, is owned by this frame.
             let result = unsafe { handle::invoke(py, &call, &mut stack) };
