@@ -364,11 +364,7 @@ impl LoopCore {
     }
 
     /// Runs `turns` of a guest, and says whether the loop was told to stop.
-    pub fn hosted_turns(
-        &self,
-        py: Python<'_>,
-        turns: impl FnOnce() -> PyResult<()>,
-    ) -> PyResult<bool> {
+    pub fn hosted_turns(&self, turns: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
         if !self.is_hosted() {
             return Err(PyRuntimeError::new_err(
                 "This event loop is not a guest between two steps",
@@ -379,7 +375,6 @@ impl LoopCore {
         let running = Running::new(self);
         let result = turns();
         drop(running);
-        self.discard_snapshot(py);
         // The host waits from here on, or soon.
         self.set_phase(Phase::Hosted);
         self.set_sleeping(true);

@@ -81,7 +81,11 @@ fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
             false,
         )?;
         let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
-        if idle || state.is_stopping() || !policy.may_skip(coarse.now()) {
+        if idle {
+            // The host is about to wait.
+            return settle_down(core);
+        }
+        if state.is_stopping() || !policy.may_skip(coarse.now()) {
             return Ok(());
         }
     }
@@ -182,11 +186,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     if busy || !batch.is_empty() {
         return call::check_signals(py);
     }
-    drop_stale(core);
-    state.discard_snapshot(py);
-    for future in state.reactor().confirm(py) {
-        park::resolve(&future.into_bound(py), &py.None().into_bound(py))?;
-    }
+    settle_down(core)?;
     let is_virtual = state.clock().fixed().is_some();
     let wake = state.queue(py, |queue| match is_virtual {
         true => queue.timers.next_deadline(),
@@ -216,6 +216,18 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     state.set_sleeping(false);
     result.map_err(os_error)?;
     call::check_signals(py)
+}
+
+/// What is done before a wait: nothing is kept for calls that may not come, and what was relied on is asked about.
+fn settle_down(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    drop_stale(core);
+    state.discard_snapshot(py);
+    for future in state.reactor().confirm(py) {
+        park::resolve(&future.into_bound(py), &py.None().into_bound(py))?;
+    }
+    Ok(())
 }
 
 /// Cancelled timers at the head would wake the loop for nothing.
