@@ -32,7 +32,7 @@ impl Batch {
         self.ask = match (asked, found) {
             (1, _) => {
                 self.alone += 1;
-                1 + usize::from(self.alone % SINGLES == 0)
+                1 + usize::from(self.alone.is_multiple_of(SINGLES))
             }
             (asked, found) if found >= asked => asked.saturating_mul(4),
             (_, 0 | 1) => 1,
