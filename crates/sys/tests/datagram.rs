@@ -117,7 +117,7 @@ fn nothing_there_would_block() {
     let (a, _) = bound("127.0.0.1");
     let mut arrivals = Arrivals::default();
     let never = |_: &[u8], _: Option<Address>| unreachable!();
-    let error: io::Error = arrivals.receive(&a, IP_ROOM, never).unwrap_err();
+    let error: io::Error = arrivals.receive(&a, IP_ROOM, BATCH, never).unwrap_err();
     assert!(socket::would_block(&error));
 }
 
@@ -215,7 +215,7 @@ mod unix {
             return; // this system's buffers do not take it
         }
         let mut len = 0;
-        let found = Arrivals::default().receive(&b, UNIX_ROOM, |bytes, _| len = bytes.len());
+        let found = Arrivals::default().receive(&b, UNIX_ROOM, BATCH, |bytes, _| len = bytes.len());
         assert_eq!((found.unwrap(), len), (1, large.len()));
     }
 
