@@ -143,6 +143,30 @@ class TestOrder:
             mine.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
             assert await all_of(loop, peer) == b"one"
 
+    @deviates("uvloop", "another socket object, which shuts nothing down")
+    async def test_a_socket_that_was_shown_before(self, loop):
+        async with facing_socket(loop) as (mine, peer):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.write(b"one ")
+            mine.transport.write(b"two")
+            shown.shutdown(socket.SHUT_WR)
+            assert await all_of(loop, peer) == b"one two"
+
+    async def test_what_is_written_to_the_descriptor_of_a_socket_that_was_shown_before(self, loop):
+        async with facing_socket(loop) as (mine, peer):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.write(b"one ")
+            os.write(shown.fileno(), b"two")
+            await settled(loop)
+            assert arrived(peer) == b"one two"
+
+    async def test_a_socket_that_was_shown_outlives_its_transport(self, loop):
+        async with facing_socket(loop) as (mine, _):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.abort()
+            await mine.lost
+            assert shown.fileno() == -1
+
     async def test_a_protocol_that_fails(self, loop, handled):
         class Failing(Recorder):
             def data_received(self, data):

@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
 pub mod adaptive;
+pub mod batch;
 pub mod bursts;
 pub mod cache;
 pub mod channel;

@@ -21,7 +21,7 @@ use std::io::{self, IoSlice};
 use pyo3::exceptions::{PyConnectionError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
@@ -751,29 +751,30 @@ impl StreamTransport {
     }
 
     /// What get_extra_info() knows by this name.
-    fn extra_info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if let Some(value) = self.extra.bind(py).get_item(name)? {
+    fn extra_info<'py>(slf: &Bound<'py, Self>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (py, this) = (slf.py(), slf.get());
+        if let Some(value) = this.extra.bind(py).get_item(name)? {
             return Ok(Some(value));
         }
         let found = match name {
-            "socket" => match self.view(py)? {
+            "socket" => match this.view(py)? {
                 Some(view) => {
                     let shown = py
-                        .import(intern!(py, "asyncio.trsock"))?
-                        .getattr(intern!(py, "TransportSocket"))?
-                        .call1((view,))?;
-                    self.extra.bind(py).set_item(name, &shown)?;
+                        .import(intern!(py, "tideloop.loop.shown"))?
+                        .getattr(intern!(py, "ShownSocket"))?
+                        .call1((view, PyWeakrefReference::new(slf)?))?;
+                    this.extra.bind(py).set_item(name, &shown)?;
                     Some(shown)
                 }
                 None => None,
             },
             "sockname" => {
-                let address = self.with(py, |connection| connection.local.clone());
-                self.address(py, address, "getsockname")?
+                let address = this.with(py, |connection| connection.local.clone());
+                this.address(py, address, "getsockname")?
             }
             "peername" => {
-                let address = self.with(py, |connection| connection.peer.clone());
-                self.address(py, address, "getpeername")?
+                let address = this.with(py, |connection| connection.peer.clone());
+                this.address(py, address, "getpeername")?
             }
             _ => None,
         };
@@ -1188,14 +1189,11 @@ impl StreamTransport {
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let py = slf.py();
         if name == "socket" {
             // It may be shut down, or sent on.
             Self::release_held(slf)?;
         }
-        slf.get()
-            .extra_info(py, name)
-            .map(|found| found.or(default))
+        Self::extra_info(slf, name).map(|found| found.or(default))
     }
 
     /// Replace the protocol; the new one gets what comes from now on.

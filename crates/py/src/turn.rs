@@ -27,7 +27,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, future, handle, native, park, task, told};
+use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery, Slot};
@@ -81,7 +81,11 @@ fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
             false,
         )?;
         let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
-        if idle || state.is_stopping() || !policy.may_skip(coarse.now()) {
+        if idle {
+            // The host is about to wait.
+            return settle_down(core);
+        }
+        if state.is_stopping() || !policy.may_skip(coarse.now()) {
             return Ok(());
         }
     }
@@ -143,17 +147,33 @@ fn turn<'py>(
             }
             Run::Handle(handle) => {
                 current.leave();
-                if debug {
-                    core.call_method1("_run_in_debug", (&handle,))?;
-                } else {
-                    handle::run(&handle)?;
-                    state.recycle(py, handle);
+                run_handle(core, handle, debug)?;
+            }
+            Run::Handed => {
+                current.leave();
+                if let Some(handle) = handed::run_next(core, debug)? {
+                    run_handle(core, handle, debug)?;
                 }
             }
         }
         held::release(core)?;
     }
     current.leave();
+    Ok(())
+}
+
+#[inline]
+fn run_handle<'py>(
+    core: &Bound<'py, LoopCore>,
+    handle: Bound<'py, PyAny>,
+    debug: bool,
+) -> PyResult<()> {
+    if debug {
+        core.call_method1("_run_in_debug", (&handle,))?;
+    } else {
+        handle::run(&handle)?;
+        core.get().recycle(core.py(), handle);
+    }
     Ok(())
 }
 
@@ -166,7 +186,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     if busy || !batch.is_empty() {
         return call::check_signals(py);
     }
-    drop_stale(core);
+    settle_down(core)?;
     let is_virtual = state.clock().fixed().is_some();
     let wake = state.queue(py, |queue| match is_virtual {
         true => queue.timers.next_deadline(),
@@ -198,6 +218,18 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     call::check_signals(py)
 }
 
+/// What is done before a wait: nothing is kept for calls that may not come, and what was relied on is asked about.
+fn settle_down(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    drop_stale(core);
+    state.discard_snapshot(py);
+    for future in state.reactor().confirm(py) {
+        park::resolve(&future.into_bound(py), &py.None().into_bound(py))?;
+    }
+    Ok(())
+}
+
 /// Cancelled timers at the head would wake the loop for nothing.
 pub fn drop_stale(core: &Bound<'_, LoopCore>) {
     let py = core.py();
@@ -220,8 +252,8 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
                     queue.timers.forget_cancelled();
                     return Some(timer);
                 }
-                if timer.is_handle() {
-                    handle::set_scheduled(&timer.object(), false);
+                if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
+                    handle::set_scheduled(&timer, false);
                 }
                 queue.ready.push(timer);
             }
