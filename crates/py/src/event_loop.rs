@@ -23,6 +23,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::classes::classes;
 use crate::ffi::entry::{Entry, Run};
 use crate::ffi::layout::Node;
+use crate::ffi::recent::{Filled, Recent};
 use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
 use crate::ffi::task::TaskList;
@@ -132,6 +133,7 @@ pub struct LoopCore {
     queue: LoopCell<Queue>,
     reactor: Reactor,
     received: LoopCell<Vec<u8>>,
+    recent: LoopCell<Recent>,
     task_factory: LoopCell<Option<Py<PyAny>>>,
     phase: AtomicU8,
     stopping: AtomicBool,
@@ -322,6 +324,12 @@ impl LoopCore {
             }
             f(buffer)
         })
+    }
+
+    /// An object with bytes that were received.
+    #[inline]
+    pub fn bytes<'py>(&self, py: Python<'py>, bytes: &[u8]) -> Filled<'py> {
+        self.recent.with(py, |recent| recent.filled(py, bytes))
     }
 
     #[inline]
@@ -657,6 +665,7 @@ impl LoopCore {
             queue: LoopCell::new(Queue::default()),
             reactor,
             received: LoopCell::new(Vec::new()),
+            recent: LoopCell::new(Recent::default()),
             task_factory: LoopCell::new(None),
             phase: AtomicU8::new(Phase::Idle as u8),
             stopping: AtomicBool::new(false),
