@@ -72,7 +72,11 @@ impl Recent {
             }
             false => 0,
         };
-        match self.slots.get(self.last).is_some_and(|slot| slot.is_free(py)) {
+        match self
+            .slots
+            .get(self.last)
+            .is_some_and(|slot| slot.is_free(py))
+        {
             true => self.refill(py, bytes),
             false => self.replace(py, bytes),
         }
@@ -130,7 +134,10 @@ impl Slot {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len());
             *start.add(bytes.len()) = 0;
             (*object).ob_base.ob_size = bytes.len() as ffi::Py_ssize_t;
-            #[allow(deprecated, reason = "the field of the hash is there as long as CPython caches it")]
+            #[allow(
+                deprecated,
+                reason = "the field of the hash is there as long as CPython caches it"
+            )]
             {
                 (*object).ob_shash = -1;
             }

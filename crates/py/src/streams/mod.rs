@@ -496,5 +496,5 @@ pub fn fed(protocol: &Bound<'_, PyAny>, bytes: &Bound<'_, PyBytes>) -> Option<Py
     if core.get().state.with(py, |state| state.diverted) {
         return None;
     }
-    Some(core.get().feed(bytes.as_any()))
+    Some(core.get().feed_bytes(bytes))
 }
