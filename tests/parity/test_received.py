@@ -21,21 +21,28 @@ class Keeper(Recorder):
         self.choose = choose
         self.kept = []
         self.came = 0
+        self.more = asyncio.Event()
 
     def data_received(self, data):
         self.came += len(data)
+        self.more.set()
         if self.choose(data):
             self.kept.append((data, memoryview(data), bytes(bytearray(data)), hash(data)))
+
+    async def reach(self, count):
+        """Wait until `count` bytes have come in all."""
+        while self.came < count:
+            self.more.clear()
+            await self.more.wait()
 
 
 async def messages(loop, peer, keeper, count, chance):
     total = 0
-    for index in range(count):
+    for _ in range(count):
         message = chance.randbytes(chance.choice(SIZES))
         total += len(message)
         await loop.sock_sendall(peer, message)
-        while keeper.came < total:
-            await asyncio.sleep(0)
+        await keeper.reach(total)
     return total
 
 
@@ -59,8 +66,7 @@ async def test_one_of_the_same_length_has_its_own_hash(loop):
     async with facing_socket(loop, lambda: keeper) as (_, peer):
         for letter in (b"a", b"b", b"c"):
             await loop.sock_sendall(peer, letter * 1024)
-            while keeper.came < 1024 * (1 + b"abc".index(letter)):
-                await asyncio.sleep(0)
+            await keeper.reach(1024 * (1 + b"abc".index(letter)))
     assert all(known == hash(copy) for known, copy in seen)
     assert len(b"".join(copy for _, copy in seen)) == 3 * 1024
 
@@ -75,8 +81,7 @@ async def test_a_shorter_one_ends_where_it_ends(loop):
         for text in texts:
             total += len(text)
             await loop.sock_sendall(peer, text)
-            while keeper.came < total:
-                await asyncio.sleep(0)
+            await keeper.reach(total)
     assert numbers == [int(text) for text in texts]
 
 
