@@ -125,3 +125,38 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tideloop.nothing
     assert set(tideloop.__all__) <= set(dir(tideloop))
+
+
+@pytest.mark.parametrize("new_event_loop", [tideloop.new_event_loop, asyncio.new_event_loop])
+def test_the_writer_of_a_connection_that_we_open_is_native(new_event_loop):
+    stock_writer = asyncio.StreamWriter
+
+    async def echo(reader, writer):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"one ")
+            writer.writelines([b"two ", b"three"])
+            await writer.drain()
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            with pytest.raises(ConnectionError):
+                await writer.drain()
+        return answer, writer
+
+    with tideloop.accelerate():
+        assert asyncio.StreamWriter is asyncio.streams.StreamWriter is not stock_writer
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            answer, writer = runner.run(main())
+    assert asyncio.StreamWriter is stock_writer
+    assert answer == b"one two three"
+    assert type(writer).__module__ == "tideloop"
+    assert isinstance(writer, asyncio.StreamWriter)

@@ -24,6 +24,7 @@ use crate::ffi::classes::classes;
 use crate::ffi::entry::{Entry, Run};
 use crate::ffi::handed::Handed;
 use crate::ffi::layout::Node;
+use crate::ffi::recent::{Filled, Recent};
 use crate::ffi::snapshot::Snapshots;
 use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
@@ -137,6 +138,7 @@ pub struct LoopCore {
     queue: LoopCell<Queue>,
     reactor: Reactor,
     received: LoopCell<Vec<u8>>,
+    recent: LoopCell<Recent>,
     task_factory: LoopCell<Option<Py<PyAny>>>,
     phase: AtomicU8,
     stopping: AtomicBool,
@@ -330,6 +332,12 @@ impl LoopCore {
             }
             f(buffer)
         })
+    }
+
+    /// An object with bytes that were received.
+    #[inline]
+    pub fn bytes<'py>(&self, py: Python<'py>, bytes: &[u8]) -> Filled<'py> {
+        self.recent.with(py, |recent| recent.filled(py, bytes))
     }
 
     #[inline]
@@ -676,6 +684,7 @@ impl LoopCore {
             queue: LoopCell::new(Queue::default()),
             reactor,
             received: LoopCell::new(Vec::new()),
+            recent: LoopCell::new(Recent::default()),
             task_factory: LoopCell::new(None),
             phase: AtomicU8::new(Phase::Idle as u8),
             stopping: AtomicBool::new(false),

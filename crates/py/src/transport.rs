@@ -94,6 +94,16 @@ enum Received {
     Failed(PyErr),
 }
 
+/// What became of a piece that was offered at once.
+enum Quick {
+    /// It was not: it takes more than that.
+    No,
+    Sent(Chunk),
+    /// So much of it was taken.
+    Short(usize),
+    Failed(io::Error),
+}
+
 impl StreamTransport {
     #[inline]
     fn with<R>(&self, py: Python<'_>, f: impl FnOnce(&mut Connection) -> R) -> R {
@@ -175,6 +185,7 @@ impl StreamTransport {
         if state.with(py, |connection| connection.buffered) {
             return Self::on_readable_buffered(slf);
         }
+        let mut surplus = None;
         let received = state.with(py, |connection| {
             if !connection.machine.wants_read() {
                 return Received::Nothing;
@@ -186,7 +197,9 @@ impl StreamTransport {
             let received = match connection.room.next() {
                 None => core.received(py, |buffer| {
                     let len = socket.recv(buffer)?;
-                    Ok(PyBytes::new(py, &buffer[..len]).unbind())
+                    let (bytes, unused) = core.bytes(py, &buffer[..len]);
+                    surplus = unused;
+                    Ok(bytes.unbind())
                 }),
                 Some(room) => match buffer::filled(py, room, |room| socket.recv_uninit(room)) {
                     Ok(received) => received,
@@ -207,6 +220,9 @@ impl StreamTransport {
                 Err(error) => Received::Failed(os_error(error)),
             }
         });
+        if let Some(unused) = surplus {
+            drop(unused.into_bound(py));
+        }
         match received {
             Received::Nothing => Ok(()),
             Received::Data(protocol, bytes) => {
@@ -346,6 +362,51 @@ impl StreamTransport {
         }
     }
 
+    /// The callback is over: sends what it has written, as [`StreamTransport::release_held`] does.
+    ///
+    /// The rule is one piece, which the socket takes at once.
+    pub fn send_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let quick = state.with(py, |connection| {
+            let (Some(owner), [only], None) = (
+                &connection.socket,
+                connection.queue.make_contiguous(),
+                &connection.view,
+            ) else {
+                return Quick::No;
+            };
+            let machine = &mut connection.machine;
+            if !owner.is_native() || machine.awaits_drain() || !machine.release() {
+                return Quick::No;
+            }
+            let bytes = &only.bytes.as_bytes(py)[only.start..];
+            let len = bytes.len();
+            match owner.socket().send(bytes) {
+                Ok(sent) if sent == len => {
+                    // What is held is all that is queued, and could not have paused the protocol.
+                    let _nobody_waits = machine.sent(len);
+                    connection.queue.pop_front().map_or(Quick::No, Quick::Sent)
+                }
+                Ok(sent) => Quick::Short(sent),
+                Err(error) if would_block(&error) => Quick::Short(0),
+                Err(error) => Quick::Failed(error),
+            }
+        });
+        match quick {
+            Quick::Sent(chunk) => {
+                drop(chunk.bytes.into_bound(py));
+                Ok(())
+            }
+            Quick::No => Self::release_held(slf),
+            Quick::Short(sent) => {
+                let _nobody_waits = state.consume(py, sent);
+                Self::after_send(slf)
+            }
+            Quick::Failed(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
+        }
+    }
+
     /// Sends what is held back, if anything is.
     pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
         let state = slf.get();
@@ -386,8 +447,10 @@ impl StreamTransport {
                 Err(error) => return Self::fail(slf, os_error(error), WRITE_FAILED),
             };
             let queued = offer.taken.min(offer.queued);
-            // Nothing that was held could have paused the protocol.
-            let _nobody_waits = state.consume(py, queued);
+            if queued > 0 {
+                // Nothing that was held could have paused the protocol.
+                let _nobody_waits = state.consume(py, queued);
+            }
             start += offer.taken - queued;
             if !offer.goes_on() {
                 break;
@@ -695,7 +758,14 @@ impl StreamTransport {
     }
 
     /// Fails if somebody has closed our descriptor: its number may be another connection's by now.
+    #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
+        let native = self.with(py, |connection| {
+            connection.socket.as_ref().is_none_or(Owner::is_native)
+        });
+        if native {
+            return Ok(());
+        }
         match self.python_socket(py) {
             Some((sock, source)) if !is_still(sock.bind(py), source) => {
                 Err(socket::closed_underneath())

@@ -108,6 +108,7 @@ else:
     class StreamWriter(StockWriter):
         __doc__ = StockWriter.__doc__
         __module__ = "tideloop"
+        __slots__ = ("_core",)
 
         def __init__(self, transport, protocol, reader, loop):
             self._core = WriterCore()

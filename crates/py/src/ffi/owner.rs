@@ -49,6 +49,12 @@ impl Owner {
         &self.socket
     }
 
+    /// Whether nobody else can have closed the descriptor.
+    #[inline]
+    pub fn is_native(&self) -> bool {
+        self.python.is_none()
+    }
+
     /// The Python socket, to be asked by [`is_still`], if one owns the descriptor.
     #[inline]
     pub fn python_socket(&self, py: Python<'_>) -> Option<(Py<PyAny>, RawSource)> {
