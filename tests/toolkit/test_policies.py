@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import math
 
@@ -556,7 +557,7 @@ class TestPolicy:
             return question
 
         assert (ask.__name__, ask.__doc__) == ("ask", "Ask.")
-        assert asyncio.iscoroutinefunction(ask)
+        assert inspect.iscoroutinefunction(ask)
 
     @pytest.mark.parametrize(
         ("make", "error"),
