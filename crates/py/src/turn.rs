@@ -27,6 +27,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
+use crate::ffi::stay::stay;
 use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
@@ -126,6 +127,12 @@ fn turn<'py>(
         now = clock::monotonic_ns();
         coarse.set(now);
         policy.polled(now);
+        // A loop that never sleeps lets go of the context of calls that have run as well.
+        if state.queue(py, |queue| {
+            queue.snapshots.is_some() && queue.handed.is_empty()
+        }) {
+            state.discard_snapshot(py);
+        }
         timers = state.queue(py, |queue| !queue.timers.is_empty());
     }
     if timers {
@@ -212,7 +219,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
         timeout = None;
     }
     state.set_sleeping(true);
-    let result = py.detach(|| selector.wait(batch, timeout));
+    let result = stay(|| py.detach(|| selector.wait(batch, timeout)));
     state.set_sleeping(false);
     result.map_err(os_error)?;
     call::check_signals(py)

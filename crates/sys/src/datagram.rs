@@ -155,7 +155,14 @@ mod one_by_one {
             let buffer = unsafe {
                 std::slice::from_raw_parts_mut(slot.as_mut_ptr().cast::<MaybeUninit<u8>>(), room)
             };
-            match socket.inner().recv_from(buffer) {
+            // Somebody who shares the descriptor may have made it blocking, and may read faster.
+            #[cfg(unix)]
+            let received = socket
+                .inner()
+                .recv_from_with_flags(buffer, libc::MSG_DONTWAIT);
+            #[cfg(not(unix))]
+            let received = socket.inner().recv_from(buffer);
+            match received {
                 Ok((len, from)) => each(&slot[..len], named(&from)),
                 Err(error) if found == 0 => return Err(error),
                 // What is not "nothing more" is met again by the next call, or was a lost datagram's.

@@ -16,14 +16,15 @@
 //! **Who may touch what.** All of it only with the GIL held. A handle of a pending slot has the flag `HANDED` and the
 //! number of its slot, and whatever ends that relation (the slot's turn, cancelling, dying, the loop's stop)
 //! clears the flag and changes the slot before other code can run; so a slot never refers to a dead handle.
-//! Should the queue be in use when a handle dies, which it is not, since nothing is dropped inside, the handle stays
-//! where it is, dead, until its slot's turn brings it back.
+//! Since 3.14 the interpreter may put the destruction of a handle off, while the C stack is nearly used up: then its
+//! slot knows a dead handle, sees that by its count, and takes what it had ([`dying`]). Should the queue be in use when
+//! a handle dies, which it is not, since nothing is dropped inside, it is the same.
 //!
 //! **The collector** does not see a handle whose loop runs (`handle.rs` says why), so what it refers to is reachable,
 //! although the loop does not own it. Before a loop stops, [`settle`] turns slots into handles that it owns.
 
 use std::collections::VecDeque;
-use std::ptr::{NonNull, null_mut};
+use std::ptr::{self, NonNull, null_mut};
 
 use pyo3::Borrowed;
 use pyo3::ffi::{self, PyObject};
@@ -98,10 +99,19 @@ impl Handed {
     fn keep_all(&mut self) {
         for slot in &mut self.slots {
             if let Slot::Lent(handle) = *slot {
-                // SAFETY: a slot that is lent knows a living handle.
-                *slot = Slot::Kept(unsafe { own(handle) });
+                // SAFETY: a slot that is lent knows a handle that lives, or whose destruction is still to come.
+                *slot = unsafe {
+                    match dying(handle) {
+                        Some(stored) => Slot::Call(stored),
+                        None => Slot::Kept(own(handle)),
+                    }
+                };
             }
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 
     /// Takes everything out. The ring's entries for it are to go with it.
@@ -133,13 +143,36 @@ impl Handed {
 ///
 /// # Safety
 ///
-/// The handle is alive, or died while the queue was in use and stayed; the GIL is held.
+/// The handle is alive; the GIL is held.
 unsafe fn own(handle: NonNull<HandleObject>) -> Py<PyAny> {
     // SAFETY: passed on to the caller.
     unsafe {
         let object = handle.as_ptr();
         (*object).flags &= !HANDED;
         Bound::from_borrowed_ptr(Python::assume_attached(), object.cast()).unbind()
+    }
+}
+
+/// What a handle had that is dead, but whose destruction is still to come: since 3.14 the interpreter puts it off
+/// while the C stack is nearly used up. It will find an empty handle.
+///
+/// # Safety
+///
+/// A slot is lent to it and is replaced by the caller, who keeps the loop alive; the GIL is held.
+unsafe fn dying(handle: NonNull<HandleObject>) -> Option<Stored> {
+    // SAFETY: passed on to the caller. What the fields own is taken out; the reference to the loop is not its last.
+    unsafe {
+        let object = handle.as_ptr();
+        if ffi::Py_REFCNT(object.cast()) != 0 {
+            return None;
+        }
+        let stored = Stored::of(object);
+        (*object).flags &= !(HANDED | SHARED | SPILLED);
+        (*object).callback = null_mut();
+        (*object).context = null_mut();
+        (*object).args = [null_mut(); INLINE];
+        ffi::Py_DECREF(ptr::replace(&raw mut (*object).owner, null_mut()));
+        Some(stored)
     }
 }
 
@@ -293,6 +326,10 @@ impl Slot {
         match self {
             Self::Call(stored) => stored.into_handle(core).map(Some),
             Self::Lent(handle) => {
+                // SAFETY: as below, or its destruction is still to come; the caller has the loop.
+                if let Some(stored) = unsafe { dying(handle) } {
+                    return stored.into_handle(core).map(Some);
+                }
                 refcheck::alive(handle.as_ptr().cast(), "a handle that was lent");
                 // SAFETY: a slot that is lent knows a living handle.
                 Ok(Some(unsafe { own(handle) }.into_bound(py)))
@@ -371,6 +408,7 @@ impl Stored {
         let context = self.context.into_bound(py);
         let args = self.args.map(|arg| arg.map(|arg| arg.into_bound(py)));
         let shared = self.shared;
+        let mut ran_in = None;
         let entered = match shared {
             true => snapshot::lend(state, &context),
             false => Ok(context.clone()),
@@ -388,19 +426,23 @@ impl Stored {
             };
             // SAFETY: what is called, and with what, is owned by this frame.
             let result = unsafe { handle::invoke(py, &call, &mut stack) };
-            if shared {
-                snapshot::take_back(state, &context, entered);
+            match (&result, shared) {
+                (Ok(()), true) => snapshot::take_back(state, &context, entered),
+                (Err(_), true) => ran_in = Some(entered),
+                _ => {}
             }
             result
         });
         let Err(error) = outcome else {
             return Ok(());
         };
-        // For the report: the handle that the call would have had.
+        // For the report: the handle that the call would have had, with the context that it ran in.
+        let shared = shared && ran_in.is_none();
         let stored = Self {
             callback: callback.unbind(),
-            context: context.unbind(),
+            context: ran_in.unwrap_or(context).unbind(),
             args: args.map(|arg| arg.map(Bound::unbind)),
+            shared,
             ..self
         };
         match stored.into_handle(core) {

@@ -11,12 +11,13 @@
 //! mapping. [`layout`] finds the first and verifies the second with real objects, once per process; where it
 //! cannot, each call has a copy of its own.
 //!
-//! **Who keeps what alive.** The snapshot keeps the values of its variables. The loop lets go of it before it
-//! sleeps and when it stops ([`Snapshots::take`]), so nothing outlives the calls that need it by more than a turn.
+//! **Who keeps what alive.** The snapshot keeps the values of its variables. The loop lets go of it when it
+//! has looked at its selector and nothing is handed over, and when it stops ([`Snapshots::take`]), so nothing outlives the calls that need it by more than some turns.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::call;
@@ -37,10 +38,16 @@ const REACH: usize = 1024;
 
 /// How far into a thread's state its current context is, in words; None: not to be relied on.
 fn layout(py: Python<'_>) -> Option<usize> {
-    static LAYOUT: PyOnceLock<Option<usize>> = PyOnceLock::new();
-    match LAYOUT.get(py) {
-        Some(layout) => *layout,
-        None => *LAYOUT.get_or_init(py, || find(py).unwrap_or(None)),
+    /// 0: not looked for; 1: not to be relied on; else the words and 2.
+    static LAYOUT: AtomicUsize = AtomicUsize::new(0);
+    match LAYOUT.load(Ordering::Relaxed) {
+        0 => {
+            // Without a lock: a collection in the middle may bring another one here. To look twice does no harm.
+            let found = find(py).unwrap_or(None).map_or(1, |words| words + 2);
+            LAYOUT.store(found, Ordering::Relaxed);
+            found.checked_sub(2)
+        }
+        known => known.checked_sub(2),
     }
 }
 
@@ -114,6 +121,10 @@ impl Snapshots {
             let same = !context.is_null() && variables_of(context) == variables_of(snapshot);
             same.then(|| last.snapshot.bind(py).clone())
         }
+    }
+
+    pub fn is_some(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Lets go of the snapshot: the caller drops what comes back, outside of the cell.
