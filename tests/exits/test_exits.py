@@ -135,34 +135,6 @@ threading.Thread(target=run, daemon=True).start()
 started.wait()
 """,
     ),
-    "a daemon thread whose loop never sleeps": (
-        0,
-        """
-loop = backend.new_event_loop()
-started = threading.Event()
-async def spin():
-    while True:
-        started.set()
-        await asyncio.sleep(0)
-loop.create_task(spin())
-threading.Thread(target=loop.run_forever, daemon=True).start()
-started.wait()
-""",
-    ),
-    "a daemon thread whose loop runs what other threads hand over": (
-        0,
-        """
-loop = backend.new_event_loop()
-started = threading.Event()
-def call():
-    while True:
-        loop.call_soon_threadsafe(started.set)
-threading.Thread(target=loop.run_forever, daemon=True).start()
-for _ in range(3):
-    threading.Thread(target=call, daemon=True).start()
-started.wait()
-""",
-    ),
     "sys.exit in a callback": (
         7,
         """

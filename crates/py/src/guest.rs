@@ -16,7 +16,6 @@ use tideloop_sys::socket::RawSource;
 use crate::errors::os_error;
 use crate::event_loop::{LoopCore, seconds_of};
 use crate::ffi::future;
-use crate::ffi::stay::stay;
 use crate::reactor::Batch;
 use crate::turn;
 
@@ -58,13 +57,11 @@ pub fn guest_wait(r#loop: &Bound<'_, LoopCore>, timeout: Option<f64>) -> PyResul
     let py = r#loop.py();
     let selector = r#loop.get().reactor().selector(py)?;
     let timeout = timeout.map(|seconds| ((seconds * 1e9).ceil() as u64).min(MAX_WAIT_NS));
-    let waited = stay(|| {
-        py.detach(|| {
-            let _precise = PreciseTimers::new();
-            selector.wait(&mut Batch::default(), timeout)
-        })
-    });
-    waited.map_err(os_error)
+    py.detach(|| {
+        let _precise = PreciseTimers::new();
+        selector.wait(&mut Batch::default(), timeout)
+    })
+    .map_err(os_error)
 }
 
 /// The descriptor that is readable whenever a poll would find something; None if there is none.

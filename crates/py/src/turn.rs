@@ -27,7 +27,6 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::stay::stay;
 use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
@@ -219,7 +218,7 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
         timeout = None;
     }
     state.set_sleeping(true);
-    let result = stay(|| py.detach(|| selector.wait(batch, timeout)));
+    let result = py.detach(|| selector.wait(batch, timeout));
     state.set_sleeping(false);
     result.map_err(os_error)?;
     call::check_signals(py)

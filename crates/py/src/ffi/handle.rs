@@ -35,7 +35,6 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
 use super::spare::{self, Spare};
-use super::stay::stay;
 use super::{call, future, guard, handed, refcheck, snapshot};
 use crate::event_loop::LoopCore;
 
@@ -577,18 +576,16 @@ pub(super) unsafe fn invoke(
         if ffi::PyContext_Enter(call.context) < 0 {
             return Err(PyErr::fetch(py));
         }
-        let mut result = stay(|| {
-            if call.spilled {
-                ffi::PyObject_Call(call.callback, stack[1], null_mut())
-            } else {
-                ffi::PyObject_Vectorcall(
-                    call.callback,
-                    stack.as_ptr().add(1),
-                    call.count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    null_mut(),
-                )
-            }
-        });
+        let mut result = if call.spilled {
+            ffi::PyObject_Call(call.callback, stack[1], null_mut())
+        } else {
+            ffi::PyObject_Vectorcall(
+                call.callback,
+                stack.as_ptr().add(1),
+                call.count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                null_mut(),
+            )
+        };
         if ffi::PyContext_Exit(call.context) < 0 {
             ffi::Py_XDECREF(result);
             result = null_mut();

@@ -38,7 +38,6 @@ pub mod shadows;
 pub mod slot;
 pub mod snapshot;
 pub mod spare;
-pub mod stay;
 pub mod task;
 pub mod told;
 

@@ -49,7 +49,6 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::stay::stay;
 use super::{call, guard, hidden, operation, refcheck};
 use crate::event_loop::LoopCore;
 
@@ -745,10 +744,10 @@ unsafe fn step(
         }
         show_coroutine(coro);
         let mut result = null_mut();
-        let status = stay(|| match error {
+        let status = match error {
             None => ffi::PyIter_Send(coro, ffi::Py_None(), &mut result),
             Some(error) => throw(py, coro, error, &mut result),
-        });
+        };
         match status {
             ffi::PySendResult::PYGEN_NEXT => handle_yield(py, native, task, result),
             ffi::PySendResult::PYGEN_RETURN => {
