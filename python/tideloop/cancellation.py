@@ -172,12 +172,13 @@ class Shield:
         for item in held:
             if isinstance(item, Request):
                 item.pursue()
-            elif self._outer is not None:
+                continue
+            if self._outer is not None:
                 self._outer._receive(*item)
             else:
                 task.cancel(item[0])
-                if _MARK_STAYS:
-                    task.uncancel = _Uncancel(task)  # type: ignore[method-assign]
+            if _MARK_STAYS:
+                task.uncancel = _Uncancel(task)  # type: ignore[method-assign]
 
     def hold(self, request: Request) -> None:
         self._held.append(request)

@@ -123,8 +123,12 @@ class Mapping:
         if self._parked or self._feeder_waits is not None:
             self._make_room()
         if type(entry) is _Failure:
-            await self.aclose()
-            raise entry.error
+            # Raised first: what closing raises has it as its context.
+            try:
+                raise entry.error
+            finally:
+                entry = None
+                await self.aclose()
         return entry
 
     async def _wait(self) -> None:

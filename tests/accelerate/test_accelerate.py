@@ -160,3 +160,47 @@ def test_the_writer_of_a_connection_that_we_open_is_native(new_event_loop):
     assert answer == b"one two three"
     assert type(writer).__module__ == "tideloop"
     assert isinstance(writer, asyncio.StreamWriter)
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, tideloop.new_event_loop])
+def test_writers_of_a_subclasss_own_making(new_event_loop):
+    class Redefined(asyncio.StreamWriter):
+        _transport = None
+
+    async def serve(reader, writer):
+        writer.write(await reader.read(9))
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        with tideloop.accelerate():
+
+            class Bare(asyncio.StreamWriter):
+                def __init__(self, writer):
+                    self._transport, self._protocol = writer._transport, writer._protocol
+                    self._reader, self._loop = writer._reader, writer._loop
+
+            class Again(asyncio.StreamWriter):
+                _transport = None
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            async with server:
+                for make in (
+                    Bare,
+                    *(
+                        lambda writer, kind=kind: kind(
+                            writer._transport, writer._protocol, writer._reader, asyncio.get_running_loop()
+                        )
+                        for kind in (Redefined, Again)
+                    ),
+                ):
+                    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                    own = make(writer)
+                    own.write(b"abc")
+                    await own.drain()
+                    assert await reader.read() == b"abc"
+                    writer.close()
+                    await writer.wait_closed()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())

@@ -393,3 +393,34 @@ async def test_a_forked_child_that_lets_go_of_a_connection_sends_nothing(loop, h
         os.waitpid(child, 0)  # noqa: ASYNC222  it ends at once
         await settled(loop)
         assert await loop.sock_recv(peer, 100) == b"hello"
+
+
+@pytest.mark.parametrize("way", ["shutdown", "close", "send"])
+async def test_a_socket_of_the_programs_own_finds_sent_what_was_written(loop, way):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    transport, _ = await loop.create_connection(Recorder, sock=ours)
+    with theirs:
+        transport.write(b"bye")
+        if way == "shutdown":
+            ours.shutdown(socket.SHUT_WR)
+        elif way == "close":
+            ours.close()
+        else:
+            ours.send(b"X")
+        assert theirs.recv(9) == (b"byeX" if way == "send" else b"bye")
+        transport.abort()
+        await turns(3)
+
+
+async def test_a_socket_that_is_asked_for_too_late(loop):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        transport, recorder = await loop.create_connection(Recorder, sock=ours)
+        transport.close()
+        await recorder.lost
+        await turns(3)
+        sock = transport.get_extra_info("socket")
+        assert sock is None or sock.fileno() == -1

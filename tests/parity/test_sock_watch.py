@@ -258,3 +258,24 @@ def test_a_subclass_of_socket_is_asked_itself():
             assert right.recv(10) == b"abc"
 
     run(main)
+
+
+async def test_a_descriptor_that_is_replaced_while_the_loop_never_sleeps(loop):
+    pairs = [socket_pair() for _ in range(2)]
+    (ours, theirs), (other, others) = pairs
+    with ours, theirs, other, others:
+        for sock in (ours, other):
+            sock.setblocking(False)
+        waiting = asyncio.ensure_future(loop.sock_recv(ours, 9))
+        await turns(3)
+        theirs.send(b"first")
+        assert await waiting == b"first"
+        os.dup2(other.fileno(), ours.fileno())
+        waiting = asyncio.ensure_future(loop.sock_recv(ours, 9))
+        await turns(3)
+        others.send(b"second")
+        for _ in range(100_000):
+            if waiting.done():
+                break
+            await asyncio.sleep(0)
+        assert await waiting == b"second"

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tideloop
@@ -14,7 +15,7 @@ from tideloop import Outcome
 
 from tests.backends import deviates
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, fail, forever, give
+from tests.toolkit.work import Boom, fail, forever, give, turns
 
 
 def messages(group: BaseExceptionGroup) -> list[str]:
@@ -831,3 +832,96 @@ async def test_repr_and_outcome(loop):
     with pytest.raises(AttributeError):
         outcome.value = 3
     assert (outcome.ok, outcome.failed, outcome.cancelled) == (False, True, False)
+
+
+# --- cancelled at odd moments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_group_that_is_cancelled_while_a_function_is_called(kind, limit):
+    async def main():
+        async with tideloop.group(limit=limit) as group:
+
+            def call():
+                group.cancel()
+                return forever()
+
+            handle = group.spawn(call)
+        assert handle.cancelled()
+
+    harness.run(kind, main())
+
+
+def test_a_handle_that_is_cancelled_while_its_function_is_called(kind):
+    async def main():
+        async with tideloop.group() as group:
+
+            def call():
+                assert group.handles[-1].cancel("early")
+                return forever()
+
+            handle = group.spawn(call)
+        assert handle.cancelled()
+
+    harness.run(kind, main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+def test_an_eager_child_that_fails_in_its_parents_first_step(kind):
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+        async def child():
+            raise Boom("no")
+
+        async def parent():
+            group.spawn(child)
+            await forever()
+
+        with pytest.raises(ExceptionGroup) as caught:
+            async with tideloop.group() as group:
+                group.spawn(parent)
+        assert [str(error) for error in caught.value.exceptions] == ["no"]
+
+    if kind == "uvloop":
+        pytest.skip("uvloop gives factories eager_start=None")
+    harness.run(kind, main())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_message_of_a_cancellation_is_kept(kind, begun):
+    async def main():
+        async with tideloop.group() as group:
+            one, other = group.spawn(forever), group.spawn(forever)
+            if begun:
+                await turns(2)
+            one.cancel("just this one")
+            await turns(2)
+            group.cancel("all of them")
+        assert one.outcome.exception.args == ("just this one",)
+        assert other.outcome.exception.args == ("all of them",)
+
+    harness.run(kind, main())
+
+
+def test_a_handle_and_a_group_belong_to_their_loop(kind):
+    async def main():
+        async with tideloop.group() as group:
+            handle = group.spawn(forever)
+            completed = group.completed()
+
+            def elsewhere():
+                async def wait():
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await handle
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await anext(completed)
+                    return True
+
+                return asyncio.run(wait())
+
+            with ThreadPoolExecutor(1) as thread:
+                assert thread.submit(elsewhere).result()
+            handle.cancel()
+
+    harness.run(kind, main())

@@ -492,3 +492,18 @@ async def test_nothing_is_kept_alive(loop):
     references = await loop.create_task(visit())
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+def test_a_cancellation_that_two_shields_have_held_leaves_no_mark(kind):
+    async def main():
+        with tideloop.shield():
+            try:
+                async with asyncio.timeout(1):
+                    with tideloop.shield():
+                        await asyncio.sleep(5)
+            except TimeoutError:
+                pass
+            await asyncio.sleep(1)
+        assert cancelling() == 0
+
+    harness.run(kind, main())

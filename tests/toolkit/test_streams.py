@@ -834,3 +834,28 @@ class TestSeams:
 
         with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
             await tideloop.amap(stops, range(10), limit=limit).to_list()
+
+
+def test_what_closing_the_source_raises_hides_nothing(kind):
+    def source():
+        try:
+            yield from range(10)
+        finally:
+            raise OSError("closing")
+
+    async def work(number):
+        await asyncio.sleep(0)
+        if number == 1:
+            raise ValueError(number)
+
+    async def main():
+        with pytest.raises(OSError, match="closing") as caught:
+            async for _ in tideloop.amap(work, source(), limit=2):
+                pass
+        known, error = [], caught.value
+        while error is not None:
+            known.append(type(error))
+            error = error.__context__
+        assert ValueError in known
+
+    harness.run(kind, main())

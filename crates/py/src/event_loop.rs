@@ -817,6 +817,8 @@ impl LoopCore {
             }
         }
         drop(targets);
+        drop(self.recent.with(py, std::mem::take));
+        drop(self.received.with(py, std::mem::take));
         Ok(())
     }
 

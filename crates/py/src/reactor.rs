@@ -147,6 +147,8 @@ struct Inner {
     keys: HashMap<RawSource, Key>,
     /// Watches that were relied on without asking the system, since the loop slept last.
     doubtful: Vec<Key>,
+    /// Polls of a loop that did not sleep since they were asked about.
+    unasked: u32,
     /// Whether a watch could not be removed: if its file lives on (a duplicate, a child's), nobody can remove it,
     /// and it goes on to report.
     lost: bool,
@@ -155,6 +157,9 @@ struct Inner {
     /// Whether somebody else waits on the selector's descriptor, which must stay what it is.
     pinned: bool,
 }
+
+/// Polls of a loop that does not sleep after which it asks about what it relied on.
+const UNASKED: u32 = 64;
 
 /// Events that are nobody's after which the selector is made anew. One whose registration was removed in the
 /// same batch is nothing special; a watch that was lost reports in every poll.
@@ -194,6 +199,7 @@ impl Reactor {
                 registry: Registry::default(),
                 keys: HashMap::new(),
                 doubtful: Vec::new(),
+                unasked: 0,
                 lost: false,
                 strays: 0,
                 pinned: false,
@@ -323,11 +329,24 @@ impl Reactor {
         self.replaced(py, source, result)
     }
 
+    /// Whether a loop that does not sleep should ask now.
+    pub fn is_overdue(&self, py: Python<'_>) -> bool {
+        self.inner.with(py, |inner| {
+            if inner.doubtful.is_empty() {
+                return false;
+            }
+            inner.unasked += 1;
+            inner.unasked >= UNASKED
+        })
+    }
+
     /// Asks the system about the watches that were relied on: `os.dup2()` may have put another file in the place
-    /// of the one that is watched. Called before the loop sleeps, so a loop that is busy never asks. Returns who
+    /// of the one that is watched. Called before the loop sleeps, and by a
+    /// loop that does not sleep now and then. Returns who
     /// is to find out for himself, since the descriptor cannot be watched.
     pub fn confirm(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
         self.inner.with(py, |inner| {
+            inner.unasked = 0;
             let mut unwatched = Vec::new();
             while let Some(key) = inner.doubtful.pop() {
                 let Some(entry) = inner.registry.entry_mut(key) else {

@@ -71,6 +71,8 @@ struct Connection {
     writable: Option<Py<PyAny>>,
     /// Somebody else sends on the descriptor: writes would get in between.
     lent: bool,
+    /// Whether the socket was asked for.
+    shown: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
     view: Option<Py<PyAny>>,
     local: Option<Address>,
@@ -821,19 +823,32 @@ impl StreamTransport {
     }
 
     /// What get_extra_info() knows by this name.
+    /// [`Self::view`], or a closed socket once the connection is lost.
+    fn view_or_closed<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let view = self.view(py)?;
+        if view.is_some() || !self.with(py, |connection| connection.machine.is_lost()) {
+            return Ok(view);
+        }
+        let name = intern!(py, "socket");
+        let closed = py.import(name)?.getattr(name)?.call0()?;
+        call::method0(&closed, intern!(py, "close"))?;
+        Ok(Some(closed))
+    }
+
     fn extra_info<'py>(slf: &Bound<'py, Self>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (py, this) = (slf.py(), slf.get());
         if let Some(value) = this.extra.bind(py).get_item(name)? {
             return Ok(Some(value));
         }
         let found = match name {
-            "socket" => match this.view(py)? {
+            "socket" => match this.view_or_closed(py)? {
                 Some(view) => {
                     let shown = py
                         .import(intern!(py, "tideloop.loop.shown"))?
                         .getattr(intern!(py, "ShownSocket"))?
                         .call1((view, PyWeakrefReference::new(slf)?))?;
                     this.extra.bind(py).set_item(name, &shown)?;
+                    this.with(py, |connection| connection.shown = true);
                     Some(shown)
                 }
                 None => None,
@@ -883,7 +898,14 @@ impl StreamTransport {
         let len = total(pieces);
         let step = state.with(py, |connection| match connection.lent {
             true => None,
-            false => Some(connection.machine.write(len, hold)),
+            false => {
+                // Who has the socket himself finds sent what was written.
+                let shared = connection
+                    .socket
+                    .as_ref()
+                    .is_some_and(|owner| owner.is_shared(py, connection.shown));
+                Some(connection.machine.write(len, hold.filter(|_| !shared)))
+            }
         });
         match step {
             Some(WriteStep::Hold { first }) => {
@@ -1095,6 +1117,7 @@ impl StreamTransport {
                 server: server.map(Bound::unbind),
                 writable: None,
                 lent: false,
+                shown: false,
                 view: None,
                 local: None,
                 peer: None,

@@ -190,6 +190,9 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     let selector = state.reactor().selector(py)?;
     selector.wait(batch, Some(0)).map_err(os_error)?;
     if busy || !batch.is_empty() {
+        if state.reactor().is_overdue(py) {
+            confirm(core)?;
+        }
         return call::check_signals(py);
     }
     settle_down(core)?;
@@ -230,7 +233,13 @@ fn settle_down(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let state = core.get();
     drop_stale(core);
     state.discard_snapshot(py);
-    for future in state.reactor().confirm(py) {
+    confirm(core)
+}
+
+/// Asks about the watches that were relied on, and tells who cannot be watched.
+fn confirm(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let py = core.py();
+    for future in core.get().reactor().confirm(py) {
         park::resolve(&future.into_bound(py), &py.None().into_bound(py))?;
     }
     Ok(())

@@ -408,6 +408,13 @@ impl Adaptive {
     }
 
     fn end_probe(&mut self, window: &Window) {
+        if window.dropped {
+            // What is refused says so in a probe as well.
+            self.cuts = 0;
+            self.decide(window);
+            self.phase = Phase::Normal(PROBE_SOON);
+            return;
+        }
         let queued = |mean: f64, before: f64| {
             window.peak >= self.allowed && mean + window.error() < STILL_QUEUED * before
         };
@@ -485,7 +492,7 @@ impl Adaptive {
             1.0
         };
         let before = self.allowed;
-        self.allowed = (self.limit * part).floor().max(self.min.min(1.0)).max(1.0) as u64;
+        self.allowed = (self.limit * part).floor().max(self.min).max(1.0) as u64;
         if before == self.allowed {
             return false;
         }

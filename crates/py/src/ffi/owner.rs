@@ -63,6 +63,16 @@ impl Owner {
             .map(|sock| (sock.clone_ref(py), self.socket.raw()))
     }
 
+    /// Whether somebody besides us, and the view that we have shown, knows the Python socket, and may use it behind
+    /// our back.
+    #[inline]
+    pub fn is_shared(&self, _py: Python<'_>, shown: bool) -> bool {
+        // SAFETY: a live object, and the GIL is held.
+        self.python.as_ref().is_some_and(|sock| unsafe {
+            pyo3::ffi::Py_REFCNT(sock.as_ptr()) > 1 + isize::from(shown)
+        })
+    }
+
     /// Closes the descriptor, once, by its owner.
     pub fn close(mut self, py: Python<'_>) -> PyResult<()> {
         match self.python.take() {

@@ -142,6 +142,11 @@ pub fn ending<'py>(future: &Bound<'py, PyAny>) -> PyResult<Ending<'py>> {
         // anything else runs.
         unsafe {
             if (*fields).state == layout::CANCELLED {
+                // A task that its coroutine has left by the error has the message in there, and only there.
+                if let Some(error) = Bound::from_borrowed_ptr_or_opt(py, (*fields).cancelled_error)
+                {
+                    return Ok(Ending::Cancelled(message_of(&error)?));
+                }
                 let message = Bound::from_borrowed_ptr_or_opt(py, (*fields).cancel_message);
                 return Ok(Ending::Cancelled(message));
             }
@@ -154,13 +159,23 @@ pub fn ending<'py>(future: &Bound<'py, PyAny>) -> PyResult<Ending<'py>> {
         }
     }
     if is_cancelled(future)? {
-        let message = future.getattr_opt(intern!(py, "_cancel_message"))?;
-        return Ok(Ending::Cancelled(message));
+        return Ok(Ending::Cancelled(
+            match call::method0(future, intern!(py, "result")) {
+                Err(error) => message_of(&error.into_value(py).into_bound(py).into_any())?,
+                Ok(_) => None,
+            },
+        ));
     }
     Ok(match call::method0(future, intern!(py, "result")) {
         Ok(value) => Ending::Value(value),
         Err(error) => Ending::Error(error.into_value(py).into_bound(py).into_any()),
     })
+}
+
+/// The message of a CancelledError.
+fn message_of<'py>(error: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let arguments = error.getattr(intern!(error.py(), "args"))?;
+    Ok(arguments.cast_into::<pyo3::types::PyTuple>()?.iter().next())
 }
 
 /// A pending future of a loop.
@@ -294,8 +309,11 @@ pub fn cancelling<'py>(task: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> 
 pub fn forgive(task: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = task.py();
     if let Some(native) = native::ready(py) {
-        let kind = task.get_type_ptr();
-        if kind == native.task.as_ptr().cast() || kind == native.stock_task.as_ptr().cast() {
+        let is = |kind: *mut pyo3::ffi::PyObject| {
+            // SAFETY: two live objects, the second one a type.
+            unsafe { pyo3::ffi::PyObject_TypeCheck(task.as_ptr(), kind.cast()) != 0 }
+        };
+        if is(native.task.as_ptr()) || is(native.stock_task.as_ptr()) {
             // SAFETY: a live task whose fields are laid out as verified.
             unsafe { (*task.as_ptr().cast::<TaskObject>()).set_must_cancel(false) };
             return Ok(());

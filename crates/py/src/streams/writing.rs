@@ -221,7 +221,12 @@ impl Method for Write {
         let data = rest
             .get(0)
             .ok_or_else(|| PyValueError::new_err("a bug in tideloop: nothing to write"))?;
-        let transport = match writer_core(writer) {
+        // A subclass may have another `_transport`.
+        let exact = CLASSES
+            .get(py)
+            .and_then(|classes| classes.writer.as_ref()?.get(writer))
+            .and_then(|core| core.cast_into_exact::<WriterCore>().ok());
+        let transport = match exact {
             Some(core) => core.get().transport(py)?.into_bound(py),
             None => writer.getattr(intern!(py, "_transport"))?,
         };

@@ -72,6 +72,8 @@ struct State {
     direct: bool,
     running: usize,
     cancelled: usize,
+    /// What all tasks were cancelled with: those as well that were being made then.
+    aborted: Option<Py<PyAny>>,
     accepts: bool,
     starting: bool,
 }
@@ -156,15 +158,19 @@ impl GroupCore {
         let py = slf.py();
         // Counted before: the function may spawn, and what it spawns finds the place taken.
         slf.get().state.with(py, |state| state.running += 1);
-        let task = match Self::begin(slf, handle, call) {
-            Ok(task) => task,
+        let begun = Self::begin(slf, handle, call).and_then(|task| {
+            let done = park::is_done(&task)?;
+            Ok((task, done))
+        });
+        let (task, done) = match begun {
+            Ok(begun) => begun,
             Err(error) => {
                 slf.get().state.with(py, |state| state.running -= 1);
                 slf.get().check_idle(py)?;
                 return Err(error);
             }
         };
-        if park::is_done(&task)? {
+        if done {
             // It was eager.
             return task_handle::finish(slf, handle, &task);
         }
@@ -173,8 +179,18 @@ impl GroupCore {
             // A task of somebody else's making that cannot be watched: it is not of this group.
             slf.get().state.with(py, |state| state.running -= 1);
             drop(slf.get().remove(py, &task));
+            slf.get().check_idle(py)?;
             call::method0(&task, intern!(py, "cancel"))?;
             return Err(error);
+        }
+        // The group, or the handle, was cancelled while the function was called, or in the first step of an eager task.
+        let late = handle.get().take_early(py).or_else(|| {
+            slf.get().state.with(py, |state| {
+                state.aborted.as_ref().map(|it| it.bind(py).clone())
+            })
+        });
+        if let Some(message) = late {
+            call::method1(&task, intern!(py, "cancel"), &message)?;
         }
         Ok(())
     }
@@ -589,15 +605,17 @@ impl GroupCore {
     fn _cancel_all(slf: &Bound<'_, Self>, message: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let waiting = this
-            .state
-            .with(py, |state| std::mem::take(&mut state.waiting));
+        let kept = message.clone().map_or_else(|| py.None(), Bound::unbind);
+        let (waiting, old) = this.state.with(py, |state| {
+            let waiting = std::mem::take(&mut state.waiting);
+            (waiting, state.aborted.replace(kept))
+        });
+        drop(old.map(|old| old.into_bound(py)));
         // They are out of the line: each of them must end, whatever goes wrong with another.
         let mut ended = Ok(());
         for handle in waiting {
             ended = ended.and(this.never_start(slf, &handle.into_bound(py), message.as_ref()));
         }
-        ended?;
         let message = message.unwrap_or_else(|| py.None().into_bound(py));
         let handles = this.list(py, |state| &state.handles);
         let all = handles.iter().collect::<Vec<_>>();
@@ -605,10 +623,11 @@ impl GroupCore {
             let handle = handle.cast_into::<TaskHandle>()?;
             let address = handle.get().address(py);
             if let Some(task) = address.and_then(|address| this.task_at(py, address)) {
-                call::method1(&task, intern!(py, "cancel"), &message)?;
+                let cancelled = call::method1(&task, intern!(py, "cancel"), &message);
+                ended = ended.and(cancelled.map(drop));
             }
         }
-        Ok(())
+        ended
     }
 
     #[getter]
@@ -619,6 +638,13 @@ impl GroupCore {
     #[getter]
     fn _done<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
         self.list(py, |state| &state.done)
+    }
+
+    /// The loop that the group runs on; None before it is entered, and once it was collected.
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.state.with(py, |state| {
+            state.event_loop.as_ref().map(|it| it.bind(py).clone())
+        })
     }
 
     #[getter]
@@ -668,6 +694,7 @@ impl GroupCore {
                 visit.call(&state.idle)?;
                 visit.call(&state.callback)?;
                 visit.call(&state.weak)?;
+                visit.call(&state.aborted)?;
                 state.waiting.iter().try_for_each(|it| visit.call(it))?;
                 state.tasks.values().try_for_each(|member| {
                     visit.call(&member.handle)?;

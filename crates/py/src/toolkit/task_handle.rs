@@ -88,6 +88,8 @@ struct Extras {
     key: Option<Py<PyAny>>,
     name: Option<Py<PyAny>>,
     waiters: Option<Py<PyList>>,
+    /// What the task is to be cancelled with as soon as it is made.
+    early: Option<Py<PyAny>>,
 }
 
 /// One task of a group. Made by `Group.spawn()`; keeps the result after the task is gone.
@@ -109,6 +111,7 @@ impl TaskHandle {
                 key,
                 name,
                 waiters: None,
+                early: None,
             })
         });
         let plain = extras.is_none();
@@ -183,6 +186,14 @@ impl TaskHandle {
             state.group.as_ref().map(|group| group.bind(py).clone())
         });
         group?.upgrade_as().ok()?
+    }
+
+    /// What the task is to be cancelled with, now that it is made.
+    pub fn take_early<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let early = self
+            .state
+            .with(py, |state| state.extras.as_mut()?.early.take());
+        early.map(|early| early.into_bound(py))
     }
 
     fn ended(&self, py: Python<'_>) -> bool {
@@ -407,7 +418,27 @@ impl TaskHandle {
                 "the group of this task was collected",
             ));
         };
-        group.get().drop_waiting(&group, slf, msg.as_ref())
+        if group.get().drop_waiting(&group, slf, msg.as_ref())? {
+            return Ok(true);
+        }
+        // Its function is being called, or its first step is under way: it is cancelled right after that.
+        let kept = msg.map_or_else(|| py.None(), Bound::unbind);
+        call::show_to_collector(slf.as_any());
+        let (made, old) = slf.get().state.with(py, |state| {
+            if !matches!(state.phase, Phase::Waiting(None)) {
+                return (false, Some(kept));
+            }
+            let extras = state.extras.get_or_insert_default();
+            (true, extras.early.replace(kept))
+        });
+        drop(old.map(|old| old.into_bound(py)));
+        Ok(made)
+    }
+
+    /// The loop of the task's group, to which it belongs.
+    #[getter]
+    fn _loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.group(py)?.get().event_loop(py)
     }
 
     /// Wait until the task has ended. Its exception is not raised but in the outcome.
@@ -469,6 +500,7 @@ impl TaskHandle {
                     visit.call(&extras.key)?;
                     visit.call(&extras.name)?;
                     visit.call(&extras.waiters)?;
+                    visit.call(&extras.early)?;
                 }
                 match &state.phase {
                     Phase::Waiting(Some(start)) => {

@@ -66,6 +66,11 @@ pub trait Parks: PyClass<Frozen = True> + Sync {
     fn expire(&self, _ticket: Ticket) -> Option<Waiter> {
         None
     }
+
+    /// Serves those who wait, after a grant has come back.
+    fn returned(owner: &Bound<'_, Self>) {
+        serve(owner);
+    }
 }
 
 /// Somebody who waits.
@@ -216,7 +221,7 @@ pub fn serve<P: Parks>(owner: &Bound<'_, P>) {
 fn take_back<P: Parks>(owner: &Bound<'_, PyAny>, ticket: Ticket) {
     if let Ok(owner) = owner.cast::<P>() {
         owner.get().take_back(owner.py(), ticket);
-        serve(owner);
+        P::returned(owner);
     }
 }
 

@@ -73,6 +73,11 @@ impl Parks for RatesCore {
             waiter.discard(py);
         }
     }
+
+    /// Those behind come earlier, which their loops' timers do not know yet.
+    fn returned(owner: &Bound<'_, Self>) {
+        alarms::changed(owner);
+    }
 }
 
 #[pymethods]
