@@ -168,7 +168,8 @@ class AdaptiveLimiter:
     nothing; others are what ``outcomes`` says, a mapping of exception classes or a function, and otherwise
     what ``outcome_of`` says. A cancelled operation changes neither the baseline nor the limit.
 
-    algorithm: ``Gradient2()``, ``Vegas()`` or ``AIMD()``. min, max: the limit stays between them, both included.
+    algorithm: ``Gradient2()``, ``Vegas()`` or ``AIMD()``. min, max: the limit stays between them, both included; a
+    probe lets in three quarters of it, and so may go below `min` for a window.
     initial: what it begins with. on_full: whether who comes when all permits are in use waits, or gets LimiterFull.
 
     partitions: shares of the limit, such as ``{"live": 0.8, "batch": 0.2}``. A partition may always use its share (at

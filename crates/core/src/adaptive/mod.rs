@@ -492,7 +492,7 @@ impl Adaptive {
             1.0
         };
         let before = self.allowed;
-        self.allowed = (self.limit * part).floor().max(self.min).max(1.0) as u64;
+        self.allowed = (self.limit * part).floor().max(self.min.min(1.0)).max(1.0) as u64;
         if before == self.allowed {
             return false;
         }
