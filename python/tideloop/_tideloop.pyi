@@ -5,6 +5,7 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import Context
 from socket import socket
