@@ -5,7 +5,6 @@ subclasses of them; ``mypy.stubtest`` is told so in tests/stubtest-allow.txt.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import Context
 from socket import socket
@@ -107,8 +106,6 @@ class Task(asyncio.Task[_T]):
         eager_start: bool = False,
     ) -> None: ...
     def cancel(self, msg: Any | None = None) -> bool: ...
-    if sys.version_info >= (3, 12):
-        def get_context(self) -> Context: ...
 
 @disjoint_base
 class LoopCore:
