@@ -74,6 +74,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_lives_on() -> None:
+    """Leave the million objects of pytest, of modules and of reports out of a module's collections: they will not die.
+
+    A test that collects takes a few milliseconds then, in place of half a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an `async def` test on its `loop`."""
