@@ -62,11 +62,14 @@ $(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch $@
 
+# The load client speaks TLS where its library builds with any C compiler.
+LOAD_FEATURES := $(if $(filter Windows_NT,$(OS)),,--features tls)
+
 $(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
 	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
 	  || { cat $(VENV)/build.log >&2; exit 1; }
-	@cargo build --release --quiet -p tideloop-load
+	@cargo build --release --quiet -p tideloop-load $(LOAD_FEATURES)
 	@cp target/release/tideloop-load$(if $(filter Windows_NT,$(OS)),.exe) $(VENV)/bin/
 	@touch $@
 
@@ -186,6 +189,7 @@ memcheck: build ## tasks, futures and handles under valgrind
 lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@cargo fmt --all --check
 	@cargo clippy --locked --quiet --all-targets -- -D warnings
+	@cargo clippy --locked --quiet --all-targets -p tideloop-load $(LOAD_FEATURES) -- -D warnings
 	@PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=$(BUILD_DIR) cargo clippy --locked --quiet -p tideloop-py -- -D warnings
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .

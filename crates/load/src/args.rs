@@ -16,6 +16,7 @@ some bytes that the server echoes or, with --http, one or several GET / at once.
   --unix PATH          UNIX socket instead of TCP
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
+  --tls                an echo over TLS 1.3, whoever the server says it is
   --http N             HTTP/1.1 instead of an echo: N pipelined GET / are one request
   --duration SECONDS   how long to measure (1)
   --requests N         stop after this many requests instead
@@ -36,6 +37,7 @@ pub struct Options {
     pub connections: usize,
     pub exchange: Exchange,
     pub reconnect: bool,
+    pub tls: bool,
     pub stop: Stop,
     pub warmup: Duration,
     pub stall: Duration,
@@ -75,7 +77,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut json, mut reconnect) = (10, false, false);
+    let (mut connections, mut json, mut reconnect, mut tls) = (10, false, false, false);
     let (mut size, mut http, mut serve) = (None, None, None);
     let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
     while let Some(flag) = args.next() {
@@ -87,6 +89,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--help" | "-h" => return Ok(Parsed::Help),
             "--json" => json = true,
             "--reconnect" => reconnect = true,
+            "--tls" => tls = true,
             "--host" => host = value()?,
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
@@ -114,6 +117,9 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         (None, Some(pipelined)) => Exchange::Http(pipelined),
         (size, None) => Exchange::Echo(size.unwrap_or(1024)),
     };
+    if tls && (unix.is_some() || http.is_some() || serve.is_some()) {
+        return Err("--tls excludes --unix, --http and --serve".to_owned());
+    }
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
         (None, None) => None,
@@ -130,6 +136,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         connections,
         exchange,
         reconnect,
+        tls,
         stop,
         warmup,
         stall,
@@ -187,6 +194,7 @@ mod tests {
         assert!(complaint("--port 7 --frobnicate").contains("'--frobnicate'"));
         assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
         assert!(complaint("--port 7 --size 1 --http 1").contains("exclude"));
+        assert!(complaint("--port 7 --tls --http 1").contains("excludes"));
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl<'a> Pool<'a> {
 }
 
 fn open(options: &Options) -> io::Result<Stream> {
-    options.target.connect().map_err(|error| {
+    options.target.connect(options.tls).map_err(|error| {
         let target = &options.target;
         io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
     })
@@ -251,6 +251,7 @@ mod tests {
             connections: 4,
             exchange: Exchange::Echo(size),
             reconnect: false,
+            tls: false,
             stop: Stop::Requests(requests),
             warmup: Duration::from_millis(1),
             stall: Duration::from_secs(5),
