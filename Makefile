@@ -99,12 +99,17 @@ test-rust: check-cargo
 TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py debug.py exceptions.py run.py threadsafe.py) \
   tests/leaks tests/fuzz tests/test_polling.py
 
+TLS_TESTS := $(wildcard tests/parity/test_*tls*.py) $(addprefix tests/,test_tls_drivers.py test_tls_truncation.py leaks/test_tls.py \
+  parity/test_closing.py parity/test_coalescing.py parity/test_hostile_peers.py parity/test_owners.py fuzz/test_transports.py)
+
 test-python: build $(VENV)/.lab
 	@$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 	@echo "make: once more on the portable selector"
 	@TIDELOOP_SELECTOR=polling $(PY) -m pytest -n $(JOBS) --quiet --backend tideloop $(PYTEST_ARGS)
 	@echo "make: what concerns tasks once more with stock tasks"
 	@TIDELOOP_TASKS=stock $(PY) -m pytest -n $(JOBS) --quiet -k tideloop $(TASK_TESTS)
+	@echo "make: what concerns TLS once more by Python's methods"
+	@TIDELOOP_TLS=python $(PY) -m pytest -n $(JOBS) --quiet --backend tideloop $(TLS_TESTS)
 
 test-real: build $(VENV)/.real ## real servers and clients on tideloop (TIDELOOP_REAL=required: skip none)
 	@$(PY) -m pytest tests/real $(PYTEST_ARGS)
