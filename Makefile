@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test build bench lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build bench bench-toolkit loom lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ demo: build $(VENV)/.lab ## real aiohttp on tideloop against stock asyncio, then
 bench: build $(VENV)/.lab ## the figures that the README quotes
 	@$(PY) benches/run.py
 
+bench-toolkit: build $(VENV)/.lab ## what the toolkit costs beside other libraries; BENCH_ARGS=--markdown for the documents
+	@$(PY) benches/toolkit.py $(BENCH_ARGS)
+
 docs: build $(VENV)/.docs ## API pages: docs/api for Python, target/doc for Rust
 	@$(PY) -m pdoc --output-directory docs/api tideloop tideloop.loop tideloop.lab '!tideloop.lab.__main__'
 	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps
@@ -91,10 +94,15 @@ docs: build $(VENV)/.docs ## API pages: docs/api for Python, target/doc for Rust
 
 # --- for contributors ---------------------------------------------------------------------------
 
-test: lint test-rust test-python test-stubs ## everything a contributor must pass
+test: lint test-rust loom test-python test-stubs ## everything a contributor must pass
 
 test-rust: check-cargo
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --no-fail-fast; else cargo test --locked --no-fail-fast; fi
+
+# Its own folder: all of the crate is compiled for the checker. LOOM_MAX_PREEMPTIONS=4 looks further.
+loom: check-cargo ## what threads share, in every order in which they can take their locks
+	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_TEST_DEBUG=0 \
+	  cargo test --locked --quiet -p tideloop-core --lib models
 
 TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py debug.py exceptions.py run.py threadsafe.py) \
   tests/leaks tests/fuzz tests/test_polling.py
@@ -199,6 +207,7 @@ lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m mypy examples
 
 fmt: build ## format both languages
 	@cargo fmt --all

@@ -1,13 +1,16 @@
-"""What the toolkit's primitives cost beside asyncio's and other libraries': CPU time per operation.
+"""What the toolkit's primitives cost beside asyncio's and other libraries', and how well adaptive limits follow.
 
-    python benches/toolkit.py [--rows semaphore,crowd] [--repetitions 7] [--json | --markdown]
+    python benches/toolkit.py [--rows semaphore,crowd | --rows all] [--backends asyncio,uvloop,tideloop]
+                              [--repetitions 5] [--scale 1.0] [--json | --markdown]
 
-A row is an operation, a cell what does it, on which loop (``@asyncio``, ``@tideloop``). Rows are data: a function that
-takes the number of operations and is run on each of the row's loops with each of its contenders. All cells of a row
-run in one process, interleaved A B C ... C B A, the garbage collector on and run before each sample. A sample is CPU
-time of the process (``time.process_time``) per operation; the table shows medians in nanoseconds, the quartile spread,
-and the ratio of the row's reference (its first contender) on the same loop to it. A contender that is not installed is
-left out, and said so.
+A row (``toolkit_rows.py``) is an operation; its table has a line for each contender, and a column for each backend,
+the loop that it runs on. All cells of a row run in one process and take turns, A B C ... C B A; the garbage collector
+is on, and runs before each sample. A sample is CPU time of the process per operation, unless the row says otherwise. A
+cell is the median of the samples ± half the range between the quartiles, and how many times more the first
+contender, the reference, costs on the same backend. The first round is not counted.
+
+Without ``--rows`` those rows are run that have a goal; it stands in their heads. Contenders and backends that are not
+installed are left out, and said so.
 """
 
 from __future__ import annotations
@@ -16,212 +19,177 @@ import argparse
 import asyncio
 import gc
 import importlib
+import importlib.metadata
 import json
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-Body = Callable[[Any, int], Awaitable[float]]
-"""Does so many operations with what a contender makes; returns the CPU seconds they took, set-up excluded."""
+sys.path.insert(0, str(Path(__file__).parent))
 
-LOOPS = ("asyncio", "tideloop")
+from toolkit_rows import ROWS, Make, Row, Sample  # beside this file
 
-
-@dataclass(frozen=True)
-class Row:
-    """One operation, and who does it: name of the contender to what makes the thing, the reference first."""
-
-    name: str
-    what: str
-    body: Body
-    operations: int
-    contenders: dict[str, Callable[[], Any]]
-
-
-def clock() -> float:
-    return time.process_time()
-
-
-def of(module: str, name: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-    """What makes an object of a class that is imported when it is wanted."""
-    return lambda: getattr(importlib.import_module(module), name)(*args, **kwargs)
-
-
-# --- limits --------------------------------------------------------------------------------------
-
-
-async def enter_and_leave(limiter: Any, count: int) -> float:
-    started = clock()
-    for _ in range(count):
-        async with limiter:
-            pass
-    return clock() - started
-
-
-async def crowd(limiter: Any, count: int) -> float:
-    async def work() -> None:
-        async with limiter:
-            await asyncio.sleep(0)
-
-    started = clock()
-    await asyncio.gather(*(work() for _ in range(count)))
-    return clock() - started
-
-
-async def weighted(limiter: Any, count: int) -> float:
-    started = clock()
-    for _ in range(count):
-        async with limiter(3):
-            pass
-    return clock() - started
-
-
-async def keyed(limiter: Any, count: int) -> float:
-    started = clock()
-    for key in range(count):
-        async with limiter(key):
-            pass
-    return clock() - started
-
-
-async def give_up(limiter: Any, count: int) -> float:
-    async def work() -> None:
-        async with limiter:
-            pass
-
-    async with limiter:
-        tasks = [asyncio.ensure_future(work()) for _ in range(count)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        started = clock()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        return clock() - started
-
-
-def limiters(permits: int) -> dict[str, Callable[[], Any]]:
-    return {
-        "asyncio.Semaphore": lambda: asyncio.Semaphore(permits),
-        "tideloop.Limiter": of("tideloop", "Limiter", permits),
-        "tideloop.Semaphore": of("tideloop", "Semaphore", permits),
-        "anyio.CapacityLimiter": of("anyio", "CapacityLimiter", permits),
-        "aiologic.Semaphore": of("aiologic", "Semaphore", permits),
-    }
-
-
-def ours(name: str, *args: Any) -> dict[str, Callable[[], Any]]:
-    return {f"tideloop.{name}": of("tideloop", name, *args)}
-
-
-ROWS = [
-    Row("semaphore", "async with, a permit is free", enter_and_leave, 50_000, limiters(10)),
-    Row("crowd", "20,000 tasks over 50 permits, each with one sleep(0) inside", crowd, 20_000, limiters(50)),
-    Row("give_up", "20,000 waiters are cancelled", give_up, 20_000, limiters(1)),
-    Row("weighted", "async with limiter(3)", weighted, 50_000, ours("Limiter", 10)),
-    Row("keyed", "async with limiter(key), every key new", keyed, 20_000, ours("KeyedLimiter", 2)),
-]
-
-
-# --- measuring -----------------------------------------------------------------------------------
+BACKENDS = ("asyncio", "uvloop", "tideloop")
+PEERS = ("anyio", "aiologic", "aiolimiter", "culsans", "janus", "aiometer", "aiostream")
 
 Cell = tuple[str, str]
-"""Contender and loop."""
+"""Contender and backend."""
 
 
-def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    if name == "asyncio":
+def new_loop(backend: str) -> asyncio.AbstractEventLoop:
+    if backend == "asyncio":
         return asyncio.SelectorEventLoop()
-    loop: asyncio.AbstractEventLoop = importlib.import_module(name).new_event_loop()
+    loop: asyncio.AbstractEventLoop = importlib.import_module(backend).new_event_loop()
     return loop
 
 
-def sample(row: Row, cell: Cell) -> float:
-    """One run: nanoseconds per operation."""
-    contender, loop = cell
+def left_out(name: str, error: ImportError) -> None:
+    print(f"{name}: left out ({error})", file=sys.stderr)
+
+
+def sample(row: Row, cell: Cell, count: int, seed: int) -> Sample:
+    """One run of a cell."""
+    contender, backend = cell
     gc.collect()
+    if row.simulated is not None:
+        return row.simulated(contender, count, seed)
 
-    async def main() -> float:
-        return await row.body(row.contenders[contender](), row.operations)
+    async def main() -> Sample:
+        assert row.body is not None
+        return await row.body(row.contenders[contender](), count)
 
-    with asyncio.Runner(loop_factory=lambda: new_loop(loop)) as runner:
-        return runner.run(main()) / row.operations * 1e9
+    with asyncio.Runner(loop_factory=lambda: new_loop(backend)) as runner:
+        return runner.run(main())
 
 
-def measure(row: Row, loops: list[str], repetitions: int) -> dict[Cell, list[float]]:
-    cells = [(contender, loop) for contender in row.contenders for loop in loops]
-    for contender in row.contenders:
+async def made(make: Make) -> None:
+    """Makes it where a loop runs, as some want it."""
+    make()
+
+
+def measure(row: Row, backends: Sequence[str], repetitions: int, count: int) -> dict[Cell, list[Sample]]:
+    # What is simulated has its own loop, with a clock that nobody waits for.
+    columns = backends if row.simulated is None else ("simulated",)
+    cells: list[Cell] = []
+    for contender, make in row.contenders.items():
         try:
-            sample(Row(row.name, row.what, row.body, 10, row.contenders), (contender, loops[0]))
+            asyncio.run(made(make))
         except ImportError as error:
-            print(f"{contender}: left out ({error})", file=sys.stderr)
-            cells = [cell for cell in cells if cell[0] != contender]
-    samples: dict[Cell, list[float]] = {cell: [] for cell in cells}
+            left_out(contender, error)
+        else:
+            cells += [(contender, column) for column in columns]
+    samples: dict[Cell, list[Sample]] = {cell: [] for cell in cells}
     for repetition in range(repetitions + 1):
         for cell in cells:
-            value = sample(row, cell)
-            if repetition:  # the first round warms up
-                samples[cell].append(value)
+            taken = sample(row, cell, count, repetition)
+            if repetition:
+                samples[cell].append(taken)
         cells.reverse()
     return samples
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
+# --- how it is shown -------------------------------------------------------------------------------
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """The median, and half the range between the quartiles."""
     if len(values) < 2:
-        return values[0], values[0], values[0]
+        return values[0], 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    return middle, (high - low) / 2
 
 
-def table(row: Row, samples: dict[Cell, list[float]], markdown: bool) -> str:
-    reference = next(iter(row.contenders))
-    lines = [f"{row.name}: {row.what}"]
+def words(row: Row, samples: list[Sample], base: list[Sample]) -> str:
+    found = []
+    for metric in row.metrics:
+        middle, half = spread([sample[metric.name] for sample in samples])
+        text = f"{middle:{metric.form}} ±{half:{metric.form}}"
+        if metric.lower_is_better:
+            text += f" ({spread([sample[metric.name] for sample in base])[0] / middle:.2f}x)"
+        found.append(text)
+    return "; ".join(found)
+
+
+def table(row: Row, samples: dict[Cell, list[Sample]], markdown: bool) -> str:
+    columns = list(dict.fromkeys(backend for _, backend in samples))
+    contenders = list(dict.fromkeys(contender for contender, _ in samples))
+    title = f"{row.name}: {row.what}" + (f"; to reach: {row.goal}" if row.goal else "")
+    head = [", ".join(metric.name for metric in row.metrics), *columns]
+    lines = [
+        [contender] + [words(row, samples[contender, column], samples[row.reference, column]) for column in columns]
+        for contender in contenders
+    ]
     if markdown:
-        lines = [f"| {row.name}: {row.what} | ns | quartiles | x {reference} |", "|---|---|---|---|"]
-    for (contender, loop), values in samples.items():
-        low, middle, high = quartiles(values)
-        base = samples.get((reference, loop))
-        ratio = f"{statistics.median(base) / middle:.2f}" if base else ""
-        cells = [f"{contender} @{loop}", f"{middle:.0f}", f"{low:.0f} to {high:.0f}", ratio]
-        if markdown:
-            lines.append(f"| {' | '.join(cells)} |")
+        rows = [f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * len(columns)], *lines]]
+        return "\n".join([f"**{title}**", "", *rows, ""])
+    widths = [max(len(line[index]) for line in [head, *lines]) for index in range(len(head))]
+    rows = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in [head, *lines]]
+    return "\n".join([title, *(f"  {line.rstrip()}" for line in rows), ""])
+
+
+def versions(backends: Sequence[str]) -> list[str]:
+    found = [f"{platform.python_implementation()} {platform.python_version()}"]
+    for package in (*PEERS, *(backend for backend in backends if backend not in ("asyncio", "tideloop"))):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# --- what is asked for -----------------------------------------------------------------------------
+
+
+def listed(parser: argparse.ArgumentParser, given: str, known: Sequence[str], what: str) -> list[str]:
+    names = given.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown {what}: {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
+
+
+def installed(backends: list[str]) -> list[str]:
+    found = []
+    for backend in backends:
+        try:
+            importlib.import_module(backend)
+        except ImportError as error:
+            left_out(backend, error)
         else:
-            lines.append(f"  {cells[0]:<36} {cells[1]:>8} ns  ({cells[2]}){'  x ' + ratio if ratio else ''}")
-    return "\n".join(lines)
+            found.append(backend)
+    return found
 
 
 def main() -> None:
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(names), help=f"of {', '.join(names)}")
-    parser.add_argument("--loops", default=",".join(LOOPS), help="modules with new_event_loop, and asyncio")
-    parser.add_argument("--repetitions", type=int, default=7)
+    goals = [row.name for row in ROWS if row.goal]
+    parser.add_argument("--rows", default=",".join(goals), help=f"all, or of {', '.join(names)}")
+    parser.add_argument("--backends", default=",".join(BACKENDS), help=f"of {', '.join(BACKENDS)}")
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of operations")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", action="store_true", help="every sample, instead of tables")
+    parser.add_argument("--markdown", action="store_true", help="tables as the documents have them")
     options = parser.parse_args()
-    wanted = options.rows.split(",")
-    if unknown := [name for name in wanted if name not in names]:
-        parser.error(f"unknown rows: {', '.join(unknown)}; there are {', '.join(names)}")
+    wanted = names if options.rows == "all" else listed(parser, options.rows, names, "rows")
+    backends = installed(listed(parser, options.backends, BACKENDS, "backends"))
     if options.repetitions < 1:
         parser.error("--repetitions must be at least 1")
-    found: dict[str, dict[str, list[float]]] = {}
+    command = " ".join(["python benches/toolkit.py", *sys.argv[1:]])
     if not options.json:
-        print(f"Python {platform.python_version()}, medians of {options.repetitions}, CPU time")
+        said = f"{', '.join(versions(backends))}: medians of {options.repetitions} ± half the quartile range"
+        print(f"`{command}`, {said}, and the ratio to the first line.\n" if options.markdown else f"{said}\n")
+    found: dict[str, dict[str, list[Sample]]] = {}
     for row in ROWS:
         if row.name not in wanted:
             continue
-        scaled = Row(row.name, row.what, row.body, max(1, int(row.operations * options.scale)), row.contenders)
-        samples = measure(scaled, options.loops.split(","), options.repetitions)
-        found[row.name] = {f"{contender}@{loop}": values for (contender, loop), values in samples.items()}
+        samples = measure(row, backends, options.repetitions, max(1, int(row.operations * options.scale)))
+        found[row.name] = {f"{contender}@{backend}": values for (contender, backend), values in samples.items()}
         if not options.json:
             print(table(row, samples, options.markdown), flush=True)
     if options.json:
-        print(json.dumps({"python": platform.python_version(), "ns_per_operation": found}))
+        print(json.dumps({"command": command, "versions": versions(backends), "rows": found}, indent=1))
 
 
 if __name__ == "__main__":

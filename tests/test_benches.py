@@ -63,11 +63,65 @@ def test_a_wrong_argument_is_refused(arguments, complaint):
     assert complaint in micro(*arguments, fails=True)
 
 
-def test_groups_and_streams_are_compared():
-    arguments = ["--repetitions", "1", "--loops", "asyncio,tideloop", "--only", "time limit"]
-    said = bench(MICRO.with_name("toolkit_groups.py"), *arguments)
-    assert [line.split(" | ")[:3] for line in said.splitlines() if "time limit |" in line] == [
-        [f"| {loop}", "a time limit", name]
-        for loop in ("asyncio", "tideloop")
-        for name in ("asyncio.timeout", "tideloop.fail_after")
-    ]
+# --- the toolkit's ---------------------------------------------------------------------------------
+
+TOOLKIT = MICRO.with_name("toolkit.py")
+GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "adaptive"]
+ROWS = [
+    *GOALS,
+    *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
+    *("group_limit", "group_cancel", "timeout"),
+]
+
+
+def toolkit(*arguments: str, fails: bool = False) -> str:
+    return bench(TOOLKIT, *arguments, fails=fails)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_the_toolkit(row):
+    said = toolkit(
+        *("--rows", row, "--backends", "asyncio,tideloop", "--repetitions", "2", "--scale", "0.004", "--json")
+    )
+    found = json.loads(said)
+    assert found["rows"].keys() == {row}
+    cells = found["rows"][row]
+    columns = ["simulated"] if row == "adaptive" else ["asyncio", "tideloop"]
+    contenders = list(dict.fromkeys(cell.split("@")[0] for cell in cells))
+    assert list(cells) == [f"{contender}@{column}" for contender in contenders for column in columns]
+    assert any("tideloop." in contender or "AdaptiveLimiter" in contender for contender in contenders)
+    for samples in cells.values():
+        assert len(samples) == 2
+        assert all(value > 0 for sample in samples for value in sample.values())
+
+
+def test_what_has_a_goal_is_run_if_nothing_is_said():
+    found = json.loads(toolkit("--repetitions", "1", "--backends", "asyncio", "--scale", "0.001", "--json"))
+    assert list(found["rows"]) == GOALS
+
+
+def test_tables_of_the_toolkit_can_be_pasted():
+    said = toolkit(
+        *("--rows", "queue,rate", "--backends", "asyncio,tideloop"),
+        *("--repetitions", "2", "--scale", "0.004", "--markdown"),
+    )
+    first, _, title, _, head, rule, reference, *_ = said.splitlines()
+    assert first.startswith("`python benches/toolkit.py --rows queue,rate")
+    assert "medians of 2" in first
+    assert title.startswith("**queue: two tasks")
+    assert (head, rule) == ("| ns | asyncio | tideloop |", "| --- | ---: | ---: |")
+    assert reference.startswith("| asyncio.Queue | ")
+    assert reference.count("(1.00x)") == 2
+    assert "| ns, finish / ideal | asyncio | tideloop |" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--rows", "nothing"), "unknown rows: nothing"),
+        (("--backends", "nothing"), "unknown backends: nothing"),
+        (("--repetitions", "0"), "at least 1"),
+    ],
+)
+def test_a_wrong_argument_of_the_toolkit_s_is_refused(arguments, complaint):
+    assert complaint in toolkit(*arguments, fails=True)

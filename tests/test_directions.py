@@ -116,7 +116,8 @@ ALLOWED = {
     "cli": {"program", "lab"},
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
-    "acceleration": {"accelerated", "stock"},
+    # Of the loop only the stream writer, which runs on any, too.
+    "acceleration": {"accelerated", "loop", "stock"},
     "accelerated": {"queues", "stock", "sync", "timeouts", "waits", "_tideloop"},
     "queues": {"earlier_queues", "stock", "_tideloop"},
     "earlier_queues": set(),
@@ -148,7 +149,7 @@ ALLOWED = {
     "scopes": {"accelerated", "cancellation"},
     "groups": {"accelerated", "cancellation", "outcome", "_tideloop"},
     "gathering": {"accelerated", "groups", "outcome", "_tideloop"},
-    "mapping": {"groups", "outcome", "pumps"},
+    "mapping": {"groups", "limits", "outcome", "pumps"},
     "pumps": set(),
     "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},
     # For tests of programs: nothing of ours imports it.

@@ -14,6 +14,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from tideloop import accelerated, stock
+from tideloop.loop import streams
 
 __all__ = ["Acceleration", "accelerate", "decelerate"]
 
@@ -62,8 +63,9 @@ def accelerate() -> Acceleration:
 
     Replaces sleep, gather, wait, wait_for (not on Python 3.11), shield, create_task, TaskGroup, timeout and
     its class, Event, Lock, Condition, Semaphore, BoundedSemaphore, Barrier, Queue, PriorityQueue,
-    LifoQueue, and with them what asyncio builds on them. They behave as those of this Python version do, on
-    any loop, and are fastest on tideloop's.
+    LifoQueue, StreamWriter (so that ``asyncio.open_connection()`` returns a native one, as servers on tideloop's
+    loop get it without this), and with them what asyncio builds on them. They behave as those of this Python
+    version do, on any loop, and are fastest on tideloop's.
 
     Calling it again is allowed; each call is undone by itself.
     """
@@ -84,6 +86,7 @@ def decelerate() -> None:
 
 def _replace() -> None:
     natives = {id(getattr(stock, name)): getattr(accelerated, name) for name in accelerated.REPLACED}
+    natives[id(streams.StockWriter)] = streams.StreamWriter
     # Everything is looked up before anything is replaced.
     found = [
         (module, name, value, natives[id(value)])

@@ -36,12 +36,16 @@ Outcomes: TypeAlias = Mapping[type[BaseException], Result] | Callable[[BaseExcep
 
 @dataclass(frozen=True)
 class Gradient2:
-    """The limit times ``tolerance * baseline / mean``, at most half and at most a quarter more per window.
+    """The limit times ``tolerance * baseline / mean``; at most a quarter more, at least a quarter of it, per window.
 
-    Source: Netflix concurrency-limits, ``Gradient2Limit``. Tuned: theirs compares single operations with a long mean,
-    which contains the queue that the limit has made, tolerates half as much again, and adds a constant 4; on a backend
-    of 20 it settles at about 30. This one compares means of windows with a baseline that probes keep free of queues,
-    tolerates a tenth, and grows by the room in that tolerance instead of by a constant.
+    Source: Netflix concurrency-limits, ``Gradient2Limit``. Where it deviates, and why:
+
+    * theirs compares single operations with a long mean, which contains the queue that the limit has made, tolerates
+      half as much again, and adds a constant 4; on a backend of 20 it settles at about 30. This one compares means of
+      windows with a baseline that probes keep free of queues, tolerates a tenth, and grows by the room in that;
+    * theirs clamps the factor to a half and smooths it. Below a half it is no noise, and here it is taken as it is:
+      from 50 times the capacity each step takes as long as the queue does;
+    * theirs does not look at drops.
 
     tolerance: how many times the time without a queue operations may take. smoothing: which part of a change is
     made at once. backoff: what is left of the limit after a window with drops.
@@ -56,8 +60,9 @@ class Gradient2:
 class Vegas:
     """Keeps between ``alpha`` and ``beta`` logarithms (of the limit, to base 10) of operations in the queue.
 
-    Source: Brakmo and Peterson, "TCP Vegas", 1995; Netflix concurrency-limits, ``VegasLimit``, whose 3 and 6 are for
-    single operations. Slower than Gradient2 where the capacity changes much.
+    Source: Brakmo and Peterson, "TCP Vegas", 1995; Netflix concurrency-limits, ``VegasLimit``. Where it deviates, and
+    why: theirs keeps 3 to 6 logarithms, measured on single operations; means of windows allow 1 to 2. A queue that is
+    far beyond ``beta`` is taken off by half, and most of the limit if it is most of it: steps of one take for ever.
     """
 
     alpha: float = 1.0
@@ -70,7 +75,10 @@ class AIMD:
     """``step`` more per window; times ``backoff`` when operations are dropped or take longer than ``too_long`` seconds.
 
     Source: Chiu and Jain 1989; Netflix concurrency-limits, ``AIMDLimit``. For backends that say when they have
-    enough: it knows nothing of queues, and without drops and ``too_long`` it grows to the maximum.
+    enough: it knows nothing of queues, and without drops and ``too_long`` it grows to the maximum. Where it deviates,
+    and why: it decides per window, against noise; drops that go on although the limit was cut take more and more of
+    it, up to half per window, and so does twice ``too_long``, since a tenth per window is too slow far above the
+    capacity. The other algorithms do the same after drops.
     """
 
     step: float = 1.0
@@ -160,7 +168,8 @@ class AdaptiveLimiter:
     nothing; others are what ``outcomes`` says, a mapping of exception classes or a function, and otherwise
     what ``outcome_of`` says. A cancelled operation changes neither the baseline nor the limit.
 
-    algorithm: ``Gradient2()``, ``Vegas()`` or ``AIMD()``. min, max: the limit stays between them, both included.
+    algorithm: ``Gradient2()``, ``Vegas()`` or ``AIMD()``. min, max: the limit stays between them, both included; a
+    probe lets in three quarters of it, and so may go below `min` for a window.
     initial: what it begins with. on_full: whether who comes when all permits are in use waits, or gets LimiterFull.
 
     partitions: shares of the limit, such as ``{"live": 0.8, "batch": 0.2}``. A partition may always use its share (at

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
@@ -126,7 +127,8 @@ class Background:
         self._patience = seconds("patience", patience)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: set[asyncio.Future[None]] = set()
-        self._entered = self._closed = False
+        self._entered = self._closed = self._left = False
+        self._asked: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._parent: Request | None = None
         self._errors: list[BaseException] = []
         self._succeeded = self._failed = self._cancelled = self._restarts = 0
@@ -143,21 +145,33 @@ class Background:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> None:
         assert self._parent is not None
+        cancelled: asyncio.CancelledError | None = None
         try:
             await self.drain(0 if error is not None or self._errors else self._grace)
-        except asyncio.CancelledError as cancelled:
+        except asyncio.CancelledError as late:
             # Whether by a task's failure or from outside: there is no more time.
-            error = cancelled
-            await self.drain(0)
-        alone = self._parent.made and self._parent.take_back()
-        if self._errors and (error is None or (alone and isinstance(error, asyncio.CancelledError))):
-            errors, self._errors = self._errors, []
+            cancelled = late
+        try:
+            if cancelled is not None:
+                await self.drain(0)
+        except asyncio.CancelledError as late:
+            cancelled = late
+        self._left = True
+        self._parent.take_back()
+        errors, self._errors = self._errors, []
+        foreign = self._parent.others and isinstance(cancelled or error, asyncio.CancelledError)
+        if foreign:
+            for failure in errors:
+                _log.error("a task of %r has failed", self, exc_info=failure)
+            errors = []
+        if errors:
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                errors.insert(0, error)
             raise BaseExceptionGroup(f"errors in {self!r}", errors) from None
-        if error is not None and kind is None:
-            raise error
-        return False
+        if cancelled is not None and foreign:
+            raise cancelled
 
     def spawn(
         self,
@@ -199,8 +213,7 @@ class Background:
         late = self._others()
         finished = before - len(late)
         if late and then == "cancel":
-            for task in late:
-                task.cancel()
+            self.cancel()
             await self._settle(loop.time() + self._patience)
         survivors = tuple(Survivor(task.get_name(), _stack(task)) for task in self._others())
         for survivor in survivors if then == "cancel" else ():
@@ -210,7 +223,9 @@ class Background:
     def cancel(self) -> None:
         """Cancel all tasks. They can be waited for by drain()."""
         for task in self._others():
-            task.cancel()
+            if task not in self._asked:
+                self._asked.add(task)
+                task.cancel()
 
     def stats(self) -> BackgroundStats:
         """The Background in numbers."""
@@ -239,6 +254,7 @@ class Background:
             except Exception as error:
                 if restart is None or self._closed:
                     raise
+                last = error
                 failures = 1 if loop.time() - began >= restart.forgive else failures + 1
                 if restart.most is not None and failures > restart.most:
                     raise
@@ -248,6 +264,8 @@ class Background:
                 _log.warning("%r has failed and begins again in %.3g s", task.get_name(), pause, exc_info=error)
             self._restarts += 1
             await accelerated.sleep(pause)
+            if self._closed:
+                raise last
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -265,8 +283,11 @@ class Background:
             self._errors.append(error)
             self._closed = True
             self.cancel()
-            assert self._parent is not None
-            self._parent.make()
+            if self._left:
+                _log.error("%r has failed after its block was left", task.get_name(), exc_info=error)
+            else:
+                assert self._parent is not None
+                self._parent.make()
         elif self._on_error == "log":
             _log.error("%r has failed", task.get_name(), exc_info=error)
         else:

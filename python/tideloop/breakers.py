@@ -106,7 +106,12 @@ class Breaker:
     def leave(self, entered: int, error: BaseException | None) -> None:
         """Tell how the call has ended; not as an Exception is cancelled."""
         counts = error is None or isinstance(error, Exception)
-        failed = isinstance(error, Exception) and matches(self.on, error)
+        try:
+            failed = isinstance(error, Exception) and matches(self.on, error)
+        except BaseException:
+            if entered and entered == self._opened and self._until is not None:
+                self._probing -= 1
+            raise
         if entered:
             if entered != self._opened or self._until is None:
                 return

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+import weakref
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Literal
 
-from tideloop._tideloop import keep_contexts
+from tideloop._tideloop import forgive, keep_contexts
 
 __all__ = ["Request", "Shield"]
 
@@ -91,6 +93,33 @@ class Request:
         return self.task.cancelling() - (self._state is True) > self._before
 
 
+_MARK_STAYS = sys.version_info < (3, 13)
+
+
+class _Uncancel:
+    """``task.uncancel()`` as it is since 3.13: with the last request the mark for the next await goes as well.
+
+    In front of the task's own once a shield has let go of cancellations that it held back. Whoever asked for one
+    (``asyncio.timeout()``) may take it back before the task awaits anything.
+    """
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = weakref.ref(task)
+
+    def __call__(self) -> int:
+        task = self._task()
+        assert task is not None
+        left = type(task).uncancel(task)
+        if left == 0:
+            with contextlib.suppress(AttributeError):
+                forgive(task)
+            if getattr(task.uncancel, "_task", None) is self._task:
+                del task.uncancel
+        return left
+
+
 class Shield:
     """``with tideloop.shield():`` holds back cancellation of the task until the block is left.
 
@@ -143,10 +172,13 @@ class Shield:
         for item in held:
             if isinstance(item, Request):
                 item.pursue()
-            elif self._outer is not None:
+                continue
+            if self._outer is not None:
                 self._outer._receive(*item)
             else:
                 task.cancel(item[0])
+            if _MARK_STAYS:
+                task.uncancel = _Uncancel(task)  # type: ignore[method-assign]
 
     def hold(self, request: Request) -> None:
         self._held.append(request)

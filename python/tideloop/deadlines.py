@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from contextvars import ContextVar, Token
 from types import TracebackType
+from typing import Any
 
 from tideloop.cancellation import Request
 from tideloop.durations import seconds
@@ -13,6 +15,8 @@ from tideloop.durations import seconds
 __all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining"]
 
 _deadline: ContextVar[float] = ContextVar("tideloop.deadline", default=math.inf)
+# Whose timer that is: a task that was made inside of the block has none.
+_owner: ContextVar[asyncio.Task[Any] | None] = ContextVar("tideloop.deadline.owner", default=None)
 
 
 class DeadlineExceeded(TimeoutError):
@@ -30,7 +34,7 @@ def remaining() -> float:
 class Deadline:
     """``with tideloop.deadline(5):`` See deadline()."""
 
-    __slots__ = ("_given", "_request", "_timer", "_token", "when")
+    __slots__ = ("_given", "_owner", "_request", "_timer", "_token", "when")
 
     def __init__(self, given: float) -> None:
         self._given = given
@@ -51,7 +55,9 @@ class Deadline:
         # The outer one, if that is earlier, has its own timer.
         self.when = min(loop.time() + self._given, outer)
         self._token = _deadline.set(self.when)
-        if self.when < outer:
+        mine = _owner.get() is task
+        self._owner = _owner.set(task)
+        if self.when < outer or not mine:
             self._timer = loop.call_at(self.when, self._request.make, "deadline")
         return self
 
@@ -60,9 +66,11 @@ class Deadline:
     ) -> None:
         assert self._request is not None
         assert self._token is not None
-        _deadline.reset(self._token)
         if self._timer is not None:
             self._timer.cancel()
+        with contextlib.suppress(ValueError):  # left in another context than entered, as a generator may be
+            _deadline.reset(self._token)
+            _owner.reset(self._owner)
         if self._request.made and self._request.take_back() and isinstance(error, asyncio.CancelledError):
             raise DeadlineExceeded(f"not done within the deadline of {self._given:g} s") from error
 

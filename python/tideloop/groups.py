@@ -53,6 +53,8 @@ async def _wait(handle: TaskHandle[_T]) -> Outcome[_T]:
     if not handle.done():
         if handle.task is not None and asyncio.current_task() is handle.task:
             raise RuntimeError(f"{handle!r} cannot wait for itself")
+        if handle._loop is not None and handle._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"{handle!r} belongs to another event loop")
         waiter = asyncio.get_running_loop().create_future()
         handle._waiters.append(waiter)
         try:
@@ -375,7 +377,10 @@ class _Completed:
         while self._next == len(owner._done):
             if not owner._running and not owner._waiting:
                 raise StopAsyncIteration
-            waiter = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            if owner._loop is not None and owner._loop is not loop:
+                raise RuntimeError(f"{owner!r} belongs to another event loop")
+            waiter = loop.create_future()
             owner._watchers.append(waiter)
             try:
                 await waiter

@@ -6,6 +6,11 @@ iterator; an async one is iterated by a task of its own, the *feeder*, which lay
 **Room.** An item is ahead from when it is pulled until the consumer has got its result. Slots and feeder park when
 too many are; the consumer lets one of them go on for each result it takes. So an endless source is as good as any.
 
+**Turned away.** A limiter may refuse (LimiterFull) instead of letting wait. The stream can wait for itself: the
+end of one of its own calls makes room, so whoever was refused stands in line until then, and later ones behind it. If
+there is no such call under way, others hold all permits, nothing tells when they give them back, and the refusal
+is the item's failure.
+
 **The end.** The consumer notices that no task is left. Failures are entries in the place of a result: the
 consumer who meets one closes everything and raises it.
 """
@@ -18,6 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 from tideloop.groups import Acquirable
+from tideloop.limits import LimiterFull
 from tideloop.outcome import Outcome
 from tideloop.pumps import cancel_and_wait, close
 
@@ -97,6 +103,8 @@ class Mapping:
         self._active = 0
         """With a limiter: calls that hold a permit."""
         self._waiting_permits = 0
+        self._line: deque[asyncio.Future[None]] = deque()
+        """Of these, who was turned away, and who came behind them."""
         self._failed = 0
         self._source_error: BaseException | None = None
         self._fatal: BaseException | None = None
@@ -115,8 +123,12 @@ class Mapping:
         if self._parked or self._feeder_waits is not None:
             self._make_room()
         if type(entry) is _Failure:
-            await self.aclose()
-            raise entry.error
+            # Raised first: what closing raises has it as its context.
+            try:
+                raise entry.error
+            finally:
+                entry = None
+                await self.aclose()
         return entry
 
     async def _wait(self) -> None:
@@ -312,9 +324,11 @@ class Mapping:
         if self._limiter is not None:
             self._waiting_permits += 1
             try:
-                await self._limiter.acquire()
+                refusal = await self._permit(self._limiter)
             finally:
                 self._waiting_permits -= 1
+            if refusal is not None:
+                return self._failure(refusal, number)
             self._active += 1
             self._grow()
         held = self._limiter is not None
@@ -339,10 +353,42 @@ class Mapping:
             if held:
                 self._let_go()
 
+    async def _permit(self, limiter: Acquirable) -> LimiterFull | None:
+        """Takes a permit, or returns what the limiter said if nothing tells when to ask again."""
+        assert self._loop is not None
+        refused = False
+        while True:
+            if self._line or refused:
+                turn = self._loop.create_future()
+                if refused:
+                    self._line.appendleft(turn)
+                else:
+                    self._line.append(turn)
+                try:
+                    await turn
+                finally:
+                    self._line.remove(turn)
+            try:
+                await limiter.acquire()
+            except LimiterFull as error:
+                # Those who wait and are not in line will have permits, and give them back.
+                if not self._active and self._waiting_permits == len(self._line) + 1:
+                    self._next_in_line()
+                    return error
+                refused = True
+            else:
+                self._next_in_line()
+                return None
+
+    def _next_in_line(self) -> None:
+        if self._line and not self._line[0].done():
+            self._line[0].set_result(None)
+
     def _let_go(self) -> None:
         assert self._limiter is not None
         self._active -= 1
         self._limiter.release()
+        self._next_in_line()
 
     def _grow(self) -> None:
         """With a limiter: one slot more than there are permits waits for the next one."""

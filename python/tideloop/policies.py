@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 from tideloop import accelerated
 from tideloop.breakers import Breaker
 from tideloop.cancellation import Request
-from tideloop.deadlines import Deadline, DeadlineExceeded, remaining
+from tideloop.deadlines import Deadline, remaining
 from tideloop.durations import seconds
 from tideloop.hedges import Hedge
 from tideloop.retries import Retry
@@ -200,8 +200,6 @@ class Policy:
             return await self._attempt(fn, args, kwargs)
         try:
             return await self._attempt(fn, args, kwargs)
-        except DeadlineExceeded:
-            raise
         except Exception as error:
             failure = error
         return await self._again(failure, fn, args, kwargs)
@@ -224,8 +222,6 @@ class Policy:
                 self._retries += 1
                 try:
                     return await self._attempt(fn, args, kwargs)
-                except DeadlineExceeded:
-                    raise
                 except Exception as failure:
                     error = failure
                     failures += 1
@@ -276,12 +272,13 @@ class Policy:
                 finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 done |= finished
         finally:
+            took = loop.time() - began
             for task in attempts:
                 task.cancel()
             await _ended(attempts)
         for task in attempts:
             if task in done and not task.cancelled() and task.exception() is None:
-                hedge.took(loop.time() - began)
+                hedge.took(took)
                 return task.result()
         return attempts[0].result()
 
@@ -325,10 +322,12 @@ class _Block:
         if late:
             policy._timeouts += 1
             raised = AttemptTimeout(f"an attempt by {policy!r} was not done in {policy.timeout:g} s")
-        if policy.breaker is not None:
-            policy.breaker.leave(self._entered, raised)
-        if policy.limit is not None:
-            policy.limit.release()
+        try:
+            if policy.breaker is not None:
+                policy.breaker.leave(self._entered, raised)
+        finally:
+            if policy.limit is not None:
+                policy.limit.release()
         if late:
             assert raised is not None
             raise raised from error

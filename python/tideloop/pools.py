@@ -19,7 +19,9 @@ every asyncio loop. A pool belongs to the loop that it is first used in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import itertools
 import logging
 import math
 import random
@@ -27,7 +29,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Hashable
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from tideloop.deadlines import remaining
 from tideloop.durations import seconds
@@ -108,8 +110,9 @@ class _Shelf(Generic[_T]):
             self.waiters.popleft()
         return self.waiters[0] if self.waiters else None
 
-    def waiting(self) -> int:
-        return sum(not waiter.done() for _, waiter in self.waiters)
+    def waiting(self, most: int | None = None) -> int:
+        """How many wait; not counted beyond `most`."""
+        return sum(1 for _ in itertools.islice((w for _, w in self.waiters if not w.done()), most))
 
 
 class Lease(Generic[_T]):
@@ -230,6 +233,7 @@ class _Lender(Generic[_T]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shelves: dict[Any, _Shelf[_T]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._making: set[asyncio.Task[None]] = set()
         self._housekeeping: asyncio.TimerHandle | None = None
         self._planned = math.inf
         self._emptied: asyncio.Future[None] | None = None
@@ -279,6 +283,8 @@ class _Lender(Generic[_T]):
         Returns when all that is not lent is closed. Cancelled, closing goes on.
         """
         self._shut()
+        for task in self._making:
+            task.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -345,12 +351,14 @@ class _Lender(Generic[_T]):
         """A resource, in turn; one that was idle is checked first, if the pool checks."""
         self._enter_loop()
         assert self._loop is not None
-        if self._closed:
-            raise PoolClosed(f"{self!r} lends nothing any more")
         began = self._loop.time()
         deadline = began + min(self._acquire_timeout, remaining())
+        self._arrivals += 1
+        arrival = self._arrivals
         while True:
-            resource = await self._next(shelf, deadline)
+            if self._closed:
+                raise PoolClosed(f"{self!r} lends nothing any more")
+            resource = await self._next(shelf, deadline, arrival)
             if self._check is None or resource.idle_since > self._loop.time() - _CHECKED_AFTER or not resource.uses:
                 break
             if await self._is_good(resource, deadline):
@@ -359,7 +367,7 @@ class _Lender(Generic[_T]):
         self._lend(resource)
         return resource
 
-    async def _next(self, shelf: _Shelf[_T], deadline: float) -> _Resource[_T]:
+    async def _next(self, shelf: _Shelf[_T], deadline: float, number: int) -> _Resource[_T]:
         assert self._loop is not None
         # It may have been swept away while nobody used it, and another one have come in its place.
         shelf = self._shelves.setdefault(shelf.key, shelf)
@@ -370,9 +378,12 @@ class _Lender(Generic[_T]):
                 return resource
             self._retire(resource)
         waiter: asyncio.Future[_Resource[_T]] = self._loop.create_future()
-        self._arrivals += 1
-        arrival = (self._arrivals, waiter)
-        shelf.waiters.append(arrival)
+        arrival = (number, waiter)
+        # After a failed check he comes back to his place, before those who came later.
+        behind = 0
+        while behind < len(shelf.waiters) and shelf.waiters[-1 - behind][0] > number:
+            behind += 1
+        shelf.waiters.insert(len(shelf.waiters) - behind, arrival)
         self._serve()
         timer = None if deadline == math.inf else self._loop.call_at(deadline, self._expire, waiter)
         try:
@@ -385,8 +396,12 @@ class _Lender(Generic[_T]):
         finally:
             if timer is not None:
                 timer.cancel()
-            if arrival in shelf.waiters:
-                shelf.waiters.remove(arrival)
+            if not waiter.done() or waiter.cancelled() or waiter.exception() is not None:
+                # Whoever gives takes him off; who has given up does so himself.
+                with contextlib.suppress(ValueError):
+                    shelf.waiters.remove(arrival)
+                if len(self._shelves) > 1:
+                    self._serve()
             self._sweep(shelf)
 
     def _expire(self, waiter: asyncio.Future[_Resource[_T]]) -> None:
@@ -488,7 +503,11 @@ class _Lender(Generic[_T]):
             return
         waiting = [(first[0], shelf) for shelf in self._shelves.values() if (first := shelf.first()) is not None]
         for _, shelf in sorted(waiting, key=lambda item: item[0]):
-            wanted = min(shelf.waiting(), self._limit(shelf) - shelf.size + shelf.creating)
+            # What was kept for somebody else, who has given up or was served since.
+            while shelf.idle and (first := shelf.first()) is not None and not self._is_owed_elsewhere(shelf, first[0]):
+                shelf.waiters.popleft()
+                first[1].set_result(shelf.idle.pop())
+            wanted = shelf.waiting(max(self._limit(shelf) - shelf.size + shelf.creating, 0))
             while shelf.creating < wanted and self._creating < self._create_limit:
                 if self._size >= self._max and not self._make_room():
                     return
@@ -515,16 +534,23 @@ class _Lender(Generic[_T]):
         shelf.creating += 1
         self._size += 1
         self._creating += 1
-        self._spawn(self._create_for(shelf))
+        task = self._spawn(self._create_for(shelf))
+        self._making.add(task)
+        task.add_done_callback(self._making.discard)
 
     async def _create_for(self, shelf: _Shelf[_T]) -> None:
         assert self._loop is not None
         failure: BaseException | None = None
         try:
             value = await self._make(shelf)
-        except asyncio.CancelledError:
-            # The loop is ending; those who wait are cancelled, too.
-            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The loop is ending; those who wait are cancelled, too.
+                self._forget(shelf)
+                raise
+            failure = RuntimeError(f"creating a resource of {self!r} was cancelled")
+            failure.__cause__ = error
         except Exception as error:
             failure = error
         finally:
@@ -548,7 +574,8 @@ class _Lender(Generic[_T]):
         self._serve()
 
     async def _make(self, shelf: _Shelf[_T]) -> _T:
-        return await self._create()
+        made = self._create()
+        return await made if inspect.isawaitable(made) else made
 
     def _retire(self, resource: _Resource[_T]) -> None:
         """Close a resource, in a task; its place is free when that is done, or at once if nothing has to be done."""
@@ -559,6 +586,7 @@ class _Lender(Generic[_T]):
         else:
             self._leaving += 1
             self._spawn(self._close_and_forget(resource))
+            self._refill()
 
     async def _close_and_forget(self, resource: _Resource[_T]) -> None:
         assert self._close is not None
@@ -590,11 +618,12 @@ class _Lender(Generic[_T]):
         if not shelf.size and not shelf.waiters and self._shelves.get(shelf.key) is shelf:
             del self._shelves[shelf.key]
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         assert self._loop is not None
         task = self._loop.create_task(work, name=f"pool {self.name}" if self.name else "pool")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- keeping house ----------------------------------------------------------------------
 
@@ -638,10 +667,13 @@ class _Lender(Generic[_T]):
         now = self._loop.time()
         for shelf in list(self._shelves.values()):
             for resource in [resource for resource in shelf.idle if self._is_worn(resource, now)]:
-                if resource.expires <= now and self._lasting() <= self._min and self._size < self._max:
-                    # Its replacement comes first; it goes at the next round.
-                    self._begin_to_create(shelf)
-                    continue
+                if resource.expires <= now and self._lasting() - self._creating <= self._min:
+                    # Its replacement comes first; it goes at the first round after that.
+                    if self._creating:
+                        continue
+                    if self._size < self._max:
+                        self._begin_to_create(shelf)
+                        continue
                 shelf.idle.remove(resource)
                 self._retire(resource)
         idle = (resource for shelf in self._shelves.values() for resource in shelf.idle)
@@ -664,6 +696,26 @@ class _Lender(Generic[_T]):
 _L = TypeVar("_L", bound="_Lender[Any]")
 
 
+class _Options(TypedDict, total=False):
+    """What both kinds of pools take, so that a checker knows."""
+
+    check: Callable[[Any], Any] | None
+    reset: Callable[[Any], Any] | None
+    max_idle: float | None
+    max_lifetime: float | None
+    max_uses: int | None
+    jitter: float
+    acquire_timeout: float | None
+    create_limit: int
+    leak_after: float | None
+    name: str | None
+
+
+class _PoolOptions(_Options, total=False):
+    min: int
+    max: int
+
+
 class Pool(_Lender[_T]):
     """Resources of one kind: ``async with pool.acquire() as connection: ...``.
 
@@ -678,7 +730,12 @@ class Pool(_Lender[_T]):
     again. With `leak_after` seconds a loan that is longer is logged with the stack of the borrower.
     """
 
-    def __init__(self, create: Callable[[], Awaitable[_T]], close: Callable[[_T], Any] | None = None, **options: Any):
+    def __init__(
+        self,
+        create: Callable[[], Awaitable[_T]],
+        close: Callable[[_T], Any] | None = None,
+        **options: Unpack[_PoolOptions],
+    ) -> None:
         super().__init__(create, close, **options)
         self._only: _Shelf[_T] = _Shelf(None)
 
@@ -715,10 +772,10 @@ class KeyedPool(_Lender[_T], Generic[_K, _T]):
         *,
         max_per_key: int = 10,
         max: int = 100,
-        **options: Any,
-    ):
-        if options.get("min"):
-            raise ValueError(f"min must be 0 for a pool with keys, not {options['min']!r}")
+        **options: Unpack[_Options],
+    ) -> None:
+        if "min" in options:
+            raise TypeError("a pool with keys takes no min")
         super().__init__(create, close, max=max, **options)
         self._max_per_key = _count("max_per_key", max_per_key)
 

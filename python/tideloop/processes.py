@@ -304,7 +304,7 @@ class Process:
         self._stdin_open = stdin == "pipe"
         self._input_ended = False
         self._may_write = True
-        self._over = False
+        self._over = self._stopped = False
         self._lingering: asyncio.TimerHandle | None = None
         self._heard = 0
         self._began = self._ended = 0.0
@@ -320,11 +320,27 @@ class Process:
         protocol = _Protocol(self)
         if self._shell:
             assert isinstance(self.args, str | bytes)
-            await loop.subprocess_shell(lambda: protocol, self.args, **self._options)
+            start = loop.subprocess_shell(lambda: protocol, self.args, **self._options)
         else:
-            await loop.subprocess_exec(lambda: protocol, *self.args, **self._options)
-        assert self._transport is not None
-        self.pid = self._transport.get_pid()
+            start = loop.subprocess_exec(lambda: protocol, *self.args, **self._options)
+        # Cancelled in the middle, a loop ends the child alone, and not what that has started meanwhile.
+        starting = loop.create_task(start)
+        cancelled: asyncio.CancelledError | None = None
+        while not starting.done():
+            try:
+                await asyncio.wait([starting])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        failed = starting.exception()
+        if failed is None:
+            assert self._transport is not None
+            self.pid = self._transport.get_pid()
+            if cancelled is not None:
+                await self.stop()
+        if cancelled is not None:
+            raise cancelled
+        if failed is not None:
+            raise failed
         return self
 
     async def __aexit__(
@@ -358,10 +374,11 @@ class Process:
         What no other task reads with lines() meanwhile is dropped, so that the child never has to wait.
         Cancelling it leaves the process alone.
         """
-        reader = self._current_reader()
-        if reader is None or reader.task is asyncio.current_task():
-            self._drop_unread()
-        while not self._over:
+        while True:
+            if not self._dropping and not self._is_read_elsewhere():
+                self._drop_unread()
+            if self._over:
+                break
             await self._change()
         if self._failure is not None:
             raise self._failure
@@ -385,7 +402,13 @@ class Process:
         for splitter in self._splitters.values():
             splitter.longest = max_line
         iterator = _Lines(self)
-        self._reader = weakref.ref(iterator)
+        process = weakref.ref(self)
+
+        def gone(_: object) -> None:
+            if (left := process()) is not None:
+                left._changed()
+
+        self._reader = weakref.ref(iterator, gone)
         return iterator
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -401,7 +424,7 @@ class Process:
             # A copy: the caller may change his buffer once this has returned.
             pipe.write(bytes(view[begin : begin + _BLOCK]))
             while not self._may_write:
-                if self._paused and self._current_reader() is None:
+                if self._paused and not self._is_read_elsewhere():
                     raise RuntimeError(
                         f"{self!r} waits for its output to be read; read lines() in another task, or give a capture"
                     )
@@ -458,6 +481,7 @@ class Process:
             except asyncio.CancelledError as error:
                 cancelled = error
         self.kill()
+        self._stopped = True
         while not self._over:
             try:
                 await self._change()
@@ -513,13 +537,16 @@ class Process:
     def _is_anybody_there(self) -> None:
         """Give the pipes up that somebody else holds, once nothing comes through them any more."""
         assert self._transport is not None
-        if self._paused or self._heard != self._received_bytes:
+        if not self._stopped and (self._paused or self._heard != self._received_bytes):
             self._heard = self._received_bytes
             self._lingering = self._loop.call_later(self._linger, self._is_anybody_there)
             return
         for fd in (0, *_NAMES):
             pipe = self._transport.get_pipe_transport(fd)
-            if pipe is not None:
+            if fd == 0 and pipe is not None:
+                # close() would wait for whoever holds the other end to read what was written.
+                cast("asyncio.WriteTransport", pipe).abort()
+            elif pipe is not None:
                 pipe.close()
 
     def _pipe_closed(self, fd: int) -> None:
@@ -589,6 +616,12 @@ class Process:
 
     def _current_reader(self) -> _Lines | None:
         return None if self._reader is None else self._reader()
+
+    def _is_read_elsewhere(self) -> bool:
+        """Whether another task reads the lines."""
+        reader = self._current_reader()
+        task = None if reader is None else reader.task
+        return task is not None and not task.done() and task is not asyncio.current_task()
 
     def _drop_unread(self) -> None:
         self._dropping = True
@@ -672,7 +705,8 @@ async def run_process(
     always read. `on_line(stream, line)` is called for each line while the child runs; longer ones than `max_line` bytes
     come in pieces. If it raises, the child is ended, and that is raised.
 
-    Raises ProcessTimeout after `timeout` seconds, or at the deadline() of its context if that is earlier, when the
+    Raises ProcessTimeout after `timeout` seconds; inside of a deadline() that is earlier, that raises
+    DeadlineExceeded, whose cause has what the child had left as `result`. Either way the
     child and all it has started are ended: SIGTERM, after `grace` seconds SIGKILL. The same happens when it is
     cancelled; the CancelledError then has what the child had left as its attribute `result`. With `check` raises
     ProcessError if the exit status is not 0. The other arguments are those of Process.
@@ -784,7 +818,7 @@ def _choice(name: str, value: str, choices: dict[str, int | None]) -> int | None
 def _capture(capture: Capture | int | None) -> Capture | None:
     if capture is None:
         return None
-    if isinstance(capture, int):
+    if isinstance(capture, int) and not isinstance(capture, bool):
         capture = Capture(capture)
     if not isinstance(capture, Capture) or not isinstance(capture.limit, int) or capture.limit < 0:
         raise ValueError(f"capture must be a Capture, a number of bytes or None, not {capture!r}")

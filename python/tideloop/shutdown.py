@@ -180,9 +180,15 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
             os._exit(128 + number)
 
     plan.request = begin
-    for number in signals:
-        _handle(loop, number, on_signal)
+    handled: list[signal.Signals] = []
     try:
+        try:
+            for number in signals:
+                _handle(loop, number, on_signal)
+                handled.append(number)
+        except BaseException:
+            main.close()
+            raise
         try:
             value: _T | None = await main
         except asyncio.CancelledError:
@@ -202,7 +208,7 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
     finally:
         plan.request = None
         _plans.pop(loop, None)
-        for number in signals:
+        for number in handled:
             _unhandle(loop, number)
 
 
@@ -250,6 +256,11 @@ async def _call_all(plan: _Plan, deadline: float) -> None:
                 _log.error("%r failed in the shutdown", hook.fn, exc_info=error)
             else:
                 _log.error("%r was not done when the grace of the shutdown was over", hook.fn)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            _log.error("%r failed in the shutdown", hook.fn, exc_info=error)
         except Exception as error:
             _log.error("%r failed in the shutdown", hook.fn, exc_info=error)
 

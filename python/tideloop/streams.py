@@ -171,7 +171,9 @@ def amap(
     `source` is an iterable or an async iterable, also an endless one: it is pulled when somebody can work on the
     item. An async one is iterated by a single task. `limit` is how many calls are under way at once, or a Limiter,
     which is acquired for each call. At most `limit` + `buffer` items are pulled that the consumer has not got (with a
-    Limiter: those under way and `buffer`); `buffer` is `limit` by default, 16 with a Limiter.
+    Limiter: those under way and `buffer`); `buffer` is `limit` by default, 16 with a Limiter. A Limiter that refuses
+    (LimiterFull) is asked again whenever one of the stream's own calls has ended; if none is under way, the refusal is
+    what the item has failed with.
 
     Results come as they are ready or, `ordered`, in the source's order, which does not keep later items from being
     worked on. `rate` is calls per second, evenly spaced, or a limiter to acquire before each call.

@@ -3,8 +3,9 @@
 Subclasses that override what asyncio's class calls on itself (``acquire``, ``locked``, …) get asyncio's
 implementation.
 
-Beyond asyncio's they have a ``name``, None until it is set, and tell by ``stats()`` how they are used. Neither changes
-what they do; the constructors are asyncio's.
+Beyond asyncio's they have a ``name``, the keyword ``name=`` of the constructor or an attribute to be set, and tell by
+``stats()`` how they are used. Neither changes what they do, and every call that asyncio's constructors take means the
+same here. (A Barrier has neither.)
 """
 
 from __future__ import annotations
@@ -78,15 +79,21 @@ if TYPE_CHECKING:
     class Event(asyncio.Event):
         name: str | None
 
+        def __init__(self, *, name: str | None = None) -> None: ...
+
         def stats(self) -> EventStats: ...
 
     class Lock(asyncio.Lock):
         name: str | None
 
+        def __init__(self, *, name: str | None = None) -> None: ...
+
         def stats(self) -> LockStats: ...
 
     class Semaphore(asyncio.Semaphore):
         name: str | None
+
+        def __init__(self, value: int = 1, *, name: str | None = None) -> None: ...
 
         def stats(self) -> SemaphoreStats: ...
 
@@ -94,6 +101,8 @@ if TYPE_CHECKING:
 
     class Condition(asyncio.Condition):
         name: str | None
+
+        def __init__(self, lock: asyncio.Lock | None = None, *, name: str | None = None) -> None: ...
 
         def stats(self) -> ConditionStats: ...
 
@@ -111,8 +120,9 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self):
-            pass
+        def __init__(self, *, name=None):
+            if name is not None:
+                self.name = name
 
         def stats(self):
             return EventStats(self.name, self.is_set(), self._waiting())
@@ -130,7 +140,9 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self):
+        def __init__(self, *, name=None):
+            if name is not None:
+                self.name = name
             cls = type(self)
             if cls is not Lock and _overrides(cls, Lock, ("acquire", "release", "_wake_up_first", "_get_loop")):
                 self._divert()
@@ -152,9 +164,11 @@ else:
         __module__ = "tideloop"
         name = None
 
-        def __init__(self, value=1):
+        def __init__(self, value=1, *, name=None):
             if value < 0:
                 raise ValueError("Semaphore initial value must be >= 0")
+            if name is not None:
+                self.name = name
             self._value = value
             self._adapt(Semaphore)
 
@@ -181,9 +195,9 @@ else:
         __doc__ = stock.BoundedSemaphore.__doc__
         __module__ = "tideloop"
 
-        def __init__(self, value=1):
+        def __init__(self, value=1, *, name=None):
             self._bound_value = value
-            Semaphore.__init__(self, value)
+            Semaphore.__init__(self, value, name=name)
 
         def _adapt(self, base):
             super()._adapt(BoundedSemaphore)
@@ -196,7 +210,9 @@ else:
 
         name = None
 
-        def __init__(self, lock=None):
+        def __init__(self, lock=None, *, name=None):
+            if name is not None:
+                self.name = name
             if lock is None:
                 lock = Lock()
             self._lock = lock

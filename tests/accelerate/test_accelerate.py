@@ -125,3 +125,82 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tideloop.nothing
     assert set(tideloop.__all__) <= set(dir(tideloop))
+
+
+@pytest.mark.parametrize("new_event_loop", [tideloop.new_event_loop, asyncio.new_event_loop])
+def test_the_writer_of_a_connection_that_we_open_is_native(new_event_loop):
+    stock_writer = asyncio.StreamWriter
+
+    async def echo(reader, writer):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"one ")
+            writer.writelines([b"two ", b"three"])
+            await writer.drain()
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            with pytest.raises(ConnectionError):
+                await writer.drain()
+        return answer, writer
+
+    with tideloop.accelerate():
+        assert asyncio.StreamWriter is asyncio.streams.StreamWriter is not stock_writer
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            answer, writer = runner.run(main())
+    assert asyncio.StreamWriter is stock_writer
+    assert answer == b"one two three"
+    assert type(writer).__module__ == "tideloop"
+    assert isinstance(writer, asyncio.StreamWriter)
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, tideloop.new_event_loop])
+def test_writers_of_a_subclasss_own_making(new_event_loop):
+    class Redefined(asyncio.StreamWriter):
+        _transport = None
+
+    async def serve(reader, writer):
+        writer.write(await reader.read(9))
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        with tideloop.accelerate():
+
+            class Bare(asyncio.StreamWriter):
+                def __init__(self, writer):
+                    self._transport, self._protocol = writer._transport, writer._protocol
+                    self._reader, self._loop = writer._reader, writer._loop
+
+            class Again(asyncio.StreamWriter):
+                _transport = None
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            async with server:
+                for make in (
+                    Bare,
+                    *(
+                        lambda writer, kind=kind: kind(
+                            writer._transport, writer._protocol, writer._reader, asyncio.get_running_loop()
+                        )
+                        for kind in (Redefined, Again)
+                    ),
+                ):
+                    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                    own = make(writer)
+                    own.write(b"abc")
+                    await own.drain()
+                    assert await reader.read() == b"abc"
+                    writer.close()
+                    await writer.wait_closed()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())

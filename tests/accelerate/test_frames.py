@@ -1,6 +1,7 @@
 """The frames that a waiting operation shows: those of asyncio's functions that it stands for, helpers among them."""
 
 import asyncio
+import ctypes
 import gc
 import re
 import subprocess
@@ -420,3 +421,22 @@ asyncio.run(main(tideloop))
 def test_nesting_without_end_is_a_recursion_error():
     done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, timeout=25, check=False)
     assert (done.stdout, done.returncode) == ("RecursionError\nthrough\n", 0), done.stderr[-2000:]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="the state of a frame is read from outside since 3.14")
+def test_an_operation_that_is_used_again_says_that_it_has_no_frame():
+    async def main():
+        semaphore = tideloop.Semaphore(1)
+        states = set()
+        for _ in range(6):
+            operation = semaphore.acquire()
+            # Where a coroutine has the state of its frame: behind its header, six pointers and three bytes.
+            states.add(ctypes.string_at(id(operation) + 67, 1))
+            await operation
+            semaphore.release()
+            del operation
+        return states
+
+    # One state, which is not that of a frame that is being executed.
+    (state,) = tideloop.run(main())
+    assert state != b"\0"

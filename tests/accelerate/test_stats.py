@@ -1,6 +1,7 @@
 """What the drop-ins have beyond asyncio's: a name, and stats() that change nothing."""
 
 import asyncio
+import inspect
 
 import pytest
 import tideloop
@@ -11,22 +12,49 @@ async def turns():
         await asyncio.sleep(0)
 
 
-def named(thing, name):
-    thing.name = name
-    return thing
+NAMED = ["Semaphore", "BoundedSemaphore", "Lock", "Event", "Condition", "Queue", "PriorityQueue", "LifoQueue"]
 
 
-@pytest.mark.parametrize("name", ["Semaphore", "BoundedSemaphore", "Lock", "Event", "Condition"])
+@pytest.mark.parametrize("name", NAMED)
 def test_named(name):
-    thing = getattr(tideloop, name)()
+    kind = getattr(tideloop, name)
+    thing = kind()
     assert thing.name is None
     assert thing.stats().name is None
-    thing.name = "db"
+    thing.name = "cache"
+    assert thing.stats().name == "cache"
+    thing = kind(name="db")
+    assert thing.name == "db"
     assert thing.stats().name == "db"
+    assert "'db'" in repr(thing)
+    assert kind().name is None
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_is_no_positional_argument(name):
+    kind = getattr(tideloop, name)
+    own = len(inspect.signature(getattr(asyncio, name)).parameters)
+    with pytest.raises(TypeError, match="positional argument"):
+        kind(*([None] * own), "db")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_subclass_may_know_nothing_of_names(name):
+    kind = getattr(tideloop, name)
+    own = type("Own", (kind,), {"__init__": lambda self: kind.__init__(self), "extra": True})
+    assert own().stats().name is None
+
+
+def test_an_accelerated_asyncio_takes_names():
+    with tideloop.accelerate():
+        assert asyncio.Semaphore(2, name="db").stats().name == "db"
+        assert asyncio.BoundedSemaphore(2, name="db").stats().name == "db"
+    with pytest.raises(TypeError):
+        asyncio.Semaphore(2, name="db")
 
 
 async def test_semaphore(loop):
-    semaphore = named(tideloop.Semaphore(2), "few")
+    semaphore = tideloop.Semaphore(2, name="few")
     async with semaphore:
         async with semaphore:
             tasks = [asyncio.ensure_future(semaphore.acquire()) for _ in range(2)]
@@ -41,7 +69,7 @@ async def test_semaphore(loop):
 
 
 async def test_lock(loop):
-    lock = named(tideloop.Lock(), "one")
+    lock = tideloop.Lock(name="one")
     async with lock:
         waiter = asyncio.ensure_future(lock.acquire())
         await turns()
@@ -53,7 +81,7 @@ async def test_lock(loop):
 
 
 async def test_event(loop):
-    event = named(tideloop.Event(), "go")
+    event = tideloop.Event(name="go")
     waiter = asyncio.ensure_future(event.wait())
     await turns()
     assert event.stats() == ("go", False, 1)
@@ -63,7 +91,7 @@ async def test_event(loop):
 
 
 async def test_condition(loop):
-    condition = named(tideloop.Condition(), "changed")
+    condition = tideloop.Condition(name="changed")
 
     async def wait():
         async with condition:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tideloop.lab.backends import BACKENDS, Backend, Family
-from tideloop.lab.bodies import WrongResult, cancellation, io_bound, task_spawn
+from tideloop.lab.bodies import WrongResult, cancellation, idle_connections, io_bound, task_spawn
 from tideloop.lab.kit import KITS, AsyncioKit, Job, Kit, Main, T
 from tideloop.lab.scenarios import IO_BOUND, QUICK, SEED, Params
 
@@ -118,3 +118,12 @@ def test_the_figures_of_a_scenario_are_among_its_metrics(name: str, body: Any) -
     metrics = body.measure(kit_of(name), SMALL[module])
     declared = {m.name for s in QUICK.scenarios if s.body == module and s.sleeps for m in s.metrics}
     assert declared <= metrics.keys() | {"cpu_s"}
+
+
+def test_connections_that_the_system_does_not_allow_are_a_wrong_result() -> None:
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("the system sets no limit")
+    with pytest.raises(WrongResult, match=f"the system allows {hard}"):
+        idle_connections.measure(kit_of("asyncio"), {"connections": hard, "requests": 1, "warmup_s": 0})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from tideloop.lab.backends import BACKENDS
-from tideloop.lab.plan import cells_of, jobs_of
-from tideloop.lab.scenarios import QUICK, SEED
+from tideloop.lab.plan import Cell, cells_of, jobs_of
+from tideloop.lab.scenarios import IDLE, QUICK, SEED
 
 CELLS = cells_of(SEED.scenarios, list(BACKENDS.values()))
 
@@ -32,3 +35,9 @@ def test_a_library_without_an_asyncio_loop_has_no_cell_in_an_aiohttp_scenario() 
     assert names[:2] == ["sequential", "threads"]
     assert "trio" not in names
     assert "tideloop" in names
+
+
+def test_what_only_linux_can_tell_is_skipped_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(IDLE, BACKENDS["asyncio"])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cell.missing() == "measured on Linux only"

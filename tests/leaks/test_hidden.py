@@ -12,6 +12,7 @@ import gc
 import weakref
 
 import pytest
+import tideloop
 
 from tests import task_variants
 
@@ -328,4 +329,30 @@ def test_what_sleeps_survives_its_loop_being_stopped_and_run_again(variant):
         loop.run_forever()
         gc.collect()
     assert loop.run_until_complete(tasks[0]) is thing
+    loop.close()
+
+
+def test_a_sleeper_that_is_cancelled_in_debug_mode_is_seen():
+    class Keeper:
+        pass
+
+    loop = tideloop.EventLoop()
+    keeper = Keeper()
+
+    async def sleeper():
+        await asyncio.sleep(1, keeper)
+
+    async def start():
+        keeper.task = loop.create_task(sleeper())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        loop.set_debug(True)
+        keeper.task.cancel()
+        loop.stop()
+
+    loop.create_task(start())
+    loop.run_forever()
+    assert gc.is_tracked(keeper.task)
+    loop.set_debug(False)
+    loop.run_until_complete(asyncio.wait([keeper.task]))
     loop.close()

@@ -143,6 +143,30 @@ class TestOrder:
             mine.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
             assert await all_of(loop, peer) == b"one"
 
+    @deviates("uvloop", "another socket object, which shuts nothing down")
+    async def test_a_socket_that_was_shown_before(self, loop):
+        async with facing_socket(loop) as (mine, peer):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.write(b"one ")
+            mine.transport.write(b"two")
+            shown.shutdown(socket.SHUT_WR)
+            assert await all_of(loop, peer) == b"one two"
+
+    async def test_what_is_written_to_the_descriptor_of_a_socket_that_was_shown_before(self, loop):
+        async with facing_socket(loop) as (mine, peer):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.write(b"one ")
+            os.write(shown.fileno(), b"two")
+            await settled(loop)
+            assert arrived(peer) == b"one two"
+
+    async def test_a_socket_that_was_shown_outlives_its_transport(self, loop):
+        async with facing_socket(loop) as (mine, _):
+            shown = mine.transport.get_extra_info("socket")
+            mine.transport.abort()
+            await mine.lost
+            assert shown.fileno() == -1
+
     async def test_a_protocol_that_fails(self, loop, handled):
         class Failing(Recorder):
             def data_received(self, data):
@@ -369,3 +393,36 @@ async def test_a_forked_child_that_lets_go_of_a_connection_sends_nothing(loop, h
         os.waitpid(child, 0)  # noqa: ASYNC222  it ends at once
         await settled(loop)
         assert await loop.sock_recv(peer, 100) == b"hello"
+
+
+@pytest.mark.parametrize("way", ["shutdown", "close", "send"])
+async def test_a_socket_of_the_programs_own_finds_sent_what_was_written(loop, backend, way):
+    if backend.name == "uvloop":
+        pytest.skip("works on a duplicate of the descriptor")
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    transport, recorder = await loop.create_connection(lambda: Recorder(loop), sock=ours)
+    with theirs:
+        transport.write(b"bye")
+        if way == "shutdown":
+            ours.shutdown(socket.SHUT_WR)
+        elif way == "send":
+            ours.send(b"X")
+        else:
+            ours.close()
+        assert theirs.recv(9) == (b"byeX" if way == "send" else b"bye")
+        transport.abort()
+        await recorder.lost
+
+
+async def test_a_socket_that_is_asked_for_too_late(loop):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        transport, recorder = await loop.create_connection(lambda: Recorder(loop), sock=ours)
+        transport.close()
+        await recorder.lost
+        await turns(3)
+        sock = transport.get_extra_info("socket")
+        assert sock is None or sock.fileno() == -1

@@ -199,3 +199,44 @@ class TestWatchesThatAreLeftOver:
         with here, there:
             here.setblocking(False)
             assert await asyncio.wait_for(loop.sock_recv(here, 0), 5) == b""
+
+
+@deviates("uvloop", "NotImplementedError")
+@pytest.mark.parametrize("after", TURNS)
+async def test_receive_from_into(loop, datagrams, after):
+    one, two = datagrams
+    buffer = bytearray(10)
+    task = loop.create_task(loop.sock_recvfrom_into(two, buffer, 5))
+    assert await cancelled(task, after) is None
+    assert unwatched(loop, two)
+    await loop.sock_sendto(one, b"x", two.getsockname())
+    assert await loop.sock_recvfrom_into(two, buffer) == (1, one.getsockname())
+    assert buffer[:1] == b"x"
+
+
+@deviates("uvloop", "NotImplementedError")
+@pytest.mark.parametrize("after", TURNS)
+async def test_send_to(loop, tmp_path, after):
+    """A UNIX socket whose peer's queue is full takes no more."""
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("no UNIX sockets here")
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in range(2))
+        two.bind(str(tmp_path / "two"))
+        for sock in (one, two):
+            sock.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.sendto(b"%d" % sent, two.getsockname())
+                sent += 1
+        task = loop.create_task(loop.sock_sendto(one, b"late", two.getsockname()))
+        assert await cancelled(task, after) is None
+        assert unwatched(loop, one)
+        task = loop.create_task(loop.sock_sendto(one, b"last", two.getsockname()))
+        await turns()
+        assert not task.done()
+        got = [await loop.sock_recv(two, 10) for _ in range(sent)]
+        assert got == [b"%d" % number for number in range(sent)]
+        assert await task == 4
+        assert await loop.sock_recv(two, 10) == b"last"

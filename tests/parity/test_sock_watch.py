@@ -7,8 +7,10 @@ another's, at any time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import tempfile
 
 import pytest
 import tideloop
@@ -46,6 +48,28 @@ async def test_the_next_owner_of_a_number_is_heard(loop):
         await settled(loop)
         right.send(b"second")
         assert await task == b"second"
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["closed", "kept by a duplicate"])
+@pytest.mark.parametrize("unread", [False, True])
+async def test_a_file_that_is_put_in_the_place_of_another_is_heard(loop, kept, unread):
+    """dup2() closes what was there, and the socket object, which knows a number, goes on as the new one."""
+    left, right = socket_pair()
+    await waited(loop, left, right)
+    with left, right, contextlib.ExitStack() as stack:
+        if kept:
+            stack.callback(os.close, os.dup(left.fileno()))
+        if unread:
+            right.send(b"for the old file")
+        new, other = socket_pair()
+        os.dup2(new.fileno(), left.fileno(), inheritable=False)
+        new.close()
+        with other:
+            for text in (b"second", b"third"):
+                task = loop.create_task(loop.sock_recv(left, 10))
+                await settled(loop)
+                other.send(text)
+                assert await task == text
 
 
 async def test_a_reader_of_a_number_that_was_another_sockets(loop):
@@ -137,6 +161,17 @@ async def test_a_mutable_buffer_is_held_until_it_is_sent(loop):
         data.clear()
 
 
+GIVEN = {
+    "sock_recv_into": [bytearray(1)],
+    "sock_recvfrom_into": [bytearray(1)],
+    "sock_accept": [],
+    "sock_sendall": [b"x"],
+    "sock_sendto": [b"x", (LOOPBACK, 9)],
+    "sock_connect": [(LOOPBACK, 9)],
+}
+DIRECT = ["sock_recv", "sock_recvfrom", *GIVEN]
+
+
 def run(main):
     with tideloop.Runner() as runner:
         return runner.run(main())
@@ -159,6 +194,23 @@ def test_the_watch_stays_until_something_comes_that_nobody_waits_for():
     run(main)
 
 
+def test_what_cannot_be_watched_is_no_reason_to_wait_for_ever():
+    """Once the operation waits, another file takes the place of its socket."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        left, right = socket_pair()
+        with left, right, tempfile.TemporaryFile() as file:
+            await waited(loop, left, right)
+            task = loop.create_task(loop.sock_recv(left, 10))
+            await asyncio.sleep(0)
+            os.dup2(file.fileno(), left.fileno(), inheritable=False)
+            with pytest.raises(OSError, match="non-socket"):
+                await task
+
+    run(main)
+
+
 def test_a_blocking_socket_does_not_block_the_loop():
     async def main():
         loop = asyncio.get_running_loop()
@@ -173,12 +225,12 @@ def test_a_blocking_socket_does_not_block_the_loop():
     run(main)
 
 
-@pytest.mark.parametrize("method", ["sock_recv", "sock_recv_into", "sock_recvfrom", "sock_sendall", "sock_accept"])
+@pytest.mark.parametrize("method", DIRECT)
 def test_a_blocking_socket_is_refused_in_debug_mode(method):
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_debug(True)
-        given = {"sock_recv_into": [bytearray(1)], "sock_accept": [], "sock_sendall": [b"x"]}.get(method, [1])
+        given = GIVEN.get(method, [1])
         with socket.create_server((LOOPBACK, 0)) as sock, pytest.raises(ValueError, match="must be non-blocking"):
             await getattr(loop, method)(sock, *given)
 
@@ -206,3 +258,24 @@ def test_a_subclass_of_socket_is_asked_itself():
             assert right.recv(10) == b"abc"
 
     run(main)
+
+
+async def test_a_descriptor_that_is_replaced_while_the_loop_never_sleeps(loop):
+    pairs = [socket_pair() for _ in range(2)]
+    (ours, theirs), (other, others) = pairs
+    with ours, theirs, other, others:
+        for sock in (ours, other):
+            sock.setblocking(False)
+        waiting = asyncio.ensure_future(loop.sock_recv(ours, 9))
+        await turns(3)
+        theirs.send(b"first")
+        assert await waiting == b"first"
+        os.dup2(other.fileno(), ours.fileno())
+        waiting = asyncio.ensure_future(loop.sock_recv(ours, 9))
+        await turns(3)
+        others.send(b"second")
+        for _ in range(100_000):
+            if waiting.done():
+                break
+            await asyncio.sleep(0)
+        assert await waiting == b"second"

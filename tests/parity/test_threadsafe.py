@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.backends import deviates
+
 THREADS = 4
 CALLS = 2000
 
@@ -269,3 +271,273 @@ def test_a_loop_that_is_dropped_with_calls_pending(backend):
     del loop
     gc.collect()
     assert known() is None
+
+
+# --- calls whose handle nobody keeps, and calls whose handle somebody does ------------------------
+
+
+def test_kept_and_dropped_handles_run_in_one_order(loop):
+    seen = []
+
+    def schedule():
+        kept = []
+        for number in range(60):
+            handle = loop.call_soon_threadsafe(seen.append, number)
+            if number % 3 == 1:
+                kept.append(handle)
+            if number % 3 == 2:
+                handle.cancel()
+            if number % 5 == 0:
+                loop.call_soon(seen.append, -number)
+            del handle
+        kept[0].cancel()
+        kept[-1].cancel()
+        return kept
+
+    async def main():
+        kept = schedule()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return [handle.cancelled() for handle in kept]
+
+    cancelled = loop.run_until_complete(main())
+    assert cancelled == [True, *[False] * 18, True]
+    expected = []
+    for number in range(60):
+        if number % 3 != 2 and number not in (1, 58):
+            expected.append(number)
+        if number % 5 == 0:
+            expected.append(-number)
+    assert seen == expected
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 9])
+def test_any_number_of_arguments(loop, count):
+    seen = []
+
+    async def main():
+        loop.call_soon_threadsafe(lambda *args: seen.append(args), *range(count))
+        kept = loop.call_soon_threadsafe(lambda *args: seen.append(args), *range(count))
+        await asyncio.sleep(0)
+        assert not kept.cancelled()
+
+    loop.run_until_complete(main())
+    assert seen == [tuple(range(count))] * 2
+
+
+def test_what_a_callback_sets_is_its_own(loop):
+    """Calls of one context run in a copy each, though nobody sees the copies."""
+    seen = []
+    tokens = []
+
+    def setting(value):
+        seen.append(color.get())
+        tokens.append(color.set(value))
+
+    def resetting():
+        with pytest.raises(ValueError, match="different Context"):
+            color.reset(tokens[0])
+        seen.append(color.get())
+
+    def setting_back():
+        color.reset(color.set("for a moment"))
+        seen.append(color.get())
+
+    async def main():
+        color.set("main's")
+        for callback in [lambda: setting("first"), lambda: setting("second"), resetting, setting_back, setting_back]:
+            loop.call_soon_threadsafe(callback)
+        color.set("later")
+        loop.call_soon_threadsafe(lambda: seen.append(color.get()))
+        await asyncio.sleep(0)
+        assert color.get() == "later"
+
+    loop.run_until_complete(main())
+    assert seen == ["main's"] * 5 + ["later"]
+
+
+def test_a_callback_that_keeps_its_context_has_it_for_itself(loop):
+    kept = []
+
+    async def main():
+        color.set("main's")
+        for _ in range(3):
+            loop.call_soon_threadsafe(lambda: kept.append(asyncio.ensure_future(asyncio.sleep(0))))
+            loop.call_soon_threadsafe(lambda: kept.append(contextvars.copy_context()))
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    loop.run_until_complete(asyncio.sleep(0))
+    contexts = kept[1::2]
+    contexts[0].run(color.set, "changed")
+    assert [context[color] for context in contexts] == ["changed", "main's", "main's"]
+
+
+def test_the_context_of_a_pending_handle_is_its_own(loop):
+    async def main():
+        color.set("main's")
+        seen = []
+        handles = [loop.call_soon_threadsafe(lambda: seen.append(color.get())) for _ in range(3)]
+        if not hasattr(handles[1], "get_context"):
+            return ["main's", "changed", "main's"]  # new in 3.12; uvloop has none
+        context = handles[1].get_context()
+        assert context is handles[1].get_context()
+        context.run(color.set, "changed")
+        await asyncio.sleep(0)
+        return seen
+
+    assert loop.run_until_complete(main()) == ["main's", "changed", "main's"]
+
+
+def test_what_a_context_holds_dies_with_the_calls(loop):
+    class Value:
+        pass
+
+    async def main():
+        def thread():
+            value = Value()
+            color.set(value)
+            loop.call_soon_threadsafe(int)
+            loop.call_soon_threadsafe(int)
+            return weakref.ref(value)
+
+        with ThreadPoolExecutor(1) as pool:
+            known = await loop.run_in_executor(pool, lambda: contextvars.Context().run(thread))
+            while known() is not None:
+                await asyncio.sleep(0.001)
+                gc.collect()
+
+    loop.run_until_complete(main())
+
+
+def test_a_weakly_known_handle_lives_until_its_call_has_run(loop):
+    async def main():
+        seen = []
+        try:
+            known = weakref.ref(loop.call_soon_threadsafe(seen.append, 1))
+        except TypeError:
+            return  # uvloop's handles know no weak references
+        assert known() is not None
+        other = weakref.ref(loop.call_soon_threadsafe(seen.append, 2))
+        other().cancel()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert known() is None
+        assert seen == [1]
+
+    loop.run_until_complete(main())
+
+
+def test_a_callback_that_fails_is_told_with_its_handle(loop, handled):
+    def failing(*args):
+        raise LookupError("expected")
+
+    async def main():
+        loop.call_soon_threadsafe(failing, 1, 2)
+        loop.call_soon_threadsafe(failing, *range(5))
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert [str(context["exception"]) for context in handled] == ["expected"] * 2
+    for context in handled:
+        assert "failing" in context["message"]
+        assert "failing" in repr(context["handle"])
+        assert not context["handle"].cancelled()
+    handled.clear()
+
+
+@deviates("uvloop", "raises it once everything has run")
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_loop_leaves_the_other_calls_for_the_next_run(loop, raised):
+    seen = []
+
+    def ending():
+        raise raised
+
+    def schedule():
+        loop.call_soon_threadsafe(seen.append, 1)
+        loop.call_soon_threadsafe(ending)
+        kept.append(loop.call_soon_threadsafe(seen.append, 2))
+        loop.call_soon_threadsafe(seen.append, 3)
+        kept.append(loop.call_soon_threadsafe(seen.append, 4))
+
+    kept = []
+    loop.call_soon(schedule)
+    with pytest.raises(raised):
+        loop.run_forever()
+    kept.pop().cancel()
+    gc.collect()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == [1, 2, 3]
+
+
+def test_debug_mode_that_is_turned_on_meanwhile(loop):
+    seen = []
+
+    async def main():
+        kept = loop.call_soon_threadsafe(seen.append, 1)
+        loop.call_soon_threadsafe(seen.append, 2)
+        loop.set_debug(True)
+        await asyncio.sleep(0)
+        loop.set_debug(False)
+        assert not kept.cancelled()
+
+    loop.run_until_complete(main())
+    assert seen == [1, 2]
+
+
+def test_a_handle_that_somebody_else_runs(loop):
+    seen = []
+
+    async def main():
+        handle = loop.call_soon_threadsafe(seen.append, 1)
+        if not hasattr(handle, "_run"):
+            seen.append(1)
+        else:
+            handle._run()
+        handle.cancel()
+        del handle
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert seen == [1]
+
+
+def test_arguments_die_when_their_call_has_run(loop):
+    class Thing:
+        pass
+
+    async def main():
+        things = [Thing(), Thing()]
+        known = [weakref.ref(thing) for thing in things]
+        loop.call_soon_threadsafe(id, things[0])
+        kept = loop.call_soon_threadsafe(id, things[1])
+        things.clear()
+        gc.collect()
+        assert None not in [ref() for ref in known]
+        await asyncio.sleep(0)
+        del kept
+        assert [ref() for ref in known] == [None, None]
+
+    loop.run_until_complete(main())
+
+
+def test_a_cycle_through_a_pending_call_waits_for_it(loop):
+    """A loop that runs is not garbage, and neither is what it is going to call."""
+    seen = []
+
+    class Thing:
+        def __init__(self):
+            self.handle = loop.call_soon_threadsafe(self.run)
+
+        def run(self):
+            seen.append(self.handle is not None)
+
+    async def main():
+        Thing()
+        gc.collect()
+        await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert seen == [True]

@@ -6,6 +6,7 @@
     cancel_everywhere(kind, permits_scenario(SEMAPHORE))    again and again, cancelled at the n-th suspension
     interleave(kind, SEMAPHORE, seed)                       a random schedule with random cancellations
     close_loop(kind, SEMAPHORE)                             a loop is closed under those who wait
+    close_in_the_turn_of_a_grant(kind, SEMAPHORE)           a loop is closed under those who were let in but did not go
     share(kind, SEMAPHORE)                                  several loops in as many threads
     fork_with_waiters(kind, SEMAPHORE)                      a forked child uses it
 
@@ -543,6 +544,63 @@ def close_loop(kind: str, primitive: Permits) -> None:
         loop.run_until_complete(_in_time(go_on(), "stuck behind waiters of a closed loop"))
         for task in abandoned:
             _abandon(task)
+        primitive.idle(subject)
+
+
+def close_in_the_turn_of_a_grant(kind: str, primitive: Permits) -> None:
+    """A loop is stopped in the turn in which some are let in there, and closed; their tasks are kept, and never run.
+
+    Who waited on another loop meanwhile gets in, and so does who comes later. For primitives of several loops.
+    """
+    subject = primitive.make()
+    crowd = Crowd(primitive)
+    limit = primitive.limit or 1
+    entered: list[int] = []
+
+    async def die(holders: list[asyncio.Task[None]], leave: asyncio.Event) -> None:
+        """Lets all go in one turn, in which the loop stops."""
+        await asyncio.sleep(0)
+        leave.set()
+        await asyncio.gather(*holders)
+
+    async def fill(leave: asyncio.Event) -> list[asyncio.Task[None]]:
+        async def stay() -> None:
+            await leave.wait()
+            asyncio.get_running_loop().stop()
+
+        holders = [asyncio.ensure_future(crowd.visit(subject, stay)) for _ in range(limit)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return holders
+
+    async def wait_in_vain(number: int) -> list[asyncio.Task[None]]:
+        async def enter() -> None:
+            entered.append(number)
+
+        tasks = [asyncio.ensure_future(crowd.visit(subject, enter)) for _ in range(number)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return tasks
+
+    with _real_loop(kind) as loop:
+        doomed = new_real_loop(kind)
+        leave = asyncio.Event()
+        holders = doomed.run_until_complete(fill(leave))
+        abandoned = doomed.run_until_complete(wait_in_vain(limit))
+        late = loop.run_until_complete(wait_in_vain(1))
+        last = doomed.create_task(die(holders, leave))
+        doomed.run_forever()
+        # uvloop's stop() lets a turn pass: there they get in, and the rest has to hold all the same.
+        demand(not entered or kind == "uvloop", "the loop went on for another turn: this tests nothing")
+        doomed.close()
+        crowd._waiting = {number: task for number, task in crowd._waiting.items() if task in late}
+        work = asyncio.wait_for(_gather(*late), REAL_PATIENCE)
+        loop.run_until_complete(_in_time(work, "a permit stays with a task that never runs"))
+        for _ in range(limit + 1):
+            loop.run_until_complete(_in_time(primitive.use(subject, _at_once), "a permit is gone"))
+        for task in [*abandoned, last]:
+            if not task.done():
+                _abandon(task)
         primitive.idle(subject)
 
 

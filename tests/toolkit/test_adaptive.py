@@ -69,16 +69,17 @@ def test_forked_with_waiters(backend):
 
 
 class Backend:
-    """So many servers; operations of a noisy 20 ms queue behind them."""
+    """So many servers; operations of a noisy time, of 20 ms unless said otherwise, queue behind them."""
 
-    def __init__(self, servers: int) -> None:
+    def __init__(self, servers: int, service: float = 0.02) -> None:
         self.servers = Limiter(servers)
+        self.service = service
         self.dice = random.Random(1)
         self.done = 0
 
     async def operate(self) -> None:
         async with self.servers:
-            await asyncio.sleep(0.02 * self.dice.lognormvariate(-0.045, 0.3))
+            await asyncio.sleep(self.service * self.dice.lognormvariate(-0.045, 0.3))
         self.done += 1
 
 
@@ -109,6 +110,34 @@ def test_it_follows_a_stepped_noisy_backend(kind, algorithm):
             assert rate >= 0.9 * servers / 0.02, f"{servers} servers: {rate:.0f}/s, {stats}"
             assert stats.limit < 2 * servers + 5, f"{servers} servers: {stats}"
             assert stats.baseline == pytest.approx(0.02, rel=0.3)
+
+    harness.run(kind, main())
+
+
+@pytest.mark.parametrize("algorithm", [Gradient2(), Vegas()], ids=lambda algorithm: type(algorithm).__name__)
+def test_a_start_of_50_times_the_capacity_is_left_behind(kind, algorithm):
+    async def main():
+        backend = Backend(10)
+        limiter = AdaptiveLimiter(algorithm, initial=500, max=500)
+        await load(backend, limiter, 10, clients=600)
+        rate = await load(backend, limiter, 5, clients=600)
+        assert rate >= 0.9 * 10 / 0.02, f"{rate:.0f}/s, {limiter.stats()}"
+        assert limiter.limit < 25, limiter.stats()
+
+    harness.run(kind, main())
+
+
+def test_24_hours_leave_it_where_it_was(kind):
+    async def main():
+        backend = Backend(4, service=20)
+        limiter = AdaptiveLimiter(initial=4)
+        limits = []
+        for _ in range(24):
+            rate = await load(backend, limiter, 3600, clients=20)
+            assert rate >= 0.8 * 4 / 20, limiter.stats()
+            limits.append(limiter.limit)
+        assert all(3 <= limit <= 16 for limit in limits), limits
+        assert limiter.stats().baseline == pytest.approx(20, rel=0.4)
 
     harness.run(kind, main())
 

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tideloop
@@ -14,7 +15,7 @@ from tideloop import Outcome
 
 from tests.backends import deviates
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, fail, forever, give
+from tests.toolkit.work import Boom, fail, forever, give, turns
 
 
 def messages(group: BaseExceptionGroup) -> list[str]:
@@ -724,7 +725,8 @@ async def test_a_cycle_through_a_group_is_collected(loop):
     assert alive() is None
 
 
-def test_an_abandoned_group_is_collected(loop, handled):
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_abandoned_group_is_collected(loop, handled, plain):
     """With tasks that run, tasks that wait for the limit and a handle that somebody waits for."""
 
     class Value:
@@ -734,8 +736,8 @@ def test_an_abandoned_group_is_collected(loop, handled):
         await forever()
 
     async def parent(value):
-        async with tideloop.group(limit=1, name="work") as value.group:
-            value.handles = [value.group.spawn(use, value, key=value) for _ in range(3)]
+        async with tideloop.group(limit=None if plain else 1, name=None if plain else "work") as value.group:
+            value.handles = [value.group.spawn(use, value, key=None if plain else value) for _ in range(3)]
             await value.handles[2]
 
     def begin():
@@ -750,6 +752,55 @@ def test_an_abandoned_group_is_collected(loop, handled):
     assert {context["message"] for context in handled} == {"Task was destroyed but it is pending!"}
     handled.clear()  # they hold the tasks
     gc.collect()
+
+
+async def test_the_collector_sees_a_handle_that_may_be_in_a_cycle(loop):
+    async def give_none():
+        await asyncio.sleep(0)
+
+    async with tideloop.group(on_error="collect") as g:
+        g.spawn(give_none)
+        g.spawn(give, 3.5)
+        g.spawn(give, [])
+        g.spawn(fail)
+        g.spawn(forever).cancel()
+        g.spawn(give_none, key="key")
+        awaited = g.spawn(give_none)
+        assert [gc.is_tracked(handle) for handle in g.handles] == [False] * 5 + [True, False]
+        waiter = asyncio.ensure_future(awaited.wait())
+        await asyncio.sleep(0)
+        assert gc.is_tracked(awaited)
+    await waiter
+    seen = [gc.is_tracked(handle) for handle in g.handles]
+    assert seen == [False, False, True, True, False, True, True]
+    assert g.results[4].cancelled  # makes an exception, which is kept
+    assert gc.is_tracked(g.handles[4])
+
+
+async def test_a_handle_without_its_group(loop):
+    """Only a handle is left of a group that was collected while its task ran."""
+
+    async def parent():
+        async with tideloop.group() as g:
+            handles.append(g.spawn(forever))
+
+    handles: list = []
+    task = asyncio.ensure_future(parent())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    handle = handles.pop()
+    assert handle.task is not None
+    running = handle.task
+    running._log_destroy_pending = task._log_destroy_pending = False
+    task.get_coro().close()
+    del task, running
+    await asyncio.sleep(0)
+    gc.collect()
+    assert handle.task is None
+    assert not handle.done()
+    assert repr(handle) == "<tideloop.TaskHandle waiting>"
+    with pytest.raises(RuntimeError, match="the group of this task was collected"):
+        handle.cancel()
 
 
 def test_a_loop_that_stops_within_a_group(loop):
@@ -781,3 +832,96 @@ async def test_repr_and_outcome(loop):
     with pytest.raises(AttributeError):
         outcome.value = 3
     assert (outcome.ok, outcome.failed, outcome.cancelled) == (False, True, False)
+
+
+# --- cancelled at odd moments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_group_that_is_cancelled_while_a_function_is_called(kind, limit):
+    async def main():
+        async with tideloop.group(limit=limit) as group:
+
+            def call():
+                group.cancel()
+                return forever()
+
+            handle = group.spawn(call)
+        assert handle.cancelled()
+
+    harness.run(kind, main())
+
+
+def test_a_handle_that_is_cancelled_while_its_function_is_called(kind):
+    async def main():
+        async with tideloop.group() as group:
+
+            def call():
+                assert group.handles[-1].cancel("early")
+                return forever()
+
+            handle = group.spawn(call)
+        assert handle.cancelled()
+
+    harness.run(kind, main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+def test_an_eager_child_that_fails_in_its_parents_first_step(kind):
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+        async def child():
+            raise Boom("no")
+
+        async def parent():
+            group.spawn(child)
+            await forever()
+
+        with pytest.raises(ExceptionGroup) as caught:
+            async with tideloop.group() as group:
+                group.spawn(parent)
+        assert [str(error) for error in caught.value.exceptions] == ["no"]
+
+    if kind == "uvloop":
+        pytest.skip("uvloop gives factories eager_start=None")
+    harness.run(kind, main())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_message_of_a_cancellation_is_kept(kind, begun):
+    async def main():
+        async with tideloop.group() as group:
+            one, other = group.spawn(forever), group.spawn(forever)
+            if begun:
+                await turns(2)
+            one.cancel("just this one")
+            await turns(2)
+            group.cancel("all of them")
+        assert one.outcome.exception.args == ("just this one",)
+        assert other.outcome.exception.args == ("all of them",)
+
+    harness.run(kind, main())
+
+
+def test_a_handle_and_a_group_belong_to_their_loop(kind):
+    async def main():
+        async with tideloop.group() as group:
+            handle = group.spawn(forever)
+            completed = group.completed()
+
+            def elsewhere():
+                async def wait():
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await handle
+                    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                        await anext(completed)
+                    return True
+
+                return asyncio.run(wait())
+
+            with ThreadPoolExecutor(1) as thread:
+                assert thread.submit(elsewhere).result()
+            handle.cancel()
+
+    harness.run(kind, main())

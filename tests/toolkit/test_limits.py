@@ -79,6 +79,10 @@ class TestHarness:
         harness.close_loop(backend.name, primitive)
 
     @each
+    def test_loop_closed_in_the_turn_of_a_grant(self, backend, primitive):
+        harness.close_in_the_turn_of_a_grant(backend.name, primitive)
+
+    @each
     def test_shared_by_threads(self, backend, primitive):
         harness.share(backend.name, primitive)
 

@@ -6,6 +6,9 @@ import ast
 import asyncio
 import inspect
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,31 @@ def test_each_block_runs_after_the_first(line, source, kind):
     names: dict[str, Any] = {"__name__": "patterns"}
     run(BLOCKS[0][1], BLOCKS[0][0], names, kind)
     run(source, line, names, kind)
+
+
+def test_types_are_right(tmp_path):
+    """The page is short, so it does without annotations; for the rest mypy is strict about how it uses tideloop."""
+    lines: list[str] = []
+    for line, source in BLOCKS:
+        code = compile(source, PAGE, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        awaits = code.co_flags & inspect.CO_COROUTINE
+        lines += [""] * (line - 1 - len(lines))
+        # In the place of the block's fence, so that line numbers are the page's.
+        lines.append(f"async def block_{line}() -> None:" if awaits else "")
+        lines += (textwrap.indent(source, "    ") if awaits else source).splitlines()
+    module = tmp_path / "patterns.py"
+    module.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unannotated = ["--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls"]
+    unannotated += ["--allow-redefinition", "--disable-error-code", "var-annotated"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), *unannotated, str(module)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_block_is_passed_over():

@@ -598,5 +598,5 @@ def test_bad_arguments(options, error):
         Pool(Maker().create, **options)
     with pytest.raises(TypeError, match="create must be"):
         Pool(None)
-    with pytest.raises(ValueError, match="min must be 0"):
+    with pytest.raises(TypeError, match="takes no min"):
         KeyedPool(Maker().create, min=1)

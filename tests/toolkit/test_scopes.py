@@ -367,6 +367,41 @@ def test_a_shield_holds_back_the_time_limits_of_asyncio(kind, timeout):
     harness.run(kind, main())
 
 
+@pytest.mark.parametrize("timeout", ["timeout", "native"])
+def test_a_time_limit_that_is_left_right_behind_the_shield_leaves_nothing(kind, timeout):
+    async def main():
+        async with (tideloop if timeout == "native" else asyncio).timeout(1) as limit:
+            with tideloop.shield():
+                await asyncio.sleep(2)
+        assert limit.expired()
+        assert cancelling() == 0
+        assert asyncio.current_task().uncancel.__self__ is asyncio.current_task()
+        # Neither the next await is cancelled, nor the one after it.
+        await asyncio.sleep(0)
+        await asyncio.sleep(1)
+
+    harness.run(kind, main())
+
+
+@pytest.mark.parametrize("timeout", ["timeout", "native"])
+def test_what_else_was_held_back_comes_all_the_same(kind, timeout):
+    async def attempt():
+        async with (tideloop if timeout == "native" else asyncio).timeout(1):
+            with tideloop.shield():
+                await asyncio.sleep(2)
+                asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
+                await asyncio.sleep(1)
+        assert cancelling() == 1
+        await asyncio.sleep(0)
+
+    async def main():
+        task = asyncio.ensure_future(attempt())
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    harness.run(kind, main())
+
+
 async def test_groups_inside_of_a_shield_work(loop):
     async def fail():
         raise ValueError("no")
@@ -457,3 +492,18 @@ async def test_nothing_is_kept_alive(loop):
     references = await loop.create_task(visit())
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+def test_a_cancellation_that_two_shields_have_held_leaves_no_mark(kind):
+    async def main():
+        with tideloop.shield():
+            try:
+                async with asyncio.timeout(1):
+                    with tideloop.shield():
+                        await asyncio.sleep(5)
+            except TimeoutError:
+                pass
+            await asyncio.sleep(1)
+        assert cancelling() == 0
+
+    harness.run(kind, main())

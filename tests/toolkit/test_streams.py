@@ -602,6 +602,78 @@ async def test_steps_can_be_chained(loop):
 # --- cancellation anywhere, random schedules -----------------------------------------------------
 
 
+# --- limiters that refuse --------------------------------------------------------------------------
+
+
+class TestALimiterThatRefuses:
+    @pytest.mark.parametrize("way", ["sync", "async"])
+    @pytest.mark.parametrize("ordered", [False, True])
+    @pytest.mark.parametrize("permits", [1, 3])
+    async def test_the_stream_waits_for_its_own_calls(self, loop, way, ordered, permits):
+        limiter = tideloop.AdaptiveLimiter(min=permits, max=permits, on_full="reject")
+        most = 0
+
+        async def work(number):
+            nonlocal most
+            most = max(most, limiter.in_flight)
+            return await double(number)
+
+        source = Source(40)
+        async with tideloop.amap(work, source.of(way), limit=limiter, ordered=ordered) as stream:
+            results = [result async for result in stream]
+        assert sorted(results) == [2 * number for number in range(40)]
+        assert not ordered or results == sorted(results)
+        assert most == permits
+        assert limiter.in_flight == 0
+        assert source.closed == 1
+
+    async def test_those_who_wait_for_others_count(self, loop):
+        limiter = tideloop.Limiter(1, queue_limit=1)
+        await limiter.acquire()
+        loop.call_later(0.001, limiter.release)
+        assert sorted(await tideloop.amap(double, range(20), limit=limiter).to_list()) == list(range(0, 40, 2))
+        assert limiter.in_use == 0
+
+    async def test_two_streams_share_one(self, loop):
+        limiter = tideloop.AdaptiveLimiter(min=2, max=2, on_full="reject")
+        first = tideloop.amap(double, range(0, 20), limit=limiter, on_error="collect")
+        second = tideloop.amap(double, range(20, 40), limit=limiter, on_error="collect")
+        outcomes = [*itertools.chain(*await asyncio.gather(first.to_list(), second.to_list()))]
+        assert len(outcomes) == 40
+        assert {type(outcome.exception) for outcome in outcomes} <= {type(None), tideloop.LimiterFull}
+        assert [outcome.value for outcome in outcomes if outcome.ok]
+        assert limiter.in_flight == 0
+
+    async def test_if_others_hold_all_the_refusal_is_the_items(self, loop):
+        limiter = tideloop.AdaptiveLimiter(min=1, max=1, name="full", on_full="reject")
+        async with limiter:
+            outcomes = await tideloop.amap(double, range(3), limit=limiter, on_error="collect").to_list()
+            assert [type(outcome.exception) for outcome in outcomes] == [tideloop.LimiterFull] * 3
+            stream = tideloop.amap(double, range(3), limit=limiter, on_error="skip")
+            assert await stream.to_list() == []
+            assert stream.stats().failed == 3
+            with pytest.raises(tideloop.LimiterFull, match="full"):
+                await tideloop.amap(double, range(3), limit=limiter).to_list()
+        assert await tideloop.amap(double, range(3), limit=limiter).to_list() == [0, 2, 4]
+
+    @pytest.mark.parametrize("ordered", [False, True])
+    def test_cancelled_at_every_await(self, kind, ordered):
+        async def scenario(attack):
+            before = asyncio.all_tasks()
+            limiter = tideloop.AdaptiveLimiter(min=2, max=2, on_full="reject")
+
+            async def consume():
+                async with tideloop.amap(double, range(8), limit=limiter, ordered=ordered) as stream:
+                    return [result async for result in stream]
+
+            attack.task(consume())
+            await attack.settle()
+            harness.demand(limiter.in_flight == 0, f"still in use: {limiter!r}")
+            harness.demand(not tasks_left(before), "tasks are left")
+
+        assert harness.cancel_everywhere(kind, scenario) >= 5
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("what", ["sync", "async", "limiter", "merge", "batched", "flat_map", "paginate"])
 def test_cancelled_at_every_await(kind, what, ordered):
@@ -762,3 +834,28 @@ class TestSeams:
 
         with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
             await tideloop.amap(stops, range(10), limit=limit).to_list()
+
+
+def test_what_closing_the_source_raises_hides_nothing(kind):
+    def source():
+        try:
+            yield from range(10)
+        finally:
+            raise OSError("closing")
+
+    async def work(number):
+        await asyncio.sleep(0)
+        if number == 1:
+            raise ValueError(number)
+
+    async def main():
+        with pytest.raises(OSError, match="closing") as caught:
+            async for _ in tideloop.amap(work, source(), limit=2):
+                pass
+        known, error = [], caught.value
+        while error is not None:
+            known.append(type(error))
+            error = error.__context__
+        assert ValueError in known
+
+    harness.run(kind, main())

@@ -8,6 +8,8 @@
 #![cfg_attr(test, allow(clippy::let_underscore_must_use))]
 
 pub mod adaptive;
+pub mod batch;
+pub mod bursts;
 pub mod cache;
 pub mod channel;
 pub mod datagram;
@@ -17,12 +19,16 @@ pub mod histogram;
 pub mod hold;
 pub mod inbox;
 pub mod limits;
+#[cfg(all(test, loom))]
+mod models;
+pub mod parking;
 pub mod ranks;
 pub mod rate;
 pub mod ready;
 pub mod registry;
 pub mod room;
 pub mod stream;
+pub mod sync;
 pub mod timeout;
 pub mod timers;
 pub mod turn;

@@ -6,10 +6,10 @@ use crate::target::Target;
 
 pub const HELP: &str = "\
 usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
-       tideloop-load --serve N [--port PORT | --unix PATH]
+       tideloop-load --serve N [--port PORT | --unix PATH] [--size BYTES --times N]
 
 Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
-some bytes that the server echoes or, with --http, one or several GET / at once.
+some bytes that the server echoes, once or several times, or, with --http, one or several GET / at once.
 
   --host HOST          loopback address to talk to (127.0.0.1)
   --port PORT          TCP port
@@ -17,14 +17,16 @@ some bytes that the server echoes or, with --http, one or several GET / at once.
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
   --tls                an echo over TLS 1.3, whoever the server says it is
+  --times N            the server sends each request back so many times: a bulk transfer (1)
   --http N             HTTP/1.1 instead of an echo: N pipelined GET / are one request
   --duration SECONDS   how long to measure (1)
   --requests N         stop after this many requests instead
   --warmup SECONDS     before measuring: connect, talk this long, disconnect (0)
+  --pause SECONDS      how long a connection waits between an answer and its next request (0)
   --stall SECONDS      give up when nothing is answered for this long (10)
   --reconnect          a new connection for each request
-  --serve N            be an echo server instead: print the port, and after the first connection lost after the Nth
-                       was made the seconds of processor time used in between
+  --serve N            be such a server instead, not of HTTP: print the port, and after the first connection lost after
+                       the Nth was made the seconds of processor time used in between
   --json               print one JSON object instead of text
   --help               this text
 
@@ -40,6 +42,7 @@ pub struct Options {
     pub tls: bool,
     pub stop: Stop,
     pub warmup: Duration,
+    pub pause: Duration,
     pub stall: Duration,
     pub json: bool,
 }
@@ -49,6 +52,8 @@ pub struct Options {
 pub enum Exchange {
     /// So many bytes come back as they were sent.
     Echo(usize),
+    /// So many bytes come back so many times.
+    Bulk(usize, usize),
     /// So many GETs in one piece, each answered alike.
     Http(usize),
 }
@@ -63,14 +68,25 @@ pub enum Stop {
 #[derive(Debug)]
 pub enum Parsed {
     Run(Options),
-    Serve(Option<Target>, u64),
+    Serve(Serve),
     Help,
+}
+
+/// What the client's own server does.
+#[derive(Debug, Clone)]
+pub struct Serve {
+    /// None: a free port of the loopback address.
+    pub place: Option<Target>,
+    /// The connection at which the measured part begins, counted from 1.
+    pub starts_at: u64,
+    pub exchange: Exchange,
 }
 
 const NO_TARGET: &str = "no target: give --port or --unix; see --help";
 const MAX_CONNECTIONS: u64 = 100_000;
 const MAX_SIZE: u64 = 1 << 30;
 const MAX_PIPELINED: u64 = 1000;
+const MAX_TIMES: u64 = 1 << 20;
 const MAX_SECONDS: f64 = 86_400.0;
 
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
@@ -78,8 +94,9 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
     let (mut connections, mut json, mut reconnect, mut tls) = (10, false, false, false);
-    let (mut size, mut http, mut serve) = (None, None, None);
-    let (mut warmup, mut stall) = (Duration::ZERO, Duration::from_secs(10));
+    let (mut size, mut times, mut http, mut serve) = (None, None, None, None);
+    let (mut warmup, mut pause) = (Duration::ZERO, Duration::ZERO);
+    let mut stall = Duration::from_secs(10);
     while let Some(flag) = args.next() {
         let mut value = || {
             args.next()
@@ -95,11 +112,13 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--unix" => unix = Some(value()?),
             "--connections" => connections = whole(&flag, &value()?, 1, MAX_CONNECTIONS)? as usize,
             "--size" => size = Some(whole(&flag, &value()?, 1, MAX_SIZE)? as usize),
+            "--times" => times = Some(whole(&flag, &value()?, 1, MAX_TIMES)? as usize),
             "--http" => http = Some(whole(&flag, &value()?, 1, MAX_PIPELINED)? as usize),
             "--serve" => serve = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--duration" => duration = Some(seconds(&flag, &value()?)?),
             "--requests" => requests = Some(whole(&flag, &value()?, 1, u64::MAX)?),
             "--warmup" => warmup = seconds(&flag, &value()?)?,
+            "--pause" => pause = seconds(&flag, &value()?)?,
             "--stall" => stall = seconds(&flag, &value()?)?,
             _ => return Err(format!("unknown argument '{flag}'; see --help")),
         }
@@ -112,10 +131,12 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     if stop == Stop::After(Duration::ZERO) || stall.is_zero() {
         return Err("--duration and --stall must be more than 0 seconds".to_owned());
     }
-    let exchange = match (size, http) {
-        (Some(_), Some(_)) => return Err("--size and --http exclude each other".to_owned()),
-        (None, Some(pipelined)) => Exchange::Http(pipelined),
-        (size, None) => Exchange::Echo(size.unwrap_or(1024)),
+    let exchange = match (size, times, http) {
+        (Some(_), _, Some(_)) => return Err("--size and --http exclude each other".to_owned()),
+        (_, Some(_), Some(_)) => return Err("--times and --http exclude each other".to_owned()),
+        (None, None, Some(pipelined)) => Exchange::Http(pipelined),
+        (size, None, None) => Exchange::Echo(size.unwrap_or(1024)),
+        (size, Some(times), None) => Exchange::Bulk(size.unwrap_or(1024), times),
     };
     if tls && (unix.is_some() || http.is_some() || serve.is_some()) {
         return Err("--tls excludes --unix, --http and --serve".to_owned());
@@ -127,7 +148,16 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         (None, Some(path)) => Some(Target::unix(&path)?),
     };
     let target = match (serve, target) {
-        (Some(starts_at), place) => return Ok(Parsed::Serve(place, starts_at)),
+        (Some(_), _) if http.is_some() => {
+            return Err("--serve and --http exclude each other".to_owned());
+        }
+        (Some(starts_at), place) => {
+            return Ok(Parsed::Serve(Serve {
+                place,
+                starts_at,
+                exchange,
+            }));
+        }
         (None, Some(target)) => target,
         (None, None) => return Err(NO_TARGET.to_owned()),
     };
@@ -139,6 +169,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         tls,
         stop,
         warmup,
+        pause,
         stall,
         json,
     }))
@@ -195,6 +226,19 @@ mod tests {
         assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
         assert!(complaint("--port 7 --size 1 --http 1").contains("exclude"));
         assert!(complaint("--port 7 --tls --http 1").contains("excludes"));
+        assert!(complaint("--port 7 --times 2 --http 1").contains("exclude"));
+        assert!(complaint("--serve 7 --http 1").contains("exclude"));
+    }
+
+    #[test]
+    fn a_server_does_what_its_client_would_ask_for() {
+        let Ok(Parsed::Serve(serve)) = parsed("--serve 3 --size 10 --times 4") else {
+            panic!("not served")
+        };
+        assert_eq!(
+            (serve.starts_at, serve.exchange),
+            (3, Exchange::Bulk(10, 4))
+        );
     }
 
     #[test]

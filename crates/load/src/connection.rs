@@ -12,6 +12,8 @@ pub struct Connection {
     request: Vec<u8>,
     /// What comes back; None: the request itself.
     answer: Option<Arc<[u8]>>,
+    /// How often it comes back.
+    times: usize,
     serial: u64,
     sent: usize,
     received: usize,
@@ -31,8 +33,11 @@ pub enum Progress {
 
 impl Connection {
     /// `seed` makes the payloads of two connections differ, so that crossed answers are noticed.
-    pub fn echoing(stream: Stream, size: usize, seed: u64) -> Self {
-        Self::new(stream, noise(size, seed), None)
+    pub fn echoing(stream: Stream, size: usize, times: usize, seed: u64) -> Self {
+        Self {
+            times,
+            ..Self::new(stream, noise(size, seed), None)
+        }
     }
 
     /// Sends the same request each time, and gets the same answer.
@@ -45,6 +50,7 @@ impl Connection {
             stream,
             request,
             answer,
+            times: 1,
             serial: 0,
             sent: 0,
             received: 0,
@@ -84,23 +90,41 @@ impl Connection {
             Err(error) if is_retry(&error) => return Ok(pending),
             Err(error) => return Err(error),
         };
-        let answer = match &self.answer {
-            Some(answer) => &answer[..],
-            None => &self.request[..self.sent],
-        };
-        if answer.get(self.received..self.received + read) != Some(&scratch[..read]) {
+        if !self.fits(&scratch[..read]) {
             return Err(problem(match self.answer {
                 Some(_) => "the server answered otherwise than the first time",
                 None => "the server echoed other bytes than it was sent",
             }));
         }
         self.received += read;
-        let expected = self.answer.as_ref().map_or(self.request.len(), |a| a.len());
-        if self.received < expected {
+        let piece = self.answer.as_ref().map_or(self.request.len(), |a| a.len());
+        if self.received < piece * self.times {
             return Ok(pending);
         }
         self.began = None;
         Ok(Progress::Done(began.elapsed()))
+    }
+
+    /// Whether this is how the answer goes on.
+    fn fits(&self, mut got: &[u8]) -> bool {
+        let piece = match &self.answer {
+            Some(answer) => &answer[..],
+            None => &self.request[..self.sent],
+        };
+        // What has been sent in part can have been sent back in part only.
+        let whole = self.sent == self.request.len();
+        if self.received + got.len() > piece.len() * if whole { self.times } else { 1 } {
+            return false;
+        }
+        let mut at = self.received % piece.len();
+        while !got.is_empty() {
+            let (now, later) = got.split_at(got.len().min(piece.len() - at));
+            if now != &piece[at..at + now.len()] {
+                return false;
+            }
+            (got, at) = (later, 0);
+        }
+        true
     }
 
     fn send(&mut self) -> io::Result<Progress> {

@@ -6,6 +6,7 @@
 //! number of connections means anything.) Before both HTTP has one more connection, with
 //! one request, from which the answer is learned.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,8 +39,8 @@ pub fn run(options: &Options) -> io::Result<Measured> {
 
 /// What every connection says and hears.
 enum Talk {
-    /// So many bytes of its own, and the same again.
-    Echo(usize),
+    /// So many bytes of its own, and the same again, so many times.
+    Echo(usize, usize),
     Http {
         request: Vec<u8>,
         answer: Arc<[u8]>,
@@ -49,7 +50,8 @@ enum Talk {
 impl Talk {
     fn about(options: &Options) -> io::Result<Self> {
         match options.exchange {
-            Exchange::Echo(size) => Ok(Self::Echo(size)),
+            Exchange::Echo(size) => Ok(Self::Echo(size, 1)),
+            Exchange::Bulk(size, times) => Ok(Self::Echo(size, times)),
             Exchange::Http(pipelined) => {
                 let mut stream = options.target.connect_blocking(options.stall)?;
                 Ok(Self::Http {
@@ -62,7 +64,7 @@ impl Talk {
 
     fn connection(&self, stream: Stream, index: usize) -> Connection {
         match self {
-            Self::Echo(size) => Connection::echoing(stream, *size, index as u64),
+            Self::Echo(size, times) => Connection::echoing(stream, *size, *times, index as u64),
             Self::Http { request, answer } => {
                 Connection::asking(stream, request.clone(), Arc::clone(answer))
             }
@@ -72,7 +74,7 @@ impl Talk {
     /// Bytes of an answer.
     fn expected(&self) -> usize {
         match self {
-            Self::Echo(size) => *size,
+            Self::Echo(size, times) => size.saturating_mul(*times),
             Self::Http { answer, .. } => answer.len(),
         }
     }
@@ -95,6 +97,8 @@ struct Pool<'a> {
     writing: Vec<bool>,
     scratch: Vec<u8>,
     stall: Duration,
+    /// Which connections wait until they may ask again, and from when; those that wait longest first.
+    pausing: VecDeque<(Instant, usize)>,
 }
 
 impl<'a> Pool<'a> {
@@ -109,6 +113,7 @@ impl<'a> Pool<'a> {
             // One byte more than is asked for, so that an answer with a tail is noticed.
             scratch: vec![0; talk.expected().min(MAX_READ) + 1],
             stall: options.stall,
+            pausing: VecDeque::new(),
             connections,
             options,
             talk,
@@ -151,9 +156,14 @@ impl<'a> Pool<'a> {
             self.follow(index, &progress)?;
         }
         let mut ready = Vec::with_capacity(self.connections.len());
-        while in_flight > 0 {
-            self.readiness.wait(self.stall, &mut ready)?;
-            if ready.is_empty() {
+        while in_flight > 0 || !self.pausing.is_empty() {
+            let patience = match self.pausing.front() {
+                Some((due, _)) => due.saturating_duration_since(Instant::now()),
+                None => self.stall,
+            };
+            self.readiness.wait(patience, &mut ready)?;
+            let rested = self.rested();
+            if ready.is_empty() && rested.is_empty() && patience == self.stall {
                 let seconds = self.stall.as_secs_f64();
                 let what = format!("no answer from the server for {seconds} s");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
@@ -162,19 +172,42 @@ impl<'a> Pool<'a> {
                 let mut progress = self.connections[index].resume(&mut self.scratch)?;
                 if let Progress::Done(taken) = progress {
                     note(taken);
-                    if may_begin() {
-                        if self.options.reconnect {
-                            self.reconnect(index)?;
-                        }
-                        progress = self.connections[index].begin()?;
+                    if !self.options.pause.is_zero() {
+                        in_flight -= 1;
+                        let due = Instant::now() + self.options.pause;
+                        self.pausing.push_back((due, index));
+                    } else if may_begin() {
+                        progress = self.again(index)?;
                     } else {
                         in_flight -= 1;
                     }
                 }
                 self.follow(index, &progress)?;
             }
+            for index in rested {
+                if may_begin() {
+                    in_flight += 1;
+                    let progress = self.again(index)?;
+                    self.follow(index, &progress)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// The connections whose pause is over.
+    fn rested(&mut self) -> Vec<usize> {
+        let now = Instant::now();
+        let over = self.pausing.partition_point(|(due, _)| *due <= now);
+        self.pausing.drain(..over).map(|(_, index)| index).collect()
+    }
+
+    /// Begins another request on a connection whose last one has been answered.
+    fn again(&mut self, index: usize) -> io::Result<Progress> {
+        if self.options.reconnect {
+            self.reconnect(index)?;
+        }
+        self.connections[index].begin()
     }
 
     /// Hangs up and calls again.
@@ -238,6 +271,15 @@ mod tests {
         }
     }
 
+    /// The request, and then the request from behind.
+    fn backwards(mut stream: TcpStream) -> io::Result<()> {
+        let mut buffer = [0; 1000];
+        stream.read_exact(&mut buffer)?;
+        stream.write_all(&buffer)?;
+        buffer.reverse();
+        stream.write_all(&buffer)
+    }
+
     fn flip(mut stream: TcpStream) -> io::Result<()> {
         let mut buffer = [0; 4096];
         let n = stream.read(&mut buffer)?;
@@ -254,6 +296,7 @@ mod tests {
             tls: false,
             stop: Stop::Requests(requests),
             warmup: Duration::from_millis(1),
+            pause: Duration::ZERO,
             stall: Duration::from_secs(5),
             json: false,
         }
@@ -271,6 +314,27 @@ mod tests {
         let mut options = options(server(echo), 1, 57);
         options.reconnect = true;
         assert_eq!(run(&options).unwrap().latency.count(), 57);
+    }
+
+    #[test]
+    fn a_pause_comes_between_an_answer_and_the_next_request() {
+        let mut options = options(server(echo), 1, 13);
+        options.pause = Duration::from_millis(2);
+        let measured = run(&options).unwrap();
+        assert_eq!(measured.latency.count(), 13);
+        // Thirteen requests on four connections: three pauses at least on one of them.
+        assert!(measured.wall >= 3 * options.pause, "{:?}", measured.wall);
+    }
+
+    #[test]
+    fn a_bulk_transfer_is_compared_round_by_round() {
+        let mut options = options(server(echo), 1000, 9);
+        options.exchange = Exchange::Bulk(1000, 1);
+        assert_eq!(run(&options).unwrap().latency.count(), 9);
+        options.exchange = Exchange::Bulk(1000, 2);
+        options.target = Target::tcp("127.0.0.1", server(backwards)).unwrap();
+        let wrong = run(&options).unwrap_err();
+        assert!(wrong.to_string().contains("other bytes"), "{wrong}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bulk;
 mod connection;
 mod drive;
 mod http;
@@ -24,9 +25,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let options = match args::parse(std::env::args().skip(1)) {
         Ok(args::Parsed::Run(options)) => options,
-        Ok(args::Parsed::Serve(place, starts_at)) => {
-            return ended(serve::run(place.as_ref(), starts_at));
-        }
+        Ok(args::Parsed::Serve(asked)) => return ended(serve::run(&asked)),
         Ok(args::Parsed::Help) => {
             print!("{}", args::HELP);
             return ExitCode::SUCCESS;

@@ -23,6 +23,7 @@ fn json(options: &Options, measured: &Measured) -> String {
         options.connections,
         match options.exchange {
             Exchange::Echo(size) => format!("\"size\":{size}"),
+            Exchange::Bulk(size, times) => format!("\"size\":{size},\"times\":{times}"),
             Exchange::Http(pipelined) => format!("\"pipelined\":{pipelined}"),
         },
         measured.latency.count(),
@@ -57,6 +58,7 @@ fn text(options: &Options, measured: &Measured) -> String {
         measured.latency.count(),
         match options.exchange {
             Exchange::Echo(size) => format!("{size} B"),
+            Exchange::Bulk(size, times) => format!("{size} B, {times} times back,"),
             Exchange::Http(pipelined) => format!("{pipelined} GET"),
         },
         options.connections,

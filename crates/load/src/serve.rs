@@ -1,4 +1,4 @@
-//! The limit: an echo server of a selector, a receive and a send, and nothing else.
+//! The limit: an echo server of a selector, a receive and a send, and nothing else; or one of bulk transfers.
 //!
 //! What a server in Python costs above this is the loop's and the interpreter's. It prints its port, then, for
 //! the lab, what it has used of the processor between the connection of a given number and the first one lost
@@ -15,6 +15,8 @@ use tideloop_sys::clock;
 use tideloop_sys::selector::{self, Backend, Events, Interest, Selector};
 use tideloop_sys::socket::RawSource;
 
+use crate::args::{Exchange, Serve};
+use crate::bulk::Bulk;
 use crate::target::{Stream, Target};
 
 const BUFFER: usize = 256 * 1024;
@@ -86,15 +88,15 @@ impl Listener {
 }
 
 /// Echoes until the measured connections are gone.
-pub fn run(place: Option<&Target>, starts_at: u64) -> io::Result<()> {
-    let (listener, name) = Listener::open(place)?;
+pub fn run(asked: &Serve) -> io::Result<()> {
+    let (listener, name) = Listener::open(asked.place.as_ref())?;
     println!("{name}");
-    let cpu = serve(&listener, starts_at)?;
+    let cpu = serve(&listener, asked.starts_at, asked.exchange)?;
     println!("{}", cpu.as_secs_f64());
     Ok(())
 }
 
-fn serve(listener: &Listener, starts_at: u64) -> io::Result<Duration> {
+fn serve(listener: &Listener, starts_at: u64, exchange: Exchange) -> io::Result<Duration> {
     let selector = selector::new(Backend::Default)?;
     selector.add(listener.raw(), LISTENER, Interest::READ)?;
     let mut connections = HashMap::new();
@@ -112,17 +114,17 @@ fn serve(listener: &Listener, starts_at: u64) -> io::Result<Duration> {
                 while let Some(stream) = unless_blocked(listener.accept())? {
                     made += 1;
                     selector.add(stream.raw(), made, Interest::READ)?;
-                    connections.insert(made, Echo::new(stream));
+                    connections.insert(made, Connection::new(stream, exchange));
                     if made == starts_at {
                         began = Some(clock::process_cpu());
                     }
                 }
                 continue;
             }
-            let Some(echo) = connections.get_mut(&event.key) else {
+            let Some(connection) = connections.get_mut(&event.key) else {
                 continue;
             };
-            match echo.go_on(&*selector, event.key, &mut buffer) {
+            match connection.go_on(&*selector, event.key, &mut buffer) {
                 Ok(true) => continue,
                 Ok(false) => {}
                 // A client that leaves with something unread.
@@ -132,50 +134,76 @@ fn serve(listener: &Listener, starts_at: u64) -> io::Result<Duration> {
             if let Some(began) = began {
                 return Ok(clock::process_cpu().saturating_sub(began));
             }
-            selector.remove(echo.stream.raw())?;
+            selector.remove(connection.stream.raw())?;
             connections.remove(&event.key);
         }
     }
 }
 
-struct Echo {
+struct Connection {
     stream: Stream,
+    served: Served,
+}
+
+enum Served {
+    Echo(Echo),
+    Bulk(Bulk),
+}
+
+impl Connection {
+    fn new(stream: Stream, exchange: Exchange) -> Self {
+        let served = match exchange {
+            Exchange::Bulk(size, times) => Served::Bulk(Bulk::new(size, times)),
+            _ => Served::Echo(Echo::default()),
+        };
+        Self { stream, served }
+    }
+
+    /// False once the peer has ended.
+    fn go_on(&mut self, selector: &dyn Selector, key: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        match &mut self.served {
+            Served::Echo(echo) => echo.go_on(&mut self.stream, selector, key, buffer),
+            Served::Bulk(bulk) => bulk.go_on(&mut self.stream, selector, key),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Echo {
     /// What the socket did not take.
     rest: Vec<u8>,
 }
 
 impl Echo {
-    fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            rest: Vec::new(),
-        }
-    }
-
-    /// False once the peer has ended.
-    fn go_on(&mut self, selector: &dyn Selector, key: u64, buffer: &mut [u8]) -> io::Result<bool> {
+    fn go_on(
+        &mut self,
+        stream: &mut Stream,
+        selector: &dyn Selector,
+        key: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<bool> {
         if !self.rest.is_empty() {
-            let sent = unless_blocked(self.stream.write(&self.rest))?.unwrap_or(0);
+            let sent = unless_blocked(stream.write(&self.rest))?.unwrap_or(0);
             self.rest.drain(..sent);
             if self.rest.is_empty() {
-                selector.modify(self.stream.raw(), key, Interest::READ)?;
+                selector.modify(stream.raw(), key, Interest::READ)?;
             }
             return Ok(true);
         }
-        let Some(received) = unless_blocked(self.stream.read(buffer))? else {
+        let Some(received) = unless_blocked(stream.read(buffer))? else {
             return Ok(true);
         };
-        let sent = unless_blocked(self.stream.write(&buffer[..received]))?.unwrap_or(0);
+        let sent = unless_blocked(stream.write(&buffer[..received]))?.unwrap_or(0);
         if sent < received {
             self.rest.extend_from_slice(&buffer[sent..received]);
-            selector.modify(self.stream.raw(), key, Interest::WRITE)?;
+            selector.modify(stream.raw(), key, Interest::WRITE)?;
         }
         Ok(received > 0)
     }
 }
 
 /// None: not now.
-fn unless_blocked<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub fn unless_blocked<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -188,20 +216,30 @@ fn unless_blocked<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{Exchange, Options, Stop};
+    use crate::args::{Options, Stop};
     use crate::drive;
 
     #[test]
     fn it_echoes_and_ends_with_the_first_connection_that_does() {
+        ends_with_its_client(Exchange::Echo(3 << 20));
+    }
+
+    #[test]
+    fn it_sends_blocks_back_many_times() {
+        ends_with_its_client(Exchange::Bulk(100_000, 70));
+    }
+
+    fn ends_with_its_client(exchange: Exchange) {
         let (listener, port) = Listener::open(None).unwrap();
-        let server = std::thread::spawn(move || serve(&listener, 6));
+        let server = std::thread::spawn(move || serve(&listener, 6, exchange));
         let options = Options {
             target: Target::tcp("127.0.0.1", port.parse().unwrap()).unwrap(),
             connections: 3,
-            exchange: Exchange::Echo(3 << 20),
+            exchange,
             reconnect: false,
             stop: Stop::Requests(10),
             warmup: Duration::from_millis(1),
+            pause: Duration::ZERO,
             stall: Duration::from_secs(5),
             json: false,
         };

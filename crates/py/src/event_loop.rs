@@ -22,11 +22,14 @@ use crate::errors::os_error;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::classes::classes;
 use crate::ffi::entry::{Entry, Run};
+use crate::ffi::handed::Handed;
 use crate::ffi::layout::Node;
+use crate::ffi::recent::{Filled, Recent};
+use crate::ffi::snapshot::Snapshots;
 use crate::ffi::spare::{Running, Spare};
 #[cfg(not(Py_3_14))]
 use crate::ffi::task::TaskList;
-use crate::ffi::{call, future, handle, native};
+use crate::ffi::{call, future, handed, handle, native};
 use crate::handoff::Handoff;
 use crate::held::Held;
 use crate::loop_clock::LoopClock;
@@ -56,6 +59,9 @@ pub struct Queue {
     pub spare_timers: Spare,
     pub spare_tasks: Spare,
     pub spare_futures: Spare,
+    /// Calls of other threads, for which the ring has an entry each.
+    pub handed: Handed,
+    pub snapshots: Snapshots,
     /// The tuple `("context",)` that was last seen as the keywords of a call: asyncio's tasks always
     /// pass the same one, and a pointer is compared faster than a string.
     pub context_names: Option<Py<PyAny>>,
@@ -132,6 +138,7 @@ pub struct LoopCore {
     queue: LoopCell<Queue>,
     reactor: Reactor,
     received: LoopCell<Vec<u8>>,
+    recent: LoopCell<Recent>,
     task_factory: LoopCell<Option<Py<PyAny>>>,
     phase: AtomicU8,
     stopping: AtomicBool,
@@ -327,6 +334,12 @@ impl LoopCore {
         })
     }
 
+    /// An object with bytes that were received.
+    #[inline]
+    pub fn bytes<'py>(&self, py: Python<'py>, bytes: &[u8]) -> Filled<'py> {
+        self.recent.with(py, |recent| recent.filled(py, bytes))
+    }
+
     #[inline]
     pub fn push_ready(&self, py: Python<'_>, handle: Py<PyAny>) {
         self.push_entry(py, Entry::handle(handle));
@@ -380,9 +393,16 @@ impl LoopCore {
     }
 
     /// Is a guest no longer.
-    pub fn end_hosted(&self, py: Python<'_>) {
-        if self.is_hosted() {
-            self.end_run(py);
+    pub fn end_hosted(slf: &Bound<'_, Self>) {
+        if slf.get().is_hosted() {
+            Self::end_run(slf);
+        }
+    }
+
+    /// Lets go of the context that calls of other threads have shared.
+    pub fn discard_snapshot(&self, py: Python<'_>) {
+        if let Some(last) = self.queue.with(py, |queue| queue.snapshots.take()) {
+            last.discard(py);
         }
     }
 
@@ -398,24 +418,28 @@ impl LoopCore {
         Ok(())
     }
 
-    fn end_run(&self, py: Python<'_>) {
-        self.handoff.set_runner(false);
+    fn end_run(slf: &Bound<'_, Self>) {
+        let (py, state) = (slf.py(), slf.get());
+        state.handoff.set_runner(false);
         #[cfg(Py_3_14)]
-        self.thread_tasks
+        state
+            .thread_tasks
             .store(std::ptr::null_mut(), Ordering::Relaxed);
-        self.set_phase(Phase::Idle);
-        self.set_sleeping(false);
-        self.stopping.store(false, Ordering::Relaxed);
+        state.set_phase(Phase::Idle);
+        state.set_sleeping(false);
+        state.stopping.store(false, Ordering::Relaxed);
+        handed::settle(slf);
+        state.discard_snapshot(py);
         // From here on nothing on the stack keeps the loop alive: the collector must see its work. Timers
         // that were cancelled are none: how many still lie about depends on the clock.
-        let stale = self.queue.with(py, |queue| {
+        let stale = state.queue.with(py, |queue| {
             let stale = queue.timers.sweep(Entry::is_stale);
             queue.ready.iter().for_each(Entry::show);
             queue.timers.iter().for_each(Entry::show);
             stale
         });
         for timer in stale {
-            self.discard_timer(py, timer);
+            state.discard_timer(py, timer);
         }
     }
 
@@ -514,19 +538,25 @@ impl LoopCore {
     ) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
-        let handle = handle::new(
-            py,
-            handle::Spec {
-                callback,
-                args: &[argument.as_ptr()],
-                owner: slf.as_any(),
-                context,
-                source_traceback: None,
-                when: None,
-                persistent: false,
-                track: !state.is_running(),
-            },
-        )?;
+        let handle = if state.is_running() {
+            let types = handle::types(py)?;
+            let spare = state.queue(py, |queue| queue.spare_handle(types));
+            handle::of_call(spare, slf, callback, argument, context)?
+        } else {
+            handle::new(
+                py,
+                handle::Spec {
+                    callback,
+                    args: &[argument.as_ptr()],
+                    owner: slf.as_any(),
+                    context,
+                    source_traceback: None,
+                    when: None,
+                    persistent: false,
+                    track: true,
+                },
+            )?
+        };
         state.push_ready(py, handle.unbind());
         Ok(())
     }
@@ -654,6 +684,7 @@ impl LoopCore {
             queue: LoopCell::new(Queue::default()),
             reactor,
             received: LoopCell::new(Vec::new()),
+            recent: LoopCell::new(Recent::default()),
             task_factory: LoopCell::new(None),
             phase: AtomicU8::new(Phase::Idle as u8),
             stopping: AtomicBool::new(false),
@@ -736,7 +767,6 @@ impl LoopCore {
 
     /// Run turns until stop() is called.
     fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
         let state = slf.get();
         future::know_loop_type(&slf.get_type());
         state.check_can_run()?;
@@ -746,7 +776,7 @@ impl LoopCore {
         let precise = PreciseTimers::new();
         let result = turn::run(slf);
         drop((precise, running));
-        state.end_run(py);
+        Self::end_run(slf);
         result
     }
 
@@ -776,8 +806,8 @@ impl LoopCore {
         });
         for entry in ready {
             // A task that waited for its next step is let go of, as a handle's task would be.
-            if entry.is_handle() {
-                entry.object().bind(py).call_method0("cancel")?;
+            if let Some(handle) = entry.object().filter(|_| entry.is_handle()) {
+                handle.bind(py).call_method0("cancel")?;
             }
         }
         for timer in timers {
@@ -787,6 +817,8 @@ impl LoopCore {
             }
         }
         drop(targets);
+        drop(self.recent.with(py, std::mem::take));
+        drop(self.received.with(py, std::mem::take));
         Ok(())
     }
 
@@ -854,11 +886,11 @@ impl LoopCore {
             queue
                 .ready
                 .iter()
-                .try_for_each(|entry| visit.call(&*entry.object()))?;
-            queue
-                .timers
-                .iter()
-                .try_for_each(|entry| visit.call(&*entry.object()))
+                .chain(queue.timers.iter())
+                .filter_map(Entry::object)
+                .try_for_each(|object| visit.call(&*object))?;
+            queue.handed.traverse(&visit)?;
+            queue.snapshots.traverse(&visit)
         });
         visited.unwrap_or(Ok(()))?;
         self.task_factory
@@ -871,12 +903,14 @@ impl LoopCore {
     fn __clear__(&self) {
         Python::attach(|py| {
             let targets: Vec<Target> = self.reactor.close(py);
-            let (ready, timers) = self.queue.with(py, |queue| {
-                (queue.ready.take_all(), queue.timers.take_all())
+            let (ready, timers, handed, last) = self.queue.with(py, |queue| {
+                let (ready, timers) = (queue.ready.take_all(), queue.timers.take_all());
+                let (handed, last) = (queue.handed.take_all(), queue.snapshots.take());
+                (ready, timers, handed, last)
             });
             let factory = self.task_factory.with(py, Option::take);
             self.set_phase(Phase::Closed);
-            drop((targets, ready, timers, factory));
+            drop((targets, ready, timers, handed, last, factory));
         });
     }
 }

@@ -77,5 +77,5 @@ pub fn guest_descriptor(r#loop: &Bound<'_, LoopCore>) -> PyResult<Option<RawSour
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_end(r#loop: &Bound<'_, LoopCore>) {
-    r#loop.get().end_hosted(r#loop.py());
+    LoopCore::end_hosted(r#loop);
 }

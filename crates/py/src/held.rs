@@ -101,13 +101,15 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut result = Ok(());
     // What is told of a failed or a short send may write more.
     while held.any.swap(false, Ordering::Relaxed) {
-        let inherited = held.is_inherited(py);
-        let only = held.list.with(py, |list| match list.transports.len() {
-            1 => list.transports.pop(),
-            _ => None,
+        let (inherited, only) = held.list.with(py, |list| {
+            let only = match list.transports.len() {
+                1 => list.transports.pop(),
+                _ => None,
+            };
+            (list.generation != fork::generation(), only)
         });
         if let Some(transport) = only {
-            result = result.and(let_go(transport.bind(py), inherited));
+            result = result.and(let_go(&transport.into_bound(py), inherited));
             continue;
         }
         let mut transports = held
@@ -130,6 +132,6 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 fn let_go(transport: &Bound<'_, StreamTransport>, inherited: bool) -> PyResult<()> {
     match inherited {
         true => StreamTransport::forget_held(transport),
-        false => StreamTransport::release_held(transport),
+        false => StreamTransport::send_held(transport),
     }
 }

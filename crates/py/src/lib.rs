@@ -113,6 +113,12 @@ mod _tideloop {
         ffi::call::keep_contexts(enter);
     }
 
+    /// Take the mark off a task by which it would be cancelled at its next await.
+    #[pyfunction]
+    fn forgive(task: &Bound<'_, PyAny>) -> PyResult<()> {
+        ffi::park::forgive(task)
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();

@@ -80,6 +80,8 @@ struct Registration {
     source: RawSource,
     interest: Interest,
     target: Target,
+    /// It is in [`Inner::doubtful`].
+    doubtful: bool,
 }
 
 impl Registration {
@@ -143,6 +145,10 @@ struct Inner {
     backend: Backend,
     registry: Registry<Registration>,
     keys: HashMap<RawSource, Key>,
+    /// Watches that were relied on without asking the system, since the loop slept last.
+    doubtful: Vec<Key>,
+    /// Polls of a loop that did not sleep since they were asked about.
+    unasked: u32,
     /// Whether a watch could not be removed: if its file lives on (a duplicate, a child's), nobody can remove it,
     /// and it goes on to report.
     lost: bool,
@@ -151,6 +157,9 @@ struct Inner {
     /// Whether somebody else waits on the selector's descriptor, which must stay what it is.
     pinned: bool,
 }
+
+/// Polls of a loop that does not sleep after which it asks about what it relied on.
+const UNASKED: u32 = 64;
 
 /// Events that are nobody's after which the selector is made anew. One whose registration was removed in the
 /// same batch is nothing special; a watch that was lost reports in every poll.
@@ -189,6 +198,8 @@ impl Reactor {
                 backend,
                 registry: Registry::default(),
                 keys: HashMap::new(),
+                doubtful: Vec::new(),
+                unasked: 0,
                 lost: false,
                 strays: 0,
                 pinned: false,
@@ -251,13 +262,14 @@ impl Reactor {
     }
 
     /// Lets a future wait, once, for a side of a Python socket with this descriptor, and returns whom it
-    /// replaces. Raises RuntimeError if a transport uses the descriptor.
+    /// replaces. `again`: it was woken for nothing. Raises RuntimeError if a transport uses the descriptor.
     pub fn set_waiter<'py>(
         &self,
         sock: &Bound<'py, PyAny>,
         source: RawSource,
         side: Side,
         future: &Bound<'py, PyAny>,
+        again: bool,
     ) -> PyResult<Slot> {
         let py = sock.py();
         let known = self.inner.with(py, |inner| {
@@ -295,14 +307,17 @@ impl Reactor {
                 }
                 _ => None,
             };
-            let arm = !same && inner.is_watched(key, side);
+            let watched = inner.is_watched(key, side);
             let mut result = inner.set_callback(py, key, side, waiting);
-            if arm
+            if watched && same && !again {
+                inner.doubt(key);
+            } else if watched
                 && result.is_ok()
                 && let Err(failure) = inner.watch_again(key)
             {
                 // The caller still holds the future that is taken out again.
-                if let Some(slot) = inner.registry.entry_mut(key).and_then(|e| e.slot(side)) {
+                let entry = inner.entry_of(source);
+                if let Some(slot) = entry.and_then(|entry| entry.slot(side)) {
                     *slot = Slot::Nobody;
                 }
                 result = Err(failure);
@@ -312,6 +327,60 @@ impl Reactor {
         drop(left);
         drop(old.map(|old| old.into_bound(py)));
         self.replaced(py, source, result)
+    }
+
+    /// Whether a loop that does not sleep should ask now.
+    pub fn is_overdue(&self, py: Python<'_>) -> bool {
+        self.inner.with(py, |inner| {
+            if inner.doubtful.is_empty() {
+                return false;
+            }
+            inner.unasked += 1;
+            inner.unasked >= UNASKED
+        })
+    }
+
+    /// Asks the system about the watches that were relied on: `os.dup2()` may have put another file in the place
+    /// of the one that is watched. Called before the loop sleeps, and by a
+    /// loop that does not sleep now and then. Returns who
+    /// is to find out for himself, since the descriptor cannot be watched.
+    pub fn confirm(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        self.inner.with(py, |inner| {
+            inner.unasked = 0;
+            let mut unwatched = Vec::new();
+            while let Some(key) = inner.doubtful.pop() {
+                let Some(entry) = inner.registry.entry_mut(key) else {
+                    continue;
+                };
+                entry.doubtful = false;
+                let source = entry.source;
+                if entry.is_idle() || inner.watch_again(key).is_ok() {
+                    continue;
+                }
+                let target = inner.entry_of(source).map(|entry| &mut entry.target);
+                let Some(Target::Callbacks { reader, writer, .. }) = target else {
+                    continue;
+                };
+                for slot in [reader, writer] {
+                    if let Slot::Once(_) = slot
+                        && let Slot::Once(future) = std::mem::take(slot)
+                    {
+                        unwatched.push(future);
+                    }
+                }
+            }
+            unwatched
+        })
+    }
+
+    /// No longer watches a side, unless somebody waits for it.
+    pub fn end_watch(&self, py: Python<'_>, source: RawSource, side: Side) -> Removed {
+        self.inner.with(py, |inner| {
+            match inner.entry_of(source).and_then(|entry| entry.slot(side)) {
+                Some(Slot::Nobody) => inner.remove_callback(source, side),
+                _ => Removed::default(),
+            }
+        })
     }
 
     /// Takes a future out again that waits for nothing any more. The watch stays.
@@ -548,6 +617,7 @@ impl Inner {
             source,
             interest: Interest::NONE,
             target,
+            doubtful: false,
         });
         self.keys.insert(source, key);
         key
@@ -587,20 +657,52 @@ impl Inner {
         })
     }
 
-    /// Tells the selector again what it should know: the descriptor may be another one by now.
+    fn entry_of(&mut self, source: RawSource) -> Option<&mut Registration> {
+        let key = self.keys.get(&source)?;
+        self.registry.entry_mut(*key)
+    }
+
+    /// A watch is relied on that was not asked about.
+    fn doubt(&mut self, key: Key) {
+        if let Some(entry) = self.registry.entry_mut(key)
+            && !entry.doubtful
+        {
+            entry.doubtful = true;
+            self.doubtful.push(key);
+        }
+        if self.doubtful.len() > 64 + 2 * self.registry.len() {
+            // Most of them have ended, on a loop that does not sleep.
+            let Self {
+                doubtful, registry, ..
+            } = self;
+            doubtful.retain(|&key| registry.entry(key).is_some());
+        }
+    }
+
+    /// Tells the selector again what it should know: the descriptor may be another one by now. What still comes
+    /// of that one is nobody's then.
     fn watch_again(&mut self, key: Key) -> Result<(), Failure> {
         let selector = Arc::clone(self.selector()?);
         let Some(entry) = self.registry.entry(key) else {
             return Ok(());
         };
-        let (source, bits) = (entry.source, key.to_u64());
-        match selector.modify(source, bits, entry.interest) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                selector.add(source, bits, entry.interest)
-            }
-            other => other,
+        let (source, interest) = (entry.source, entry.interest);
+        match selector.modify(source, key.to_u64(), interest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other.map_err(Failure::System),
         }
-        .map_err(Failure::System)
+        let Some(entry) = self.registry.remove(key) else {
+            return Ok(());
+        };
+        self.lost = true;
+        let key = self.registry.insert(Registration {
+            doubtful: false,
+            ..entry
+        });
+        self.keys.insert(source, key);
+        selector
+            .add(source, key.to_u64(), interest)
+            .map_err(Failure::System)
     }
 
     /// Whom an event on callbacks is for. A side that nobody waits for is no longer watched.
@@ -649,6 +751,7 @@ impl Inner {
         let Some(entry) = self.registry.entry_mut(key) else {
             return Err(Failure::Closed);
         };
+        let source = entry.source;
         let mut interest = entry.interest;
         match side {
             Side::Reader => interest.read = true,
@@ -677,6 +780,7 @@ impl Inner {
         if let Err(failure) = changed {
             // Nothing half-done stays behind: a callback that cannot be called is not registered. The caller
             // still holds what was made for this call.
+            let key = self.keys.get(&source).copied().unwrap_or(key);
             let idle = self.registry.entry_mut(key).is_some_and(|entry| {
                 if let Some(slot) = entry.slot(side) {
                     *slot = Slot::Nobody;

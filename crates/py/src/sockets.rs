@@ -11,11 +11,13 @@
 //!
 //! **Cancellation** at any await takes the waiter out; nothing was received by then, and nothing is lost.
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyValueError};
+use std::marker::PhantomData;
+
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyInt, PyMemoryView, PyString, PyType};
+use pyo3::types::{PyBytes, PyDict, PyInt, PyMemoryView, PyString, PyTuple, PyType};
 use tideloop_core::room::MAX_ROOM;
 use tideloop_core::waiters::Ticket;
 use tideloop_sys::socket::{self, RawSource, would_block};
@@ -24,7 +26,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::buffer::Bytes;
 use crate::ffi::function::Coroutine;
-use crate::ffi::operation::{Frame, Input, Step};
+use crate::ffi::operation::{self, Frame, Input, Step};
 use crate::ffi::{self, call, park};
 use crate::reactor::{Side, Slot};
 
@@ -32,7 +34,7 @@ const SOCKET: usize = 1;
 const GIVEN: usize = 2;
 
 /// One try.
-enum Tried<'py> {
+pub enum Tried<'py> {
     Done(Bound<'py, PyAny>),
     WouldBlock,
 }
@@ -81,18 +83,19 @@ fn check(core: &LoopCore, sock: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Waits until a side of the socket is ready.
+/// Waits until a side of the socket is ready. `again`: it was said to be ready, and was not.
 fn wait<'py>(
     event_loop: &Bound<'py, LoopCore>,
     sock: &Bound<'py, PyAny>,
     side: Side,
+    again: bool,
 ) -> PyResult<Step<'py>> {
     let py = sock.py();
     let number = call::method0(sock, intern!(py, "fileno"))?;
     let source = crate::reactor::source_from(&number)?;
     let future = park::new_future(event_loop.as_any())?;
     let reactor = event_loop.get().reactor();
-    match reactor.set_waiter(sock, source, side, &future)? {
+    match reactor.set_waiter(sock, source, side, &future, again)? {
         Slot::Callback(replaced) => {
             replaced.bind(py).call_method0(intern!(py, "cancel"))?;
         }
@@ -102,9 +105,30 @@ fn wait<'py>(
     Ok(Step::Wait(future))
 }
 
-/// An operation: what it tries, and which side it waits for.
-trait Attempt {
+/// Takes the waiter of an operation that is thrown into out again.
+fn leave(
+    event_loop: &Bound<'_, LoopCore>,
+    sock: &Bound<'_, PyAny>,
+    side: Side,
+    frame: &Frame<'_, '_>,
+) -> PyResult<()> {
+    let reactor = event_loop.get().reactor();
+    reactor.remove_waiter(sock.py(), source_of(sock), side, &frame.awaited()?);
+    Ok(())
+}
+
+fn socket_of<'py>(frame: &Frame<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+    frame
+        .argument(SOCKET)
+        .ok_or_else(|| PyValueError::new_err("a bug in tideloop: no socket"))
+}
+
+/// What an operation tries, and which side it waits for.
+pub trait Attempt {
     const SIDE: Side;
+
+    /// Whether there are arguments behind the first one, which then share its place.
+    const PACKS: bool = false;
 
     fn attempt<'py>(
         event_loop: &Bound<'py, LoopCore>,
@@ -113,28 +137,35 @@ trait Attempt {
     ) -> PyResult<Tried<'py>>;
 }
 
-fn advance<'py, A: Attempt>(
-    event_loop: &Bound<'py, LoopCore>,
-    frame: &Frame<'_, 'py>,
-    input: Input,
-) -> PyResult<Step<'py>> {
-    let py = frame.py();
-    let sock = frame
-        .argument(SOCKET)
-        .ok_or_else(|| PyValueError::new_err("a bug in tideloop: no socket"))?;
-    match input {
-        Input::Start => check(event_loop.get(), &sock)?,
-        Input::Resumed => {}
-        Input::Thrown(error) => {
-            let source = source_of(&sock);
-            let reactor = event_loop.get().reactor();
-            reactor.remove_waiter(py, source, A::SIDE, &frame.awaited()?);
-            return Err(error);
+/// The operation that tries until it need not wait.
+pub struct Trying<A>(PhantomData<A>);
+
+impl<A: Attempt> Coroutine for Trying<A> {
+    type Receiver = LoopCore;
+
+    const PACKS: bool = A::PACKS;
+
+    fn advance<'py>(
+        event_loop: &Bound<'py, LoopCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input,
+    ) -> PyResult<Step<'py>> {
+        let sock = socket_of(frame)?;
+        let again = match input {
+            Input::Start => {
+                check(event_loop.get(), &sock)?;
+                false
+            }
+            Input::Resumed => true,
+            Input::Thrown(error) => {
+                leave(event_loop, &sock, A::SIDE, frame)?;
+                return Err(error);
+            }
+        };
+        match A::attempt(event_loop, &sock, frame)? {
+            Tried::Done(value) => Ok(Step::Return(value)),
+            Tried::WouldBlock => wait(event_loop, &sock, A::SIDE, again),
         }
-    }
-    match A::attempt(event_loop, &sock, frame)? {
-        Tried::Done(value) => Ok(Step::Return(value)),
-        Tried::WouldBlock => wait(event_loop, &sock, A::SIDE),
     }
 }
 
@@ -166,6 +197,23 @@ fn by_method<'py>(
 ) -> PyResult<Tried<'py>> {
     let result = call::method1(sock, name, &given(frame)?);
     tried(frame.py(), result)
+}
+
+/// As [`by_method`], with two arguments that share a place, which they get back if they are needed again.
+fn by_method_packed<'py>(
+    sock: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    frame: &Frame<'_, 'py>,
+    first: Bound<'py, PyAny>,
+    second: Bound<'py, PyAny>,
+) -> PyResult<Tried<'py>> {
+    let py = frame.py();
+    let result = tried(py, call::method(sock, name, [&first, &second]))?;
+    if matches!(result, Tried::WouldBlock) {
+        let packed = PyTuple::new(py, [first, second])?.into_any();
+        drop(frame.replace(GIVEN, Some(packed)));
+    }
+    Ok(result)
 }
 
 /// `loop.sock_recv(sock, n)`.
@@ -200,18 +248,6 @@ impl Attempt for Recv {
     }
 }
 
-impl Coroutine for Recv {
-    type Receiver = LoopCore;
-
-    fn advance<'py>(
-        event_loop: &Bound<'py, LoopCore>,
-        frame: &Frame<'_, 'py>,
-        input: Input,
-    ) -> PyResult<Step<'py>> {
-        advance::<Self>(event_loop, frame, input)
-    }
-}
-
 /// `loop.sock_recv_into(sock, buf)`.
 pub struct RecvInto;
 
@@ -224,18 +260,6 @@ impl Attempt for RecvInto {
         frame: &Frame<'_, 'py>,
     ) -> PyResult<Tried<'py>> {
         by_method(sock, intern!(frame.py(), "recv_into"), frame)
-    }
-}
-
-impl Coroutine for RecvInto {
-    type Receiver = LoopCore;
-
-    fn advance<'py>(
-        event_loop: &Bound<'py, LoopCore>,
-        frame: &Frame<'_, 'py>,
-        input: Input,
-    ) -> PyResult<Step<'py>> {
-        advance::<Self>(event_loop, frame, input)
     }
 }
 
@@ -254,15 +278,45 @@ impl Attempt for RecvFrom {
     }
 }
 
-impl Coroutine for RecvFrom {
-    type Receiver = LoopCore;
+/// `loop.sock_recvfrom_into(sock, buf, nbytes=0)`.
+pub struct RecvFromInto;
 
-    fn advance<'py>(
-        event_loop: &Bound<'py, LoopCore>,
+impl Attempt for RecvFromInto {
+    const SIDE: Side = Side::Reader;
+    const PACKS: bool = true;
+
+    fn attempt<'py>(
+        _event_loop: &Bound<'py, LoopCore>,
+        sock: &Bound<'py, PyAny>,
         frame: &Frame<'_, 'py>,
-        input: Input,
-    ) -> PyResult<Step<'py>> {
-        advance::<Self>(event_loop, frame, input)
+    ) -> PyResult<Tried<'py>> {
+        let py = frame.py();
+        let [buffer, count] = frame.unpack()?;
+        let buffer = buffer.unwrap_or_else(|| py.None().into_bound(py));
+        let count = match count {
+            Some(count) if count.is_truthy()? => count,
+            _ => buffer.len()?.into_pyobject(py)?.into_any(),
+        };
+        by_method_packed(sock, intern!(py, "recvfrom_into"), frame, buffer, count)
+    }
+}
+
+/// `loop.sock_sendto(sock, data, address)`.
+pub struct SendTo;
+
+impl Attempt for SendTo {
+    const SIDE: Side = Side::Writer;
+    const PACKS: bool = true;
+
+    fn attempt<'py>(
+        _event_loop: &Bound<'py, LoopCore>,
+        sock: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Tried<'py>> {
+        let py = frame.py();
+        let given = frame.unpack::<2>()?;
+        let [data, address] = given.map(|given| given.unwrap_or_else(|| py.None().into_bound(py)));
+        by_method_packed(sock, intern!(py, "sendto"), frame, data, address)
     }
 }
 
@@ -343,18 +397,6 @@ impl SendAll {
     }
 }
 
-impl Coroutine for SendAll {
-    type Receiver = LoopCore;
-
-    fn advance<'py>(
-        event_loop: &Bound<'py, LoopCore>,
-        frame: &Frame<'_, 'py>,
-        input: Input,
-    ) -> PyResult<Step<'py>> {
-        advance::<Self>(event_loop, frame, input)
-    }
-}
-
 /// `loop.sock_accept(sock)`.
 pub struct Accept;
 
@@ -376,7 +418,78 @@ impl Attempt for Accept {
     }
 }
 
-impl Coroutine for Accept {
+/// `loop.sock_connect(sock, address)`. Its ticket is its stage.
+pub struct Connect;
+
+impl Connect {
+    /// The address is being looked up.
+    const RESOLVING: u64 = 0;
+    /// The system is connecting.
+    const CONNECTING: u64 = 1;
+
+    /// Addresses of these families may be names, which asyncio has looked up.
+    fn resolve<'py>(
+        event_loop: &Bound<'py, LoopCore>,
+        sock: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Option<Step<'py>>> {
+        let py = sock.py();
+        let family = sock.getattr(intern!(py, "family"))?;
+        let number: i32 = family.extract()?;
+        if !socket::is_ip_family(number) {
+            return Ok(None);
+        }
+        let how = PyDict::new(py);
+        how.set_item(intern!(py, "family"), family)?;
+        for name in [intern!(py, "type"), intern!(py, "proto")] {
+            how.set_item(name, sock.getattr(name)?)?;
+        }
+        how.set_item(intern!(py, "loop"), event_loop)?;
+        let resolving = event_loop.call_method(
+            intern!(py, "_ensure_resolved"),
+            (given(frame)?,),
+            Some(&how),
+        )?;
+        frame.set_ticket(Ticket::from_u64(Self::RESOLVING));
+        Ok(Some(Step::Delegate(operation::iterator_of(&resolving)?)))
+    }
+
+    fn begin<'py>(
+        event_loop: &Bound<'py, LoopCore>,
+        sock: &Bound<'py, PyAny>,
+        frame: &Frame<'_, 'py>,
+    ) -> PyResult<Step<'py>> {
+        match by_method(sock, intern!(frame.py(), "connect"), frame)? {
+            Tried::Done(_) => Ok(Step::Finish),
+            Tried::WouldBlock => {
+                frame.set_ticket(Ticket::from_u64(Self::CONNECTING));
+                wait(event_loop, sock, Side::Writer, false)
+            }
+        }
+    }
+
+    /// What the system says when it has connected, or has not.
+    fn end<'py>(sock: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Option<Step<'py>>> {
+        let py = sock.py();
+        let constants = py.import(intern!(py, "socket"))?;
+        let which = (
+            constants.getattr(intern!(py, "SOL_SOCKET"))?,
+            constants.getattr(intern!(py, "SO_ERROR"))?,
+        );
+        let told = sock.call_method1(intern!(py, "getsockopt"), which);
+        let Tried::Done(code) = tried(py, told)? else {
+            return Ok(None);
+        };
+        let code: i32 = code.extract()?;
+        if code == 0 {
+            return Ok(Some(Step::Finish));
+        }
+        let failed = format!("Connect call failed {}", given(frame)?.str()?);
+        Err(PyOSError::new_err((code, failed)))
+    }
+}
+
+impl Coroutine for Connect {
     type Receiver = LoopCore;
 
     fn advance<'py>(
@@ -384,6 +497,51 @@ impl Coroutine for Accept {
         frame: &Frame<'_, 'py>,
         input: Input,
     ) -> PyResult<Step<'py>> {
-        advance::<Self>(event_loop, frame, input)
+        let py = frame.py();
+        let sock = socket_of(frame)?;
+        let connecting = frame.ticket().to_u64() == Self::CONNECTING;
+        match input {
+            Input::Start => {
+                check(event_loop.get(), &sock)?;
+                match Self::resolve(event_loop, &sock, frame)? {
+                    Some(step) => Ok(step),
+                    None => Self::begin(event_loop, &sock, frame),
+                }
+            }
+            Input::Resumed if connecting => {
+                let ended = Self::end(&sock, frame);
+                if let Ok(None) = ended {
+                    return wait(event_loop, &sock, Side::Writer, true);
+                }
+                // A connection is made once: a watch that stayed would only report that it can be written to.
+                if let Some(source) = source_of(&sock) {
+                    let left = event_loop
+                        .get()
+                        .reactor()
+                        .end_watch(py, source, Side::Writer);
+                    drop(left);
+                }
+                ended.map(|step| step.unwrap_or(Step::Finish))
+            }
+            Input::Resumed => {
+                let address = frame.awaited()?.get_item(0)?.get_item(4)?;
+                drop(frame.replace(GIVEN, Some(address)));
+                Self::begin(event_loop, &sock, frame)
+            }
+            Input::Thrown(error) => {
+                if connecting {
+                    leave(event_loop, &sock, Side::Writer, frame)?;
+                    if let Some(source) = source_of(&sock) {
+                        drop(
+                            event_loop
+                                .get()
+                                .reactor()
+                                .end_watch(py, source, Side::Writer),
+                        );
+                    }
+                }
+                Err(error)
+            }
+        }
     }
 }

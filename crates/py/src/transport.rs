@@ -21,7 +21,7 @@ use std::io::{self, IoSlice};
 use pyo3::exceptions::{PyConnectionError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit, intern};
 use tideloop_core::flow::Signal;
 use tideloop_core::registry::Key;
@@ -71,6 +71,8 @@ struct Connection {
     writable: Option<Py<PyAny>>,
     /// Somebody else sends on the descriptor: writes would get in between.
     lent: bool,
+    /// Whether the socket was asked for.
+    shown: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
     view: Option<Py<PyAny>>,
     local: Option<Address>,
@@ -123,6 +125,16 @@ enum Received {
     Data(Py<PyAny>, Py<PyBytes>),
     Eof(Py<PyAny>),
     Failed(PyErr),
+}
+
+/// What became of a piece that was offered at once.
+enum Quick {
+    /// It was not: it takes more than that.
+    No,
+    Sent(Chunk),
+    /// So much of it was taken.
+    Short(usize),
+    Failed(io::Error),
 }
 
 impl StreamTransport {
@@ -207,6 +219,7 @@ impl StreamTransport {
         if intake == Intake::Buffered {
             return Self::on_readable_buffered(slf);
         }
+        let mut surplus = None;
         let received = state.with(py, |connection| {
             if !connection.machine.wants_read() {
                 return Received::Nothing;
@@ -218,7 +231,9 @@ impl StreamTransport {
             let received = match connection.room.next() {
                 None => core.received(py, |buffer| {
                     let len = socket.recv(buffer)?;
-                    Ok(PyBytes::new(py, &buffer[..len]).unbind())
+                    let (bytes, unused) = core.bytes(py, &buffer[..len]);
+                    surplus = unused;
+                    Ok(bytes.unbind())
                 }),
                 Some(room) => match buffer::filled(py, room, |room| socket.recv_uninit(room)) {
                     Ok(received) => received,
@@ -239,6 +254,9 @@ impl StreamTransport {
                 Err(error) => Received::Failed(os_error(error)),
             }
         });
+        if let Some(unused) = surplus {
+            drop(unused.into_bound(py));
+        }
         match received {
             Received::Nothing => Ok(()),
             Received::Data(protocol, bytes) => {
@@ -376,6 +394,51 @@ impl StreamTransport {
         }
     }
 
+    /// The callback is over: sends what it has written, as [`StreamTransport::release_held`] does.
+    ///
+    /// The rule is one piece, which the socket takes at once.
+    pub fn send_held(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let state = slf.get();
+        let quick = state.with(py, |connection| {
+            let (Some(owner), [only], None) = (
+                &connection.socket,
+                connection.queue.make_contiguous(),
+                &connection.view,
+            ) else {
+                return Quick::No;
+            };
+            let machine = &mut connection.machine;
+            if !owner.is_native() || machine.awaits_drain() || !machine.release() {
+                return Quick::No;
+            }
+            let bytes = &only.bytes.as_bytes(py)[only.start..];
+            let len = bytes.len();
+            match owner.socket().send(bytes) {
+                Ok(sent) if sent == len => {
+                    // What is held is all that is queued, and could not have paused the protocol.
+                    let _nobody_waits = machine.sent(len);
+                    connection.queue.pop_front().map_or(Quick::No, Quick::Sent)
+                }
+                Ok(sent) => Quick::Short(sent),
+                Err(error) if would_block(&error) => Quick::Short(0),
+                Err(error) => Quick::Failed(error),
+            }
+        });
+        match quick {
+            Quick::Sent(chunk) => {
+                drop(chunk.bytes.into_bound(py));
+                Ok(())
+            }
+            Quick::No => Self::release_held(slf),
+            Quick::Short(sent) => {
+                let _nobody_waits = state.consume(py, sent);
+                Self::after_send(slf)
+            }
+            Quick::Failed(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
+        }
+    }
+
     /// Sends what is held back, if anything is.
     pub fn release_held(slf: &Bound<'_, Self>) -> PyResult<()> {
         let state = slf.get();
@@ -416,8 +479,10 @@ impl StreamTransport {
                 Err(error) => return Self::fail(slf, os_error(error), WRITE_FAILED),
             };
             let queued = offer.taken.min(offer.queued);
-            // Nothing that was held could have paused the protocol.
-            let _nobody_waits = state.consume(py, queued);
+            if queued > 0 {
+                // Nothing that was held could have paused the protocol.
+                let _nobody_waits = state.consume(py, queued);
+            }
             start += offer.taken - queued;
             if !offer.goes_on() {
                 break;
@@ -725,7 +790,14 @@ impl StreamTransport {
     }
 
     /// Fails if somebody has closed our descriptor: its number may be another connection's by now.
+    #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
+        let native = self.with(py, |connection| {
+            connection.socket.as_ref().is_none_or(Owner::is_native)
+        });
+        if native {
+            return Ok(());
+        }
         match self.python_socket(py) {
             Some((sock, source)) if !is_still(sock.bind(py), source) => {
                 Err(socket::closed_underneath())
@@ -781,29 +853,43 @@ impl StreamTransport {
     }
 
     /// What get_extra_info() knows by this name.
-    fn extra_info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if let Some(value) = self.extra.bind(py).get_item(name)? {
+    /// [`Self::view`], or a closed socket once the connection is lost.
+    fn view_or_closed<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let view = self.view(py)?;
+        if view.is_some() || !self.with(py, |connection| connection.machine.is_lost()) {
+            return Ok(view);
+        }
+        let name = intern!(py, "socket");
+        let closed = py.import(name)?.getattr(name)?.call0()?;
+        call::method0(&closed, intern!(py, "close"))?;
+        Ok(Some(closed))
+    }
+
+    fn extra_info<'py>(slf: &Bound<'py, Self>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (py, this) = (slf.py(), slf.get());
+        if let Some(value) = this.extra.bind(py).get_item(name)? {
             return Ok(Some(value));
         }
         let found = match name {
-            "socket" => match self.view(py)? {
+            "socket" => match this.view_or_closed(py)? {
                 Some(view) => {
                     let shown = py
-                        .import(intern!(py, "asyncio.trsock"))?
-                        .getattr(intern!(py, "TransportSocket"))?
-                        .call1((view,))?;
-                    self.extra.bind(py).set_item(name, &shown)?;
+                        .import(intern!(py, "tideloop.loop.shown"))?
+                        .getattr(intern!(py, "ShownSocket"))?
+                        .call1((view, PyWeakrefReference::new(slf)?))?;
+                    this.extra.bind(py).set_item(name, &shown)?;
+                    this.with(py, |connection| connection.shown = true);
                     Some(shown)
                 }
                 None => None,
             },
             "sockname" => {
-                let address = self.with(py, |connection| connection.local.clone());
-                self.address(py, address, "getsockname")?
+                let address = this.with(py, |connection| connection.local.clone());
+                this.address(py, address, "getsockname")?
             }
             "peername" => {
-                let address = self.with(py, |connection| connection.peer.clone());
-                self.address(py, address, "getpeername")?
+                let address = this.with(py, |connection| connection.peer.clone());
+                this.address(py, address, "getpeername")?
             }
             _ => None,
         };
@@ -842,7 +928,14 @@ impl StreamTransport {
         let len = total(pieces);
         let step = state.with(py, |connection| match connection.lent {
             true => None,
-            false => Some(connection.machine.write(len, hold)),
+            false => {
+                // Who has the socket himself finds sent what was written.
+                let shared = connection
+                    .socket
+                    .as_ref()
+                    .is_some_and(|owner| owner.is_shared(py, connection.shown));
+                Some(connection.machine.write(len, hold.filter(|_| !shared)))
+            }
         });
         match step {
             Some(WriteStep::Hold { first }) => {
@@ -1054,6 +1147,7 @@ impl StreamTransport {
                 server: server.map(Bound::unbind),
                 writable: None,
                 lent: false,
+                shown: false,
                 view: None,
                 local: None,
                 peer: None,
@@ -1218,14 +1312,11 @@ impl StreamTransport {
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let py = slf.py();
         if name == "socket" {
             // It may be shut down, or sent on.
             Self::release_held(slf)?;
         }
-        slf.get()
-            .extra_info(py, name)
-            .map(|found| found.or(default))
+        Self::extra_info(slf, name).map(|found| found.or(default))
     }
 
     /// Replace the protocol; the new one gets what comes from now on.

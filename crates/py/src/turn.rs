@@ -27,7 +27,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, future, handle, native, park, task, told};
+use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
 use crate::reactor::{Batch, Delivery, Slot};
@@ -81,7 +81,11 @@ fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
             false,
         )?;
         let idle = state.queue(core.py(), |queue| queue.ready.is_empty());
-        if idle || state.is_stopping() || !policy.may_skip(coarse.now()) {
+        if idle {
+            // The host is about to wait.
+            return settle_down(core);
+        }
+        if state.is_stopping() || !policy.may_skip(coarse.now()) {
             return Ok(());
         }
     }
@@ -122,6 +126,12 @@ fn turn<'py>(
         now = clock::monotonic_ns();
         coarse.set(now);
         policy.polled(now);
+        // A loop that never sleeps lets go of the context of calls that have run as well.
+        if state.queue(py, |queue| {
+            queue.snapshots.is_some() && queue.handed.is_empty()
+        }) {
+            state.discard_snapshot(py);
+        }
         timers = state.queue(py, |queue| !queue.timers.is_empty());
     }
     if timers {
@@ -143,17 +153,33 @@ fn turn<'py>(
             }
             Run::Handle(handle) => {
                 current.leave();
-                if debug {
-                    core.call_method1("_run_in_debug", (&handle,))?;
-                } else {
-                    handle::run(&handle)?;
-                    state.recycle(py, handle);
+                run_handle(core, handle, debug)?;
+            }
+            Run::Handed => {
+                current.leave();
+                if let Some(handle) = handed::run_next(core, debug)? {
+                    run_handle(core, handle, debug)?;
                 }
             }
         }
         held::release(core)?;
     }
     current.leave();
+    Ok(())
+}
+
+#[inline]
+fn run_handle<'py>(
+    core: &Bound<'py, LoopCore>,
+    handle: Bound<'py, PyAny>,
+    debug: bool,
+) -> PyResult<()> {
+    if debug {
+        core.call_method1("_run_in_debug", (&handle,))?;
+    } else {
+        handle::run(&handle)?;
+        core.get().recycle(core.py(), handle);
+    }
     Ok(())
 }
 
@@ -164,9 +190,12 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     let selector = state.reactor().selector(py)?;
     selector.wait(batch, Some(0)).map_err(os_error)?;
     if busy || !batch.is_empty() {
+        if state.reactor().is_overdue(py) {
+            confirm(core)?;
+        }
         return call::check_signals(py);
     }
-    drop_stale(core);
+    settle_down(core)?;
     let is_virtual = state.clock().fixed().is_some();
     let wake = state.queue(py, |queue| match is_virtual {
         true => queue.timers.next_deadline(),
@@ -198,6 +227,24 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
     call::check_signals(py)
 }
 
+/// What is done before a wait: nothing is kept for calls that may not come, and what was relied on is asked about.
+fn settle_down(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let py = core.py();
+    let state = core.get();
+    drop_stale(core);
+    state.discard_snapshot(py);
+    confirm(core)
+}
+
+/// Asks about the watches that were relied on, and tells who cannot be watched.
+fn confirm(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+    let py = core.py();
+    for future in core.get().reactor().confirm(py) {
+        park::resolve(&future.into_bound(py), &py.None().into_bound(py))?;
+    }
+    Ok(())
+}
+
 /// Cancelled timers at the head would wake the loop for nothing.
 pub fn drop_stale(core: &Bound<'_, LoopCore>) {
     let py = core.py();
@@ -220,8 +267,8 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
                     queue.timers.forget_cancelled();
                     return Some(timer);
                 }
-                if timer.is_handle() {
-                    handle::set_scheduled(&timer.object(), false);
+                if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
+                    handle::set_scheduled(&timer, false);
                 }
                 queue.ready.push(timer);
             }

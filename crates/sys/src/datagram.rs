@@ -58,13 +58,11 @@ pub type Parcel<'a> = (&'a [u8], Option<&'a Name>);
 #[derive(Debug, Default)]
 pub struct Arrivals {
     arena: Vec<u8>,
-    /// How many to ask for: little is prepared for sockets on which little comes.
-    ask: usize,
 }
 
 impl Arrivals {
-    /// Receives what waits, at most [`BATCH`] datagrams of at most `room` bytes, and hands each to `each`
-    /// with the address it came from, if it has one. Returns how many there were.
+    /// Receives what waits, at most `ask` datagrams (and [`BATCH`]) of at most `room` bytes, and hands each to
+    /// `each` with the address it came from, if it has one. Returns how many there were.
     ///
     /// An error is only returned if nothing was received; one that comes later is kept by the system for
     /// the next call.
@@ -72,15 +70,15 @@ impl Arrivals {
         &mut self,
         socket: &Socket,
         room: usize,
+        ask: usize,
         each: impl FnMut(&[u8], Option<Address>),
     ) -> io::Result<usize> {
-        let ask = self.prepare(room);
+        let ask = self.prepare(room, ask);
         #[cfg(target_os = "linux")]
-        let found = batch::receive(&mut self.arena, socket, room, ask, each)?;
-        #[cfg(not(target_os = "linux"))]
-        let found = one_by_one::receive(&mut self.arena, socket, room, ask, each)?;
-        self.ask = if found == ask { ask * 4 } else { found + 1 };
-        Ok(found)
+        if ask > 1 {
+            return batch::receive(&mut self.arena, socket, room, ask, each);
+        }
+        one_by_one::receive(&mut self.arena, socket, room, ask, each)
     }
 
     /// [`Arrivals::receive`] as systems without batches do it.
@@ -90,17 +88,18 @@ impl Arrivals {
         room: usize,
         each: impl FnMut(&[u8], Option<Address>),
     ) -> io::Result<usize> {
-        self.prepare(room);
+        self.prepare(room, BATCH);
         one_by_one::receive(&mut self.arena, socket, room, BATCH, each)
     }
 
-    fn prepare(&mut self, room: usize) -> usize {
+    /// Makes room; for how many there is.
+    fn prepare(&mut self, room: usize, ask: usize) -> usize {
         if self.arena.is_empty() {
             // Zeroed memory of this size comes from the system untouched.
             self.arena = vec![0; BATCH * (IP_ROOM + STAGGER)];
         }
         let slots = self.arena.len() / (room + STAGGER);
-        self.ask.clamp(2, BATCH.min(slots))
+        ask.clamp(1, BATCH.min(slots))
     }
 }
 
@@ -156,7 +155,14 @@ mod one_by_one {
             let buffer = unsafe {
                 std::slice::from_raw_parts_mut(slot.as_mut_ptr().cast::<MaybeUninit<u8>>(), room)
             };
-            match socket.inner().recv_from(buffer) {
+            // Somebody who shares the descriptor may have made it blocking, and may read faster.
+            #[cfg(unix)]
+            let received = socket
+                .inner()
+                .recv_from_with_flags(buffer, libc::MSG_DONTWAIT);
+            #[cfg(not(unix))]
+            let received = socket.inner().recv_from(buffer);
+            match received {
                 Ok((len, from)) => each(&slot[..len], named(&from)),
                 Err(error) if found == 0 => return Err(error),
                 // What is not "nothing more" is met again by the next call, or was a lost datagram's.

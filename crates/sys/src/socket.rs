@@ -173,6 +173,13 @@ pub unsafe fn send_on(_raw: RawSource, _bytes: &[u8]) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Whether addresses of this family, as Python numbers it, are those of IP.
+pub fn is_ip_family(family: i32) -> bool {
+    [socket2::Domain::IPV4, socket2::Domain::IPV6]
+        .map(i32::from)
+        .contains(&family)
+}
+
 /// Whether an error says "not now, later", not "no".
 #[inline]
 pub fn would_block(error: &io::Error) -> bool {

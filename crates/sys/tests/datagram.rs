@@ -39,7 +39,7 @@ fn receive(socket: &Socket, count: usize, one_by_one: bool) -> Arrived {
         let each = |bytes: &[u8], from| arrived.push((bytes.to_vec(), from));
         let found = match one_by_one {
             true => arrivals.receive_one_by_one(socket, IP_ROOM, each),
-            false => arrivals.receive(socket, IP_ROOM, each),
+            false => arrivals.receive(socket, IP_ROOM, BATCH, each),
         };
         match found {
             Ok(found) => assert!((1..=BATCH).contains(&found)),
@@ -117,7 +117,7 @@ fn nothing_there_would_block() {
     let (a, _) = bound("127.0.0.1");
     let mut arrivals = Arrivals::default();
     let never = |_: &[u8], _: Option<Address>| unreachable!();
-    let error: io::Error = arrivals.receive(&a, IP_ROOM, never).unwrap_err();
+    let error: io::Error = arrivals.receive(&a, IP_ROOM, BATCH, never).unwrap_err();
     assert!(socket::would_block(&error));
 }
 
@@ -215,7 +215,7 @@ mod unix {
             return; // this system's buffers do not take it
         }
         let mut len = 0;
-        let found = Arrivals::default().receive(&b, UNIX_ROOM, |bytes, _| len = bytes.len());
+        let found = Arrivals::default().receive(&b, UNIX_ROOM, BATCH, |bytes, _| len = bytes.len());
         assert_eq!((found.unwrap(), len), (1, large.len()));
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -30,6 +31,8 @@ class Cell:
             for package in self.scenario.needs:
                 if reason := Backend(package, "asyncio", package, (package,)).missing():
                     return reason
+        if self.scenario.linux and sys.platform != "linux":
+            return "measured on Linux only"
         if self.scenario.driven and find_load_client() is None:
             return "tideloop-load is not built; run `make build`"
         return None

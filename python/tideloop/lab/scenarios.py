@@ -43,6 +43,8 @@ class Scenario:
     limit_s: float = 60.0
     # Whether the native load client drives it.
     driven: bool = False
+    # Whether what it measures is known on Linux only.
+    linux: bool = False
     # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
     sleeps: str | None = None
 
@@ -118,6 +120,56 @@ ECHO = Scenario(
     ECHO_METRICS,
     limit_s=30.0,
     driven=True,
+)
+BULK = Scenario(
+    "bulk_tcp",
+    "one-way bulk transfer over TCP on loopback, {connections} connection(s), writes of {size:,} B",
+    "bulk_tcp",
+    # A gigabyte: each request is answered by 16 MiB.
+    {"connections": 1, "size": 64 * 1024, "times": 256, "requests": 64, "warmup_s": 0.05},
+    (
+        Metric("server_cpu_us_per_mib", "us", "lower", "server CPU time per MiB"),
+        Metric("mib_per_sec", "MiB/s", "higher", "transferred"),
+    ),
+    families=("asyncio", "native"),
+    limit_s=30.0,
+    driven=True,
+)
+TAIL_METRICS = (
+    Metric("latency_p50_us", "us", "lower", "median round trip"),
+    Metric("latency_p99_us", "us", "lower", "99th percentile round trip"),
+)
+BUSY = Scenario(
+    "tail.callbacks",
+    "a byte's round trip every {pause_s:g} s while a ring of {ring} {how} keeps the loop busy",
+    "busy_echo",
+    {"how": "callbacks", "ring": 1, "connections": 1, "pause_s": 0.0005, "requests": 1000, "warmup_s": 0.1},
+    TAIL_METRICS,
+    families=("asyncio",),
+    limit_s=30.0,
+    driven=True,
+)
+UVICORN = Scenario(
+    "tail.uvicorn",
+    "uvicorn with a plain text of 13 bytes on loopback: {connections} connections, closed loop",
+    "uvicorn_plain",
+    {"connections": 50, "seconds": 1.0, "warmup_s": 0.3},
+    (TAIL_METRICS[1], TAIL_METRICS[0], REQUESTS_PER_SEC, CPU_PER_REQUEST),
+    families=("asyncio",),
+    needs=("uvicorn", "httptools"),
+    limit_s=30.0,
+    driven=True,
+)
+IDLE = Scenario(
+    "idle_connections",
+    "{connections:,} connections that were answered once and do nothing",
+    "idle_connections",
+    {"connections": 10_000, "requests": 1, "warmup_s": 0},
+    (Metric("bytes_per_connection", "B", "lower", "resident memory per connection"),),
+    families=("asyncio",),
+    limit_s=30.0,
+    driven=True,
+    linux=True,
 )
 THREADSAFE = Scenario(
     "threadsafe",
@@ -247,14 +299,20 @@ WIRE = Profile(
         replace(
             ECHO,
             name="conn_churn",
-            template="connections that live for one byte, {connections} at a time",
+            template="{requests:,} connections that live for one byte, {connections} at a time",
             body="conn_churn",
-            params=ECHO.params | {"connections": 20},
+            params={"connections": 20, "requests": 20_000, "warmup_s": 0.15},
             families=("asyncio",),
         ),
         replace(HTTP, name="http.one"),
         replace(HTTP, name="http.two", params=HTTP.params | {"writes": 2}),
         replace(HTTP, name="http.pipelined", params=HTTP.params | {"pipelined": 16}),
+        replace(BULK, name="bulk_tcp.64k"),
+        replace(BULK, name="bulk_tcp.1m", params=BULK.params | {"size": 1 << 20, "times": 16}),
+        BUSY,
+        replace(BUSY, name="tail.tasks", params=BUSY.params | {"how": "tasks"}),
+        UVICORN,
+        IDLE,
         replace(THREADSAFE, name="threadsafe.1"),
         replace(THREADSAFE, name="threadsafe.4", params=THREADSAFE.params | {"threads": 4}),
     ),

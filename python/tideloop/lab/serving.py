@@ -64,11 +64,15 @@ class Client:
     """The load client as a child process."""
 
     def __init__(self, params: Params, asking: Sequence[str]) -> None:
-        """asking: the arguments that say what a request is."""
+        """asking: the arguments that say what a request is.
+
+        It makes so many `requests` or, without a number of them, talks for so many `seconds`.
+        """
+        until = ("--requests", "requests") if "requests" in params else ("--duration", "seconds")
         self._command = [
             *(require_load_client(), "--json"),
             *("--connections", str(params["connections"]), *asking),
-            *("--duration", str(params["seconds"]), "--warmup", str(params["warmup_s"])),
+            *(until[0], str(params[until[1]]), "--warmup", str(params["warmup_s"])),
         ]
         self._process: subprocess.Popen[str] | None = None
 

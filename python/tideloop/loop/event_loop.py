@@ -169,6 +169,9 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         sock_recv_into = function("EventLoop.sock_recv_into", asyncio.SelectorEventLoop.sock_recv_into)
         sock_recvfrom = function("EventLoop.sock_recvfrom", asyncio.SelectorEventLoop.sock_recvfrom)
         sock_sendall = function("EventLoop.sock_sendall", asyncio.SelectorEventLoop.sock_sendall)
+        sock_recvfrom_into = function("EventLoop.sock_recvfrom_into", asyncio.SelectorEventLoop.sock_recvfrom_into)
+        sock_sendto = function("EventLoop.sock_sendto", asyncio.SelectorEventLoop.sock_sendto)
+        sock_connect = function("EventLoop.sock_connect", asyncio.SelectorEventLoop.sock_connect)
         sock_accept = function("EventLoop.sock_accept", asyncio.SelectorEventLoop.sock_accept)
 
     # --- what the native half calls ----------------------------------------------------------------

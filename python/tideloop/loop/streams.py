@@ -108,10 +108,13 @@ else:
     class StreamWriter(StockWriter):
         __doc__ = StockWriter.__doc__
         __module__ = "tideloop"
+        __slots__ = ("_core",)
 
-        def __init__(self, transport, protocol, reader, loop):
-            self._core = WriterCore()
-            super().__init__(transport, protocol, reader, loop)
+        def __new__(cls, *args, **kwargs):
+            # Not in __init__, which a subclass need not call.
+            writer = super().__new__(cls)
+            writer._core = WriterCore()
+            return writer
 
         _protocol = _shown("protocol")
         _reader = _shown("reader")

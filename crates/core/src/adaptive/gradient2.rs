@@ -8,12 +8,18 @@
 //! * the long mean is the baseline of [`super`], which probes keep free of queues,
 //! * the tolerance is 1.1, which windows instead of single samples allow,
 //! * instead of a constant queue the gradient may exceed 1, by as much as there is room in the tolerance, and then
-//!   the limit grows by 1 at least (times the smoothing). So a limit of 20 is not overshot by a constant, and one of 1 is soon left behind.
+//!   the limit grows by 1 at least (times the smoothing). So a limit of 20 is not overshot by a constant, and one of 1 is soon left behind,
+//! * a gradient below a half is taken as it is, down to a quarter: theirs is clamped to a half and smoothed to nine tenths
+//!   per sample, which in a queue of seconds is nine tenths per second,
+//! * drops, which theirs does not look at, cut the limit as they do with AIMD.
 
 use super::Summary;
 
-/// Most that a limit shrinks by in one window.
-const SHRINK: f64 = 0.5;
+/// A gradient below this is no noise: it is not smoothed.
+const STEEP: f64 = 0.5;
+
+/// What is left of a limit at least.
+const SHRINK: f64 = 0.25;
 
 /// Most that it grows by.
 const GROWTH: f64 = 1.25;
@@ -41,7 +47,7 @@ impl Default for Gradient2 {
 impl Gradient2 {
     pub fn next(&self, window: &Summary, limit: f64) -> f64 {
         if window.dropped {
-            return limit * self.backoff;
+            return window.backed_off(limit, self.backoff);
         }
         if window.mean <= 0.0 {
             return limit;
@@ -50,6 +56,8 @@ impl Gradient2 {
         let gradient = (self.tolerance * window.baseline / mean).clamp(SHRINK, GROWTH);
         if gradient > 1.0 {
             limit + (limit * (gradient - 1.0)).max(1.0) * self.smoothing
+        } else if gradient < STEEP {
+            limit * gradient
         } else {
             limit + limit * (gradient - 1.0) * self.smoothing
         }

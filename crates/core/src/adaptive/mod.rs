@@ -7,16 +7,26 @@
 //!
 //! * **Noise.** A decision is made of the mean of a window of at least [`WINDOW_NS`] and some operations, less
 //!   its standard error, and not of single operations (Envoy #9038: over-reaction to noise).
-//! * **What began before.** A window counts operations that began in it only. Those that began under another
-//!   limit waited in its queue (Envoy #11579: they poisoned the baseline, which ratcheted up).
+//! * **What began before.** A window counts operations that began under what is allowed now. Those that began under
+//!   another limit waited in its queue (Envoy #11579: they poisoned the baseline, which ratcheted up).
 //! * **Drift.** A mean over the past contains the queue that the limit itself has made, so a limit that is
 //!   compared with it creeps up under overload (Uber's Cinnamon, figure 6; concurrency-limits' Gradient2). Every
 //!   [`PROBE_EVERY`] windows one is run with [`PROBE`] of the limit, and the baseline is learnt from these. From other
 //!   windows only if they are much faster: the fastest of many noisy means says little.
-//! * **A wrong start.** Far above the capacity a probe queues, too. It shows in that it is faster in proportion to
-//!   its limit; then the limit becomes that of the probe, and another one follows, until it does not.
-//! * **No recovery.** A baseline that no longer holds (the operations have become slower by themselves) is replaced
-//!   in two probes, whatever the minimum is (Envoy #10647, #38338).
+//! * **A wrong start.** Far above the capacity everything queues, a probe, too, and what is allowed is learnt about once per
+//!   time that a queue takes: seconds. So as little as possible is asked of it. The first window changes nothing: its
+//!   operations came before most of the queue, so their mean is the best baseline there is, and the next window, of
+//!   operations that began under the same limit, already shows the queue. While windows cut the limit there is no probe
+//!   (it would learn the queue as the baseline), up to [`CUTS`] of them, and what is several times too much is cut to a
+//!   quarter at once. A probe shows that it was queued in that it is faster in proportion to its limit; then the limit becomes that
+//!   of the probe, and another one follows, until it does not. This compares only with a window that was settled, whose
+//!   operations found the queue as the limit makes it. As long as probes still move the baseline, the next one comes soon.
+//! * **Drops that go on.** Those of operations that began under a limit that was just cut show that the cut was too small:
+//!   the next ones are twice as large, up to half. In the same way a limit of 50 times the capacity is left in
+//!   some windows, and drops now and then cost a tenth.
+//! * **No recovery.** Operations that have become slower by themselves are no queue. Every larger cut is a probe, too: if they
+//!   do not become faster for it, it is taken back, and they are the baseline. Else a baseline that no longer holds is
+//!   replaced in two probes, whatever the minimum is (Envoy #10647, #38338).
 //! * **Idleness.** A window in which the limit was not reached says nothing about it, so it does not grow in it.
 //! * **What says nothing.** Cancelled operations are told as ignored, and change nothing.
 //!
@@ -54,6 +64,18 @@ pub const PROBE: f64 = 0.75;
 /// A probe that takes less than this part of the window before it was queued as that was.
 const STILL_QUEUED: f64 = 0.79;
 
+/// Windows in a row that may cut the limit because of a queue before a probe is due all the same.
+const CUTS: u32 = 8;
+
+/// Windows until the next probe while the baseline is not sure.
+const PROBE_SOON: u32 = 2;
+
+/// A probe that changes the baseline by more than this ratio has shown that it is not sure.
+const UNSURE: f64 = 1.5;
+
+/// The most that drops take from a limit in one window.
+const MOST_OFF: f64 = 0.5;
+
 /// What a window of operations came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
@@ -65,8 +87,18 @@ pub struct Summary {
     pub baseline: f64,
     /// Whether an operation failed as an overloaded backend lets it.
     pub dropped: bool,
+    /// How many windows before this one ended so, too, although each of them had its limit cut.
+    pub again: u32,
     /// Whether the limit was reached.
     pub used: bool,
+}
+
+impl Summary {
+    /// What is left of a limit after drops: `backoff` of it, and twice as much goes in each further window, up to half.
+    fn backed_off(&self, limit: f64, backoff: f64) -> f64 {
+        let part = (1.0 - backoff) * f64::from(1u32 << self.again.min(8));
+        limit * (1.0 - part.min(MOST_OFF)).min(backoff)
+    }
 }
 
 /// What the limit should be.
@@ -119,6 +151,8 @@ pub enum Reason {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The first window.
+    Start,
     /// So many windows until the next probe.
     Normal(u32),
     Probe,
@@ -129,8 +163,12 @@ struct Window {
     began: i64,
     sum: f64,
     squares: f64,
+    /// The sum of the times from the last change of what is allowed to the beginnings of the operations.
+    later: f64,
     count: u64,
     dropped: bool,
+    /// Whether one was dropped that had begun under what is allowed now.
+    dropped_again: bool,
     peak: u64,
 }
 
@@ -140,14 +178,21 @@ impl Window {
             began,
             sum: 0.0,
             squares: 0.0,
+            later: 0.0,
             count: 0,
             dropped: false,
+            dropped_again: false,
             peak: 0,
         }
     }
 
     fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+
+    /// Whether its operations began, on the average, when the queue of what is allowed had become what it is.
+    fn is_settled(&self) -> bool {
+        self.later >= self.sum
     }
 
     /// The standard error of the mean.
@@ -159,6 +204,21 @@ impl Window {
         } else {
             0.0
         }
+    }
+}
+
+/// A cut because of a queue, and what was there before it.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    limit: f64,
+    allowed: u64,
+    mean: f64,
+}
+
+impl Cut {
+    /// Whether operations are not faster for it: all of the time would fall in proportion if it were the queue's.
+    fn was_in_vain(&self, allowed: u64, mean: f64) -> bool {
+        mean > self.mean * (allowed as f64 / self.allowed as f64).sqrt()
     }
 }
 
@@ -174,8 +234,20 @@ pub struct Adaptive {
     phase: Phase,
     window: Window,
     baseline: Option<f64>,
-    /// The mean of the last window that was no probe.
+    /// The mean of the last window that was no probe, if what was allowed had lasted for long enough.
     before: Option<f64>,
+    /// When what is allowed was changed last. Operations that began before waited in another queue.
+    since: i64,
+    /// Windows in a row that have cut the limit because of a queue.
+    cuts: u32,
+    /// The last cut that took much.
+    cut: Option<Cut>,
+    /// Whether what is allowed became less when it was changed last: then its queue is what it is from the first operation on.
+    sunk: bool,
+    /// Whether the last probe was slower than the baseline, and nothing was learnt from it.
+    doubted: bool,
+    /// Windows in a row with drops.
+    drops: u32,
     reason: Reason,
     windows: u64,
 }
@@ -190,11 +262,16 @@ impl Adaptive {
             max: max as f64,
             limit: limit as f64,
             allowed: limit,
-            // The first thing to know is the baseline.
-            phase: Phase::Normal(0),
+            phase: Phase::Start,
             window: Window::new(now),
             baseline: None,
             before: None,
+            since: now,
+            cuts: 0,
+            cut: None,
+            sunk: false,
+            doubted: false,
+            drops: 0,
             reason: Reason::Start,
             windows: 0,
         }
@@ -237,13 +314,18 @@ impl Adaptive {
         // A clock that was set back: nothing in this window means anything.
         if now < self.window.began {
             self.window = Window::new(now);
+            self.since = now;
         }
-        self.window.dropped |= outcome == Outcome::Drop;
         self.window.peak = self.window.peak.max(in_flight);
-        if began >= self.window.began && outcome == Outcome::Ok {
+        let counts = began >= self.since;
+        if outcome == Outcome::Drop {
+            self.window.dropped = true;
+            self.window.dropped_again |= counts;
+        } else if counts {
             let duration = (now - began) as f64;
             self.window.sum += duration;
             self.window.squares += duration * duration;
+            self.window.later += (began - self.since) as f64;
             self.window.count += 1;
         }
         let enough = (2 * self.allowed).clamp(FEW_SAMPLES, WINDOW_SAMPLES);
@@ -258,54 +340,106 @@ impl Adaptive {
     fn end_window(&mut self, now: i64) -> bool {
         let window = std::mem::replace(&mut self.window, Window::new(now));
         self.windows += 1;
-        let mean = window.mean();
         match self.phase {
-            Phase::Probe => {
-                let queued = |mean: f64, before: f64| {
-                    window.peak >= self.allowed && mean + window.error() < STILL_QUEUED * before
-                };
-                match (mean, self.before) {
-                    (Some(mean), Some(before)) if queued(mean, before) && self.allowed > 1 => {
-                        self.limit = (self.limit * PROBE).max(self.min);
-                        self.reason = Reason::Queued;
-                        self.baseline = Some(mean);
-                        self.before = Some(mean);
-                    }
-                    _ => {
-                        if let Some(mean) = mean {
-                            self.learn(mean);
-                        }
-                        self.phase = Phase::Normal(PROBE_EVERY);
-                    }
-                }
-            }
-            Phase::Normal(left) => {
-                if let Some(mean) = mean
-                    && self
-                        .baseline
-                        .is_some_and(|baseline| mean < MUCH_FASTER * baseline)
-                {
-                    self.learn(mean);
-                }
-                self.before = mean;
-                // Until there is a baseline, the window is one to compare with.
-                let mean = mean.or(self.baseline).unwrap_or(0.0);
-                let summary = Summary {
-                    mean,
-                    error: window.error(),
-                    baseline: self.baseline.unwrap_or(mean),
-                    dropped: window.dropped,
-                    used: window.peak as f64 >= 0.9 * self.allowed as f64,
-                };
-                self.decide(&summary);
-                self.phase = match left.checked_sub(1) {
-                    Some(left) => Phase::Normal(left),
-                    None if self.algorithm.has_baseline() => Phase::Probe,
-                    None => Phase::Normal(PROBE_EVERY),
-                };
-            }
+            Phase::Start => self.start(&window),
+            Phase::Probe => self.end_probe(&window),
+            Phase::Normal(left) => self.end_normal(&window, left),
         }
-        self.allow()
+        self.allow(now)
+    }
+
+    /// Nothing is known but this, and its operations have met the shortest queue so far.
+    fn start(&mut self, window: &Window) {
+        let learns = self.algorithm.has_baseline();
+        if learns {
+            self.baseline = window.mean();
+        }
+        if window.dropped || !learns {
+            self.decide(window);
+        }
+        self.phase = Phase::Normal(0);
+    }
+
+    fn end_normal(&mut self, window: &Window, left: u32) {
+        let mean = window.mean();
+        if let Some(mean) = mean
+            && self
+                .baseline
+                .is_some_and(|baseline| mean < MUCH_FASTER * baseline)
+        {
+            self.learn(mean);
+        }
+        if let (Some(cut), Some(mean)) = (self.cut.take(), mean)
+            && !window.dropped
+            && mean - window.error() > self.baseline.unwrap_or(0.0)
+            && cut.was_in_vain(self.allowed, mean - window.error())
+        {
+            self.baseline = Some(mean);
+            self.limit = cut.limit;
+            self.reason = Reason::Kept;
+            self.before = None;
+            self.phase = Phase::Normal(PROBE_SOON);
+            return;
+        }
+        let limit = self.limit;
+        self.before = mean.filter(|_| self.sunk || window.is_settled());
+        self.decide(window);
+        let left = if self.reason == Reason::Queued {
+            self.cuts += 1;
+            self.cut = self
+                .before
+                .filter(|_| self.limit <= PROBE * limit && self.algorithm.has_baseline())
+                .map(|mean| Cut {
+                    limit,
+                    allowed: self.allowed,
+                    mean,
+                });
+            // A baseline that is learnt now is learnt in a queue; but it may be wrong, too.
+            if self.cuts > CUTS { 0 } else { left.max(1) }
+        } else {
+            self.cuts = 0;
+            left
+        };
+        self.phase = match left.checked_sub(1) {
+            Some(left) => Phase::Normal(left),
+            None if self.algorithm.has_baseline() => Phase::Probe,
+            None => Phase::Normal(PROBE_EVERY),
+        };
+    }
+
+    fn end_probe(&mut self, window: &Window) {
+        if window.dropped {
+            // What is refused says so in a probe as well.
+            self.cuts = 0;
+            self.decide(window);
+            self.phase = Phase::Normal(PROBE_SOON);
+            return;
+        }
+        let queued = |mean: f64, before: f64| {
+            window.peak >= self.allowed && mean + window.error() < STILL_QUEUED * before
+        };
+        let forced = std::mem::take(&mut self.cuts) > CUTS;
+        match (window.mean(), self.before) {
+            (Some(mean), Some(before)) if queued(mean, before) && self.allowed > 1 => {
+                self.limit = (self.limit * PROBE).max(self.min);
+                self.reason = Reason::Queued;
+                self.baseline = Some(mean);
+                self.before = Some(mean);
+            }
+            (Some(mean), before) => {
+                let was = self.baseline.unwrap_or(mean);
+                // Slower, and nothing to compare it with: that may be a queue. Not twice, and not after so many cuts.
+                if before.is_some() || mean < was || forced || self.doubted {
+                    self.learn(mean);
+                    self.doubted = false;
+                } else {
+                    self.doubted = true;
+                }
+                let sure = before.is_some() && mean < UNSURE * was && was < UNSURE * mean;
+                self.phase = Phase::Normal(if sure { PROBE_EVERY } else { PROBE_SOON });
+            }
+            (None, _) => self.phase = Phase::Normal(PROBE_SOON),
+        }
     }
 
     /// The mean of a window without a queue, as far as one knows.
@@ -316,11 +450,25 @@ impl Adaptive {
         });
     }
 
-    fn decide(&mut self, window: &Summary) {
+    fn decide(&mut self, window: &Window) {
+        // Without operations that count there were only drops; without a baseline this window is it.
+        let mean = window.mean().or(self.baseline).unwrap_or(0.0);
+        let summary = Summary {
+            mean,
+            error: window.error(),
+            baseline: self.baseline.unwrap_or(mean),
+            dropped: window.dropped,
+            again: if window.dropped_again { self.drops } else { 0 },
+            used: window.peak as f64 >= 0.9 * self.allowed as f64,
+        };
+        self.drops = match window.dropped {
+            true => self.drops + u32::from(window.dropped_again),
+            false => 0,
+        };
         let before = self.limit;
-        let wanted = self.algorithm.next(window, before);
+        let wanted = self.algorithm.next(&summary, before);
         // Not reached, it may be too low or not: nobody knows. Too high it may be all the same.
-        let wanted = if window.used {
+        let wanted = if summary.used {
             wanted
         } else {
             wanted.min(before)
@@ -337,7 +485,7 @@ impl Adaptive {
         };
     }
 
-    fn allow(&mut self) -> bool {
+    fn allow(&mut self, now: i64) -> bool {
         let part = if self.phase == Phase::Probe {
             PROBE
         } else {
@@ -345,6 +493,11 @@ impl Adaptive {
         };
         let before = self.allowed;
         self.allowed = (self.limit * part).floor().max(self.min.min(1.0)).max(1.0) as u64;
-        before != self.allowed
+        if before == self.allowed {
+            return false;
+        }
+        self.since = now;
+        self.sunk = self.allowed < before;
+        true
     }
 }

@@ -44,6 +44,8 @@ struct Backend {
     thrash: f64,
     /// Operations that queue beyond these are refused at once.
     room: usize,
+    /// Nanoseconds that clients wait for; who is in the queue for longer gives up.
+    patience: i64,
 }
 
 const PLAIN: Backend = Backend {
@@ -52,6 +54,7 @@ const PLAIN: Backend = Backend {
     noise: 0.4,
     thrash: 3.0,
     room: usize::MAX,
+    patience: i64::MAX,
 };
 
 /// The limit in a simulation.
@@ -167,6 +170,12 @@ impl Simulation {
             self.now = at;
             self.running -= 1;
             self.done += 1;
+            while let Some(began) = self.queue.front().copied()
+                && at - began > self.backend.patience
+            {
+                self.queue.pop_front();
+                self.ended(began, Outcome::Drop);
+            }
             if let Some(began) = self.began.remove(&serial) {
                 self.ended(began, Outcome::Ok);
             }
@@ -198,6 +207,7 @@ fn best(backend: Backend) -> f64 {
 
 const GRADIENT2: fn() -> Algorithm = || Algorithm::Gradient2(Gradient2::default());
 const VEGAS: fn() -> Algorithm = || Algorithm::Vegas(Vegas::default());
+const AIMD: fn() -> Algorithm = || Algorithm::Aimd(Aimd::default());
 
 /// Settles in 10 s, and then is at least so good in each of the next four spans of 5 s.
 fn follows(name: &str, simulation: &mut Simulation, share: f64) {
@@ -278,16 +288,119 @@ fn aimd_follows_a_backend_that_refuses() {
     }
 }
 
-#[test]
-fn a_wrong_start_is_left_behind() {
-    for algorithm in [GRADIENT2, VEGAS] {
-        for initial in [1, 400, 1000] {
-            let mut simulation = Simulation::new(PLAIN, Limit::of(algorithm(), initial), 3);
-            // What was let in at first takes long to be done: seconds, of 1000 on a backend that thrashes from 60 on.
-            simulation.run(initial as i64 * 40 * MILLI);
-            follows(&format!("from {initial}"), &mut simulation, 0.9);
+/// From 1, and from 20 and 50 times the capacity: in 10 s it is settled, although what was let in at first takes up to 4 s.
+fn leaves_a_wrong_start(name: &str, backend: Backend, algorithm: fn() -> Algorithm) {
+    let best = best(backend);
+    for initial in [1, 400, 1000] {
+        for seed in 1..4 {
+            let mut simulation = Simulation::new(backend, Limit::of(algorithm(), initial), seed);
+            simulation.run(10 * SECOND);
+            let limit = simulation.adaptive().limit();
+            let share = simulation.run(10 * SECOND) / best;
+            println!("{name} from {initial}, seed {seed}: limit {limit:.1}, share {share:.3}");
+            assert!(limit < 4.0 * backend.servers as f64, "{name}: {limit:.1}");
+            assert!(
+                share >= 0.9,
+                "{name} from {initial}, seed {seed}: {share:.3}"
+            );
         }
     }
+}
+
+const SEVERE: Backend = Backend {
+    thrash: 1.5,
+    ..PLAIN
+};
+
+const REFUSING: Backend = Backend { room: 10, ..PLAIN };
+
+const IMPATIENT: Backend = Backend {
+    patience: 15 * MILLI,
+    ..PLAIN
+};
+
+#[test]
+fn gradient2_leaves_a_wrong_start() {
+    for backend in [PLAIN, SEVERE, REFUSING, IMPATIENT] {
+        leaves_a_wrong_start("Gradient2", backend, GRADIENT2);
+    }
+}
+
+#[test]
+fn vegas_leaves_a_wrong_start() {
+    for backend in [PLAIN, SEVERE, REFUSING, IMPATIENT] {
+        leaves_a_wrong_start("Vegas", backend, VEGAS);
+    }
+}
+
+#[test]
+fn aimd_leaves_a_wrong_start() {
+    for backend in [REFUSING, IMPATIENT] {
+        leaves_a_wrong_start("AIMD", backend, AIMD);
+    }
+    leaves_a_wrong_start("AIMD, three times as long is too long", PLAIN, || {
+        Algorithm::Aimd(Aimd {
+            too_long: 3.0 * PLAIN.service,
+            ..Aimd::default()
+        })
+    });
+}
+
+#[test]
+fn most_of_the_capacity_may_go_at_once() {
+    for (name, algorithm) in [("Gradient2", GRADIENT2), ("Vegas", VEGAS)] {
+        for seed in 1..4 {
+            let large = Backend {
+                servers: 500,
+                ..PLAIN
+            };
+            let mut simulation = Simulation::new(large, Limit::of(algorithm(), 500), seed);
+            simulation.run(5 * SECOND);
+            simulation.backend.servers = 20;
+            follows(
+                &format!("{name}, of 500 servers 20 are left"),
+                &mut simulation,
+                0.9,
+            );
+        }
+    }
+}
+
+#[test]
+fn long_operations_that_become_longer_are_learnt() {
+    // Each window is about as long as an operation, so hardly one begins when what is allowed has lasted for long enough.
+    for (name, algorithm) in [("Gradient2", GRADIENT2), ("Vegas", VEGAS)] {
+        for seed in 1..4 {
+            let backend = Backend {
+                service: 5e9,
+                ..PLAIN
+            };
+            let mut simulation = Simulation::new(backend, Limit::of(algorithm(), 20), seed);
+            simulation.run(600 * SECOND);
+            simulation.backend.service = 2e10;
+            // In the time of 60 operations; taken for a queue they keep it down for a whole hour.
+            simulation.run(1200 * SECOND);
+            let share = simulation.run(3600 * SECOND);
+            println!("{name}, operations of 20 s: share {share:.3}");
+            assert!(share > 0.9, "{name}, seed {seed}: {share:.3}");
+        }
+    }
+}
+
+#[test]
+fn drops_of_one_moment_are_not_taken_for_many() {
+    // Operations time out for a second after a backend stood still: the limit is cut per window, and not more and more.
+    let mut adaptive = Adaptive::new(AIMD(), 1, 1000, 100, 0);
+    for n in 0..100 {
+        adaptive.ended(0, 30 * SECOND + n * 10 * MILLI, 100, Outcome::Drop);
+    }
+    assert!(adaptive.limit() > 30.0, "{}", adaptive.limit());
+    // These began under the limit as it is, window by window.
+    let mut dropping = Adaptive::new(AIMD(), 1, 1000, 1000, 0);
+    for n in 0..100 {
+        dropping.ended(n * 10 * MILLI, n * 10 * MILLI, 100, Outcome::Drop);
+    }
+    assert!(dropping.limit() < 30.0, "{}", dropping.limit());
 }
 
 #[test]
@@ -301,29 +414,49 @@ fn a_small_capacity_is_found_too() {
     }
 }
 
+/// 24 hours of operations of half a second, so that they are fewer, on 8 servers; the limit of every minute, by hour.
+fn day(simulation: &mut Simulation) -> Vec<Vec<f64>> {
+    simulation.run(60 * SECOND);
+    let mut hours = Vec::new();
+    for _ in 0..24 {
+        let mut hour = Vec::new();
+        for _ in 0..60 {
+            simulation.run(60 * SECOND);
+            hour.push(simulation.adaptive().limit());
+        }
+        hour.sort_by(f64::total_cmp);
+        hours.push(hour);
+    }
+    hours
+}
+
 #[test]
 fn a_day_leaves_it_where_it_was() {
-    for algorithm in [GRADIENT2, VEGAS] {
-        // Of half a second, so that the day has fewer operations.
-        let backend = Backend {
-            service: 5e8,
-            servers: 8,
-            ..PLAIN
-        };
+    let backend = Backend {
+        service: 5e8,
+        servers: 8,
+        ..PLAIN
+    };
+    let refusing = Backend { room: 4, ..backend };
+    for (algorithm, backend) in [(GRADIENT2, backend), (VEGAS, backend), (AIMD, refusing)] {
         let mut simulation = Simulation::new(backend, Limit::of(algorithm(), 8), 5);
-        simulation.run(60 * SECOND);
-        let mut limits = Vec::new();
-        for _ in 0..24 {
-            simulation.run(3600 * SECOND);
-            limits.push(simulation.adaptive().limit());
-        }
-        println!("{limits:.1?}");
+        let hours = day(&mut simulation);
+        let medians: Vec<f64> = hours.iter().map(|hour| hour[30]).collect();
+        println!("{medians:.1?}");
         assert!(
-            limits.iter().all(|limit| (6.0..20.0).contains(limit)),
-            "{limits:.1?}"
+            medians.iter().all(|limit| (7.0..14.0).contains(limit)),
+            "{medians:.1?}"
         );
-        let baseline = simulation.adaptive().baseline().unwrap();
-        assert!((4e8..7e8).contains(&baseline), "{baseline}");
+        let far: usize = hours
+            .iter()
+            .flatten()
+            .filter(|limit| !(6.0..16.0).contains(*limit))
+            .count();
+        assert!(far < 24, "{far} minutes of a day were far from it");
+        if simulation.adaptive().algorithm.has_baseline() {
+            let baseline = simulation.adaptive().baseline().unwrap();
+            assert!((4e8..7e8).contains(&baseline), "{baseline}");
+        }
     }
 }
 

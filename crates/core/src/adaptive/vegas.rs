@@ -3,10 +3,19 @@
 //! Source: Brakmo and Peterson, "TCP Vegas: End to End Congestion Avoidance on a Global Internet", 1995; as a limit of
 //! concurrency in Netflix concurrency-limits, `VegasLimit`. How many operations queue is `limit * (1 - baseline / mean)`.
 //! Fewer than `alpha` times the logarithm of the limit: it grows by that logarithm; more than `beta` times: it shrinks
-//! by as much. Theirs are 3 and 6, of single samples; here they are 1 and 2, of windows. Far beyond `beta` the queue itself
-//! is taken off, so that a backend that lost most of its capacity is not approached by steps of 1.
+//! by as much.
+//!
+//! Where it deviates, and why:
+//!
+//! * their alpha and beta are 3 and 6, of single samples; here they are 1 and 2, of windows, whose mean is less noisy;
+//! * far beyond `beta` half of the queue is taken off, and three quarters of the limit if the queue is more than that, so that
+//!   a backend that lost most of its capacity is not approached by steps of 1;
+//! * drops cut the limit as they do with AIMD (theirs: by a step).
 
 use super::Summary;
+
+/// A queue of so much of the limit is taken off as it is.
+const STEEP: f64 = 0.75;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Vegas {
@@ -31,7 +40,7 @@ impl Default for Vegas {
 impl Vegas {
     pub fn next(&self, window: &Summary, limit: f64) -> f64 {
         if window.dropped {
-            return limit * self.backoff;
+            return window.backed_off(limit, self.backoff);
         }
         if window.mean <= 0.0 {
             return limit;
@@ -39,7 +48,9 @@ impl Vegas {
         let mean = (window.mean - window.error).max(window.mean / 2.0);
         let queue = limit * (1.0 - window.baseline / mean);
         let step = limit.log10().max(1.0);
-        if queue > 4.0 * self.beta * step {
+        if queue > STEEP * limit {
+            limit * (1.0 - STEEP)
+        } else if queue > 4.0 * self.beta * step {
             limit - queue / 2.0
         } else if queue > self.beta * step {
             limit - step

@@ -22,6 +22,7 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit, intern};
+use tideloop_core::batch::Batch;
 use tideloop_core::datagram::{CloseStep, Endpoint, Resumed};
 use tideloop_core::registry::Key;
 use tideloop_sys::datagram::Name;
@@ -69,6 +70,7 @@ struct State {
     protocol: Option<Py<PyAny>>,
     origins: Origins,
     corked: Corked,
+    batch: Batch,
 }
 
 /// A datagram endpoint: the link between a protocol and a datagram socket.
@@ -291,6 +293,7 @@ impl DatagramTransport {
                 protocol: Some(protocol.clone().unbind()),
                 origins: Origins::default(),
                 corked: Corked::default(),
+                batch: Batch::default(),
             }),
             address,
         })

@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use tideloop_sys::datagram::{IP_ROOM, UNIX_ROOM};
+use tideloop_sys::datagram::{BATCH, IP_ROOM, UNIX_ROOM};
 use tideloop_sys::socket::{Address, would_block};
 
 use super::{DatagramTransport, Incoming};
@@ -29,11 +29,14 @@ impl DatagramTransport {
                 if !state.machine.wants_read() {
                     return Ok(0);
                 }
+                let ask = state.batch.ask(BATCH);
                 let machine = &mut state.machine;
-                arrivals.receive(owner.socket(), room, |bytes, from| {
+                let found = arrivals.receive(owner.socket(), room, ask, |bytes, from| {
                     let bytes = PyBytes::new(py, bytes).unbind();
                     machine.arrived(Incoming { bytes, from });
-                })
+                })?;
+                state.batch.found(ask, found);
+                Ok(found)
             })
         });
         match received {

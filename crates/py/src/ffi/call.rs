@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple, PyType};
 
+use super::park;
 use crate::event_loop::LoopCore;
 
 /// A copy of the current context.
@@ -144,14 +145,18 @@ pub fn schedule<'py, const N: usize>(
     method_in_shared_context(event_loop, name, arguments, own_context(py)?)
 }
 
-/// `object.add_done_callback(callback)`, the callback to run in a context that is there for nothing else.
+/// `future.add_done_callback(callback)`, the callback to run in a context that is there for nothing else.
 pub fn add_done_callback<'py>(
-    object: &Bound<'py, PyAny>,
+    future: &Bound<'py, PyAny>,
     callback: &Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let py = object.py();
+) -> PyResult<()> {
+    let py = future.py();
+    let context = own_context(py)?;
+    if park::add_first_callback(future, callback, &context) {
+        return Ok(());
+    }
     let name = intern!(py, "add_done_callback");
-    method_in_shared_context(object, name, [callback], own_context(py)?)
+    method_in_shared_context(future, name, [callback], context).map(drop)
 }
 
 /// `object.name(*arguments, context=context)`.
@@ -338,18 +343,30 @@ pub fn is_exact_coroutine(object: &Bound<'_, PyAny>) -> bool {
     unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
 }
 
-/// Hides an object from the garbage collector for good, if the only object that it still refers to is one that
-/// cannot be part of a cycle.
+/// Hides an object from the garbage collector.
 ///
-/// The caller vouches for that: `object` refers to `value` and to nothing else, and will not do so later.
-pub fn hide_from_collector(object: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) {
-    // SAFETY: live objects; an object of a collected type may be untracked at any time with the GIL held, and
-    // its deallocator copes with that.
+/// The caller vouches for that: `object` refers to nothing that could lead back to it, and is
+/// [shown](show_to_collector) as soon as it does.
+pub fn hide_from_collector(object: &Bound<'_, PyAny>) {
+    // SAFETY: a live object of a collected type, as every class of ours that is hidden; it may be untracked at
+    // any time with the GIL held, and its deallocator copes with that.
+    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) };
+}
+
+/// Shows an object to the garbage collector that may have been hidden from it.
+pub fn show_to_collector(object: &Bound<'_, PyAny>) {
+    // SAFETY: a live object of a collected type whose fields are in order, since it can be borrowed.
     unsafe {
-        if ffi::PyObject_IS_GC(value.as_ptr()) == 0 {
-            ffi::PyObject_GC_UnTrack(object.as_ptr().cast());
+        if ffi::PyObject_GC_IsTracked(object.as_ptr()) == 0 {
+            ffi::PyObject_GC_Track(object.as_ptr().cast());
         }
     }
+}
+
+/// Whether an object may be part of a cycle.
+pub fn is_collected(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: a live object.
+    unsafe { ffi::PyObject_IS_GC(object.as_ptr()) != 0 }
 }
 
 /// Whether a reference is the only one to its object.

@@ -1,8 +1,9 @@
 //! What waits in the ready ring or among the timers: a handle, a task that put itself there, a future
-//! that a sleep waits for, or one whose listener is to be told that it is done.
+//! that a sleep waits for, one whose listener is to be told that it is done, or a call of another thread.
 //!
 //! An entry is one pointer. Objects are aligned to 8 bytes at least, so the three lowest bits tell what
-//! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference.
+//! it is; a task needs no handle, no bound method and no tuple to be run. An entry owns one reference, but for
+//! that of a thread's call, whose pointer is null: such calls lie in a queue of their own, in the same order.
 
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
@@ -19,6 +20,7 @@ const STEP: usize = 1;
 const WAKE: usize = 2;
 const SLEEPER: usize = 3;
 const TOLD: usize = 4;
+const HANDED: usize = 5;
 
 /// One thing to run.
 pub struct Entry(NonZeroUsize);
@@ -35,6 +37,8 @@ pub enum Run<'py> {
     Sleeper(Bound<'py, PyAny>),
     /// A future of ours that is done and keeps who is to be told so.
     Told(Bound<'py, PyAny>),
+    /// The next call that a thread has handed over.
+    Handed,
 }
 
 impl Entry {
@@ -76,11 +80,19 @@ impl Entry {
         Self::new(future.into_ptr(), TOLD)
     }
 
+    /// The next call that a thread has handed over; [`super::handed`] has it.
+    #[inline(always)]
+    pub fn handed() -> Self {
+        Self(const { NonZeroUsize::new(HANDED).unwrap() })
+    }
+
     /// Whether running it would do nothing: a cancelled handle, a future that is done.
     #[inline]
     pub fn is_stale(&self) -> bool {
         match self.0.get() & KIND {
-            HANDLE => handle::is_cancelled(&self.object()),
+            HANDLE => self
+                .object()
+                .is_some_and(|handle| handle::is_cancelled(&handle)),
             // SAFETY: a sleeper is a future of ours, kept alive by the entry.
             SLEEPER => unsafe { (*self.pointer().cast::<FutureObject>()).state != PENDING },
             _ => false,
@@ -100,23 +112,35 @@ impl Entry {
     /// Shows the collector what is pending in the ring, or among the timers, of a loop that stops.
     pub fn show(&self) {
         match self.0.get() & KIND {
-            HANDLE => handle::track_pending(&self.object()),
             // SAFETY: these are tasks of ours, kept alive by the entry, and rings are looked at with the GIL held.
             STEP | WAKE => unsafe { task::show(self.pointer()) },
             // SAFETY: as above, of futures of ours.
             SLEEPER => unsafe {
                 future::show_sleeper(Python::assume_attached(), self.pointer().cast());
             },
-            _ => handle::track(&self.object()),
+            kind => match self.object() {
+                Some(handle) if kind == HANDLE => handle::track_pending(&handle),
+                Some(object) => handle::track(&object),
+                None => {}
+            },
         }
     }
 
-    /// The object, which the entry goes on owning.
-    pub fn object(&self) -> ManuallyDrop<Py<PyAny>> {
+    /// Whether it stands for a call that a thread has handed over.
+    pub fn is_handed(&self) -> bool {
+        self.0.get() == HANDED
+    }
+
+    /// The object, which the entry goes on owning; None: it has none.
+    pub fn object(&self) -> Option<ManuallyDrop<Py<PyAny>>> {
+        if self.is_handed() {
+            return None;
+        }
         // SAFETY: the entry owns a reference, so the pointer is alive; ManuallyDrop keeps its count.
         unsafe {
             let py = Python::assume_attached();
-            ManuallyDrop::new(Bound::from_owned_ptr(py, self.pointer()).unbind())
+            let object = Bound::from_owned_ptr(py, self.pointer()).unbind();
+            Some(ManuallyDrop::new(object))
         }
     }
 
@@ -124,6 +148,9 @@ impl Entry {
     #[inline(always)]
     pub fn take(self, py: Python<'_>) -> Run<'_> {
         let entry = ManuallyDrop::new(self);
+        if entry.is_handed() {
+            return Run::Handed;
+        }
         refcheck::alive(entry.pointer(), "an entry that leaves the ring");
         // SAFETY: the reference that the entry owned becomes the variant's.
         let object = unsafe { Bound::from_owned_ptr(py, entry.pointer()) };
@@ -139,6 +166,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if self.is_handed() {
+            return;
+        }
         refcheck::alive(self.pointer(), "an entry that is dropped");
         // SAFETY: the entry owns the reference; rings are emptied by code that holds the GIL.
         unsafe { ffi::Py_DECREF(self.pointer()) };

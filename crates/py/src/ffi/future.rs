@@ -293,9 +293,7 @@ pub fn hide_from_collector(sleeper: &Py<PyAny>) {
 pub unsafe fn show_sleeper(py: Python<'_>, future: *mut FutureObject) {
     // SAFETY: passed on to the caller. What stands beside `wake` is a task of ours.
     unsafe {
-        if !hidden::is_hidden(future.cast()) {
-            return;
-        }
+        // Not only if it is hidden: an incremental collector may have found it, and not the task, which it cannot see.
         hidden::show(future.cast());
         let wake = super::native::ready(py).map_or(null_mut(), |native| native.wake.as_ptr());
         if !wake.is_null() && (*future).callback0 == wake {

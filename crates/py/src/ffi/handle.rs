@@ -17,9 +17,9 @@
 //! When the loop stops, it tracks whatever is still pending ([`track`]); handles made while it does
 //! not run are tracked at once. So a loop that is dropped with work in it is collected with it.
 //!
-//! So it is with the context that a thread-safe handle owns alone: threads can hand over far more calls than a
-//! loop has run, and a collector that walks through all their contexts costs more than the calls do. It is tracked
-//! again ([`show_context`]) before it is entered, shown to anybody or let go of.
+//! The handle of a call that a thread has handed over is not owned by the loop while that runs, and may share its
+//! context with others: see [`super::handed`] and [`super::snapshot`]. It gets a context of its own
+//! ([`own_context`]) before that is entered or shown to anybody.
 //!
 //! **Identity.** `type(h)` is ours, `h.__class__` is asyncio's Handle or TimerHandle, so that
 //! `isinstance` holds without carrying the slots of asyncio's Python class.
@@ -35,7 +35,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
 use super::spare::{self, Spare};
-use super::{call, future, guard, refcheck};
+use super::{call, future, guard, handed, refcheck, snapshot};
 use crate::event_loop::LoopCore;
 
 /// Arguments stored in the handle itself; more are stored as one tuple.
@@ -46,29 +46,31 @@ const PERSISTENT: u8 = 1 << 1;
 /// A timer that is in its loop's timers.
 const SCHEDULED: u8 = 1 << 2;
 /// The arguments are one tuple in `args[0]`.
-const SPILLED: u8 = 1 << 3;
+pub(super) const SPILLED: u8 = 1 << 3;
 /// Made by call_soon_threadsafe: another thread that cancels it while it runs waits for its end.
 const THREAD_SAFE: u8 = 1 << 4;
 /// A thread-safe handle whose callback is being called.
 const RUNNING: u8 = 1 << 5;
-/// The context is untracked, as the handle is: nobody else knows it.
-const HIDDEN: u8 = 1 << 6;
+/// The context is a snapshot, which is copied before anybody sees it.
+pub(super) const SHARED: u8 = 1 << 6;
+/// A slot of the loop knows the handle, without owning it.
+pub(super) const HANDED: u8 = 1 << 7;
 
 #[repr(C)]
-struct HandleObject {
+pub(super) struct HandleObject {
     head: PyObject,
-    weakrefs: *mut PyObject,
-    callback: *mut PyObject,
-    owner: *mut PyObject,
-    context: *mut PyObject,
+    pub(super) weakrefs: *mut PyObject,
+    pub(super) callback: *mut PyObject,
+    pub(super) owner: *mut PyObject,
+    pub(super) context: *mut PyObject,
     source_traceback: *mut PyObject,
     /// What repr() said before the handle was cancelled, in debug mode.
     description: *mut PyObject,
-    /// `args[-1]` of a vectorcall, which the callee may use as scratch.
-    scratch: *mut PyObject,
-    args: [*mut PyObject; INLINE],
-    count: u8,
-    flags: u8,
+    /// That of its slot, while it is `HANDED`.
+    pub(super) number: u64,
+    pub(super) args: [*mut PyObject; INLINE],
+    pub(super) count: u8,
+    pub(super) flags: u8,
     /// Seconds on the loop's clock. Only timers use it.
     when: f64,
 }
@@ -214,6 +216,25 @@ pub unsafe fn reuse_or_new<'py>(
     }
 }
 
+/// The handle of a call with one argument, on a running loop, out of what its queue keeps for handles.
+pub fn of_call<'py>(
+    spare: SpareHandle,
+    owner: &Bound<'py, LoopCore>,
+    callback: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let call = Call {
+        callback: callback.as_ptr(),
+        args: &[argument.as_ptr()],
+        owner: owner.as_ptr(),
+        context,
+        when: None,
+    };
+    // SAFETY: live objects; the queue keeps handles of this kind only.
+    unsafe { reuse_or_new(owner.py(), spare, call) }
+}
+
 /// One call of call_soon() or call_later(), its references borrowed from the interpreter.
 pub struct Call<'a, 'py> {
     pub callback: *mut PyObject,
@@ -242,37 +263,25 @@ pub fn make_thread_safe(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Hides the context of an untracked handle from the collector, if it is the handle's alone.
-pub fn hide_context(handle: &Bound<'_, PyAny>) {
-    let object = handle.as_ptr().cast::<HandleObject>();
-    // SAFETY: the handle was just made by this module; a context is of a GC type. Only the handle refers to it,
-    // so whoever gets to it passes `show_context`.
-    unsafe {
-        let context = (*object).context;
-        if !context.is_null()
-            && ffi::Py_REFCNT(context) == 1
-            && ffi::PyObject_GC_IsTracked(handle.as_ptr()) == 0
-            && ffi::PyObject_GC_IsTracked(context) != 0
-        {
-            ffi::PyObject_GC_UnTrack(context.cast());
-            (*object).flags |= HIDDEN;
-        }
-    }
-}
-
-/// Shows the collector a context that was hidden from it.
+/// Gives a handle whose context is a snapshot a copy of its own.
 ///
 /// # Safety
 ///
-/// `object` is a live handle and the GIL is held.
+/// `object` is a live handle, which the caller keeps alive, and the GIL is held.
 #[inline]
-unsafe fn show_context(object: *mut HandleObject) {
-    // SAFETY: a hidden context was untracked by us and is owned by the handle still.
+unsafe fn own_context(py: Python<'_>, object: *mut HandleObject) -> PyResult<()> {
+    // SAFETY: passed on to the caller. Making a copy may run other code, so the flag is looked at again.
     unsafe {
-        if (*object).flags & HIDDEN != 0 {
-            (*object).flags &= !HIDDEN;
-            ffi::PyObject_GC_Track((*object).context.cast());
+        if (*object).flags & SHARED == 0 {
+            return Ok(());
         }
+        let copy = snapshot::copy(&Bound::from_borrowed_ptr(py, (*object).context))?;
+        if (*object).flags & SHARED != 0 {
+            (*object).flags &= !SHARED;
+            let shared = ptr::replace(&raw mut (*object).context, copy.into_ptr());
+            ffi::Py_DECREF(shared);
+        }
+        Ok(())
     }
 }
 
@@ -334,7 +343,7 @@ unsafe fn blank(py: Python<'_>, object: *mut HandleObject) -> Bound<'_, PyAny> {
         (*object).context = null_mut();
         (*object).source_traceback = null_mut();
         (*object).description = null_mut();
-        (*object).scratch = null_mut();
+        (*object).number = 0;
         (*object).args = [null_mut(); INLINE];
         (*object).count = 0;
         (*object).flags = 0;
@@ -425,10 +434,7 @@ pub fn track(handle: &Py<PyAny>) {
 /// As [`track`], for a handle of [`new`] or [`reuse_or_new`], with what it hides.
 pub fn track_pending(handle: &Py<PyAny>) {
     // SAFETY: the caller has such a handle; the GIL is held where the rings are looked at.
-    unsafe {
-        show_context(raw(handle));
-        show_sleeper(Python::assume_attached(), raw(handle));
-    }
+    unsafe { show_sleeper(Python::assume_attached(), raw(handle)) };
     track(handle);
 }
 
@@ -466,12 +472,19 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     // without running other code in between; what is taken out is owned by this frame and dropped
     // at its end.
     unsafe {
+        if (*object).flags & HANDED != 0 {
+            // Run by somebody else than its loop, which has nothing left to run then.
+            handed::forget(object);
+        }
+        if (*object).flags & CANCELLED == 0
+            && let Err(error) = own_context(py, object)
+        {
+            return report(handle, error);
+        }
         let flags = (*object).flags;
         if flags & CANCELLED != 0 || (*object).callback.is_null() {
             return Ok(());
         }
-        show_context(object);
-        let flags = (*object).flags;
         let callback = (*object).callback;
         let context = (*object).context;
         let mut stack = [null_mut::<PyObject>(); INLINE + 1];
@@ -492,27 +505,13 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             (*object).flags |= RUNNING;
         }
 
-        let mut result = null_mut();
-        if future::wake_sleeper(py, callback, &stack[1..=count.min(INLINE)]) {
-            result = ffi::Py_NewRef(ffi::Py_None());
-        } else if ffi::PyContext_Enter(context) == 0 {
-            result = if flags & SPILLED != 0 {
-                ffi::PyObject_Call(callback, stack[1], null_mut())
-            } else {
-                ffi::PyObject_Vectorcall(
-                    callback,
-                    stack.as_ptr().add(1),
-                    count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    null_mut(),
-                )
-            };
-            if ffi::PyContext_Exit(context) < 0 {
-                ffi::Py_XDECREF(result);
-                result = null_mut();
-            }
-        }
-        let outcome = if result.is_null() {
-            let error = PyErr::fetch(py);
+        let call = Invocation {
+            callback,
+            context,
+            count,
+            spilled: flags & SPILLED != 0,
+        };
+        let outcome = if let Err(error) = invoke(py, &call, &mut stack) {
             if flags & PERSISTENT == 0 && (*object).flags & CANCELLED == 0 {
                 // For the report, and for whoever keeps it: the handle shows what it ran.
                 (*object).callback = ffi::Py_NewRef(callback);
@@ -528,7 +527,6 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             }
             report(handle, error)
         } else {
-            ffi::Py_DECREF(result);
             Ok(())
         };
         if flags & THREAD_SAFE != 0 {
@@ -550,8 +548,59 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
     }
 }
 
+/// What is called, and in which context.
+pub(super) struct Invocation {
+    pub callback: *mut PyObject,
+    pub context: *mut PyObject,
+    pub count: usize,
+    /// The arguments are one tuple.
+    pub spilled: bool,
+}
+
+/// Calls a callback with what lies on the stack behind the first place, which the callee may write to.
+///
+/// # Safety
+///
+/// All pointers are alive during the call, or null behind the last argument.
+#[inline(always)]
+pub(super) unsafe fn invoke(
+    py: Python<'_>,
+    call: &Invocation,
+    stack: &mut [*mut PyObject; INLINE + 1],
+) -> PyResult<()> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if future::wake_sleeper(py, call.callback, &stack[1..=call.count.min(INLINE)]) {
+            return Ok(());
+        }
+        if ffi::PyContext_Enter(call.context) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        let mut result = if call.spilled {
+            ffi::PyObject_Call(call.callback, stack[1], null_mut())
+        } else {
+            ffi::PyObject_Vectorcall(
+                call.callback,
+                stack.as_ptr().add(1),
+                call.count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                null_mut(),
+            )
+        };
+        if ffi::PyContext_Exit(call.context) < 0 {
+            ffi::Py_XDECREF(result);
+            result = null_mut();
+        }
+        if result.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        ffi::Py_DECREF(result);
+        Ok(())
+    }
+}
+
+/// Tells the loop of a handle that its callback has failed.
 #[cold]
-fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
+pub(super) fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
     let py = handle.py();
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
         return Err(error);
@@ -659,7 +708,10 @@ unsafe fn take_all(object: *mut HandleObject) -> [Option<Py<PyAny>>; 3 + INLINE]
     // SAFETY: each field holds an owned reference or null, and is null afterwards.
     unsafe {
         let py = Python::assume_attached();
-        show_context(object);
+        if (*object).flags & HANDED != 0 {
+            handed::forget(object);
+        }
+        (*object).flags &= !SHARED;
         let take = |field: *mut *mut PyObject| {
             let taken = ptr::replace(field, null_mut());
             Bound::from_owned_ptr_or_opt(py, taken).map(Bound::unbind)
@@ -698,6 +750,9 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     // first, so that the collector does not see a half-dead object.
     unsafe {
         refcheck::dying(object);
+        if (*handle).flags & HANDED != 0 {
+            return handed::take_over(handle);
+        }
         ffi::PyObject_GC_UnTrack(object.cast());
         if !(*handle).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
@@ -865,9 +920,22 @@ unsafe extern "C" fn py_when(object: *mut PyObject, _: *mut PyObject) -> *mut Py
 
 unsafe extern "C" fn py_get_context(object: *mut PyObject, _: *mut PyObject) -> *mut PyObject {
     // SAFETY: a method of this type: `object` is a handle.
+    unsafe { context_of(object.cast()) }
+}
+
+/// A new reference to a handle's context or None, or null with an exception set.
+///
+/// # Safety
+///
+/// `object` is a live handle, which the caller keeps alive; the GIL is held.
+unsafe fn context_of(object: *mut HandleObject) -> *mut PyObject {
+    // SAFETY: passed on to the caller.
     unsafe {
-        show_context(object.cast());
-        new_or_none((*object.cast::<HandleObject>()).context)
+        guard(|py| {
+            own_context(py, object)?;
+            let context = new_or_none((*object).context);
+            Ok(Bound::from_owned_ptr(py, context))
+        })
     }
 }
 
@@ -900,8 +968,7 @@ unsafe extern "C" fn get(object: *mut PyObject, closure: *mut c_void) -> *mut Py
             return new_or_none((*handle).owner);
         }
         if is(Field::Context) {
-            show_context(handle);
-            return new_or_none((*handle).context);
+            return context_of(handle);
         }
         if is(Field::SourceTraceback) {
             return new_or_none((*handle).source_traceback);

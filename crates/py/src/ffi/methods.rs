@@ -15,7 +15,7 @@ use super::classes::classes;
 use super::handle::{self, Call};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
-use super::{call, future, guard};
+use super::{call, future, guard, handed, snapshot};
 use crate::event_loop::{LoopCore, When, seconds_of};
 use crate::loop_clock::LoopClock;
 
@@ -261,20 +261,69 @@ unsafe fn call_soon_fast<'py>(
         } else {
             Bound::from_borrowed_ptr(py, context)
         };
-        let args = std::slice::from_raw_parts(array.add(1), count as usize - 1);
-        let used = state.queue(py, |queue| queue.spare_handle(types));
-        let handle = handle::reuse_or_new(
-            py,
-            used,
-            Call {
-                callback: *array,
-                args,
-                owner: object,
-                context,
-                when: None,
-            },
-        )?;
+        let handle = plain_handle(&core, types, array, count, context)?;
         state.push_ready(py, handle.clone().unbind());
+        Ok(Some(handle))
+    }
+}
+
+/// The handle of a call on a running loop.
+///
+/// # Safety
+///
+/// `array` holds the callback and its arguments, `count` live objects.
+#[inline(always)]
+unsafe fn plain_handle<'py>(
+    core: &Bound<'py, LoopCore>,
+    types: &handle::Types,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    context: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = core.py();
+    let used = core.get().queue(py, |queue| queue.spare_handle(types));
+    // SAFETY: passed on to the caller; what the queue keeps of handles is a handle.
+    unsafe {
+        let call = Call {
+            callback: *array,
+            args: std::slice::from_raw_parts(array.add(1), count as usize - 1),
+            owner: core.as_ptr(),
+            context,
+            when: None,
+        };
+        handle::reuse_or_new(py, used, call)
+    }
+}
+
+/// `call_soon_threadsafe(callback, *args)` on a running loop. None: anything else.
+///
+/// # Safety
+///
+/// As [`call_soon_fast`].
+#[inline(always)]
+unsafe fn hand_over<'py>(
+    py: Python<'py>,
+    object: *mut PyObject,
+    array: *const *mut PyObject,
+    count: Py_ssize_t,
+    names: *mut PyObject,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: as above.
+    unsafe {
+        let core = Borrowed::<PyAny>::from_ptr(py, object).cast_unchecked::<LoopCore>();
+        let state = core.get();
+        if count < 1 || !names.is_null() || !state.is_running() || state.debug() {
+            return Ok(None);
+        }
+        let types = handle::types(py)?;
+        let (context, shared) = match state.queue(py, |queue| queue.snapshots.current(py)) {
+            Some(snapshot) => (snapshot, true),
+            None => snapshot::new(state, py)?,
+        };
+        let handle = plain_handle(&core, types, array, count, context)?;
+        handle::make_thread_safe(&handle)?;
+        handed::push(state, &handle, shared);
+        state.wake(py)?;
         Ok(Some(handle))
     }
 }
@@ -474,10 +523,7 @@ unsafe extern "C" fn call_soon_threadsafe(
     // SAFETY: called by the interpreter as a fast method of LoopCore.
     unsafe {
         guard(|py| {
-            if let Some(handle) = call_soon_fast(py, object, array, count, names)? {
-                handle::make_thread_safe(&handle)?;
-                handle::hide_context(&handle);
-                receiver(py, object).get().wake(py)?;
+            if let Some(handle) = hand_over(py, object, array, count, names)? {
                 return Ok(handle);
             }
             let arguments = parse(py, NAME, None, array, count, names)?;

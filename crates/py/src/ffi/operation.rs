@@ -323,7 +323,7 @@ pub unsafe fn refill(
             (&mut (*last).kept)[index] = ffi::Py_NewRef(*array.add(index));
         }
         (*last).ticket = u64::MAX;
-        (*last).rest = State::Created as usize;
+        (*last).rest = State::Created as u64 | NO_FRAME;
         ffi::PyObject_GC_Track(last.cast());
         last.cast()
     }

@@ -49,12 +49,28 @@ impl Owner {
         &self.socket
     }
 
+    /// Whether nobody else can have closed the descriptor.
+    #[inline]
+    pub fn is_native(&self) -> bool {
+        self.python.is_none()
+    }
+
     /// The Python socket, to be asked by [`is_still`], if one owns the descriptor.
     #[inline]
     pub fn python_socket(&self, py: Python<'_>) -> Option<(Py<PyAny>, RawSource)> {
         self.python
             .as_ref()
             .map(|sock| (sock.clone_ref(py), self.socket.raw()))
+    }
+
+    /// Whether somebody besides us, and the view that we have shown, knows the Python socket, and may use it behind
+    /// our back.
+    #[inline]
+    pub fn is_shared(&self, _py: Python<'_>, shown: bool) -> bool {
+        // SAFETY: a live object, and the GIL is held.
+        self.python.as_ref().is_some_and(|sock| unsafe {
+            pyo3::ffi::Py_REFCNT(sock.as_ptr()) > 1 + isize::from(shown)
+        })
     }
 
     /// Closes the descriptor, once, by its owner.

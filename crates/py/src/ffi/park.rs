@@ -142,6 +142,11 @@ pub fn ending<'py>(future: &Bound<'py, PyAny>) -> PyResult<Ending<'py>> {
         // anything else runs.
         unsafe {
             if (*fields).state == layout::CANCELLED {
+                // A task that its coroutine has left by the error has the message in there, and only there.
+                if let Some(error) = Bound::from_borrowed_ptr_or_opt(py, (*fields).cancelled_error)
+                {
+                    return Ok(Ending::Cancelled(message_of(&error)?));
+                }
                 let message = Bound::from_borrowed_ptr_or_opt(py, (*fields).cancel_message);
                 return Ok(Ending::Cancelled(message));
             }
@@ -154,13 +159,23 @@ pub fn ending<'py>(future: &Bound<'py, PyAny>) -> PyResult<Ending<'py>> {
         }
     }
     if is_cancelled(future)? {
-        let message = future.getattr_opt(intern!(py, "_cancel_message"))?;
-        return Ok(Ending::Cancelled(message));
+        return Ok(Ending::Cancelled(
+            match call::method0(future, intern!(py, "result")) {
+                Err(error) => message_of(&error.into_value(py).into_bound(py).into_any())?,
+                Ok(_) => None,
+            },
+        ));
     }
     Ok(match call::method0(future, intern!(py, "result")) {
         Ok(value) => Ending::Value(value),
         Err(error) => Ending::Error(error.into_value(py).into_bound(py).into_any()),
     })
+}
+
+/// The message of a CancelledError.
+fn message_of<'py>(error: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let arguments = error.getattr(intern!(error.py(), "args"))?;
+    Ok(arguments.cast_into::<pyo3::types::PyTuple>()?.iter().next())
 }
 
 /// A pending future of a loop.
@@ -287,6 +302,24 @@ pub fn cancelling<'py>(task: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> 
         return Ok(count.into_pyobject(py)?.into_any());
     }
     call::method0(task, intern!(py, "cancelling"))
+}
+
+/// Takes the mark off a task by which it would be cancelled at its next await; its count of requests stays.
+/// Raises AttributeError for tasks of other types that do not let go of it.
+pub fn forgive(task: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = task.py();
+    if let Some(native) = native::ready(py) {
+        let is = |kind: *mut pyo3::ffi::PyObject| {
+            // SAFETY: two live objects, the second one a type.
+            unsafe { pyo3::ffi::PyObject_TypeCheck(task.as_ptr(), kind.cast()) != 0 }
+        };
+        if is(native.task.as_ptr()) || is(native.stock_task.as_ptr()) {
+            // SAFETY: a live task whose fields are laid out as verified.
+            unsafe { (*task.as_ptr().cast::<TaskObject>()).set_must_cancel(false) };
+            return Ok(());
+        }
+    }
+    task.setattr(intern!(py, "_must_cancel"), false)
 }
 
 /// Gives a future made by [`new_future`] None once `delay` seconds have passed, without a handle. False:
@@ -550,21 +583,34 @@ pub fn add_callback(
     callback: &Bound<'_, PyAny>,
     context: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    if let Some((_, ours)) = ours(future) {
-        // SAFETY: a live future of ours; the references are moved into empty fields.
-        unsafe {
-            if (*ours).state == layout::PENDING
-                && (*ours).callback0.is_null()
-                && (*ours).callbacks.is_null()
-            {
-                (*ours).callback0 = callback.clone().into_ptr();
-                (*ours).context0 = context.clone().into_ptr();
-                return Ok(());
-            }
-        }
+    if add_first_callback(future, callback, context) {
+        return Ok(());
     }
     let name = intern!(future.py(), "add_done_callback");
     call::method1(future, name, callback).map(drop)
+}
+
+/// Adds a callback to a pending future of ours that has none. False: it is not one.
+#[inline]
+pub fn add_first_callback(
+    future: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    context: &Bound<'_, PyAny>,
+) -> bool {
+    let Some((_, ours)) = ours(future) else {
+        return false;
+    };
+    // SAFETY: a live future of ours; the references are moved into empty fields.
+    unsafe {
+        let free = (*ours).state == layout::PENDING
+            && (*ours).callback0.is_null()
+            && (*ours).callbacks.is_null();
+        if free {
+            (*ours).callback0 = callback.clone().into_ptr();
+            (*ours).context0 = context.clone().into_ptr();
+        }
+        free
+    }
 }
 
 /// `future.remove_done_callback(callback)`.

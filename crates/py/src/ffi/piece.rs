@@ -22,7 +22,8 @@ impl Piece {
 impl AsRef<[u8]> for Piece {
     #[inline]
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: a bytes object never changes, and lives as long as this reference to it. Only its
+        // SAFETY: a bytes object that two know never changes ([`super::recent`] fills those that nobody else
+        // knows), and it lives as long as this reference to it. Only its
         // memory is read, for which no token is needed.
         unsafe {
             let object = self.0.as_ptr();

@@ -487,6 +487,7 @@ unsafe fn step_soon(py: Python<'_>, task: *mut Task, core: Option<&LoopCore>) ->
                 Ok(())
             }
             _ => {
+                show_to_collector(task);
                 let step = bound(py, &STEP, task)?;
                 call_soon(py, task, &step, None)
             }
@@ -1363,6 +1364,8 @@ pub unsafe fn wake_from_call<'py>(
             state.push_entry(py, Entry::wake(object.unbind()));
             return Ok(Some(WakeCall::Scheduled));
         }
+        // A handle has it next, and not the ring.
+        show(context);
         let task = context.cast::<Task>();
         let context = Bound::from_borrowed_ptr(py, (*task).base.context);
         Ok(Some(WakeCall::Callback(bound(py, &WAKEUP, task)?, context)))

@@ -29,7 +29,7 @@ pub mod wait_for;
 pub mod wait_list;
 
 use crate::ffi::function::Entry;
-use crate::sockets;
+use crate::sockets::{self, Trying};
 use crate::streams::{feeding, messages, reading, writing};
 use crate::tls::transport;
 
@@ -100,9 +100,12 @@ pub static ENTRIES: &[Entry] = &[
     Entry::coroutine::<writing::DrainHelper>("StreamReaderProtocol._drain_helper"),
     Entry::method::<transport::Write>("TlsTransport.write"),
     Entry::method::<transport::WriteLines>("TlsTransport.writelines"),
-    Entry::coroutine::<sockets::Recv>("EventLoop.sock_recv"),
-    Entry::coroutine::<sockets::RecvInto>("EventLoop.sock_recv_into"),
-    Entry::coroutine::<sockets::RecvFrom>("EventLoop.sock_recvfrom"),
-    Entry::coroutine::<sockets::SendAll>("EventLoop.sock_sendall"),
-    Entry::coroutine::<sockets::Accept>("EventLoop.sock_accept"),
+    Entry::coroutine::<Trying<sockets::Recv>>("EventLoop.sock_recv"),
+    Entry::coroutine::<Trying<sockets::RecvInto>>("EventLoop.sock_recv_into"),
+    Entry::coroutine::<Trying<sockets::RecvFrom>>("EventLoop.sock_recvfrom"),
+    Entry::coroutine::<Trying<sockets::SendAll>>("EventLoop.sock_sendall"),
+    Entry::coroutine::<Trying<sockets::RecvFromInto>>("EventLoop.sock_recvfrom_into"),
+    Entry::coroutine::<Trying<sockets::SendTo>>("EventLoop.sock_sendto"),
+    Entry::coroutine::<sockets::Connect>("EventLoop.sock_connect"),
+    Entry::coroutine::<Trying<sockets::Accept>>("EventLoop.sock_accept"),
 ];

@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyAssertionError, PyNotImplementedError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
+use tideloop_core::inbox::Surplus;
 
 use super::{Buffer, ReaderCore, is_diverted, known_core};
 use crate::ffi::call;
@@ -12,43 +13,101 @@ use crate::ffi::park;
 use crate::ffi::piece::Piece;
 use crate::primitives::event::truth;
 
+/// What became of bytes that came.
+enum Taken<'py> {
+    /// The end had come before.
+    Refused,
+    Nothing,
+    In {
+        /// To be dropped.
+        surplus: Surplus<Piece>,
+        len: usize,
+        limit: usize,
+        waiter: Option<Py<PyAny>>,
+    },
+    /// They are to be put in this.
+    Shown(Bound<'py, PyAny>),
+}
+
+fn after_eof() -> PyErr {
+    PyAssertionError::new_err("feed_data after feed_eof")
+}
+
 impl ReaderCore {
     /// `feed_data(data)`.
     pub fn feed(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = data.py();
-        if self.state.with(py, |state| state.eof) {
-            return Err(PyAssertionError::new_err("feed_data after feed_eof"));
+        if let Ok(bytes) = data.cast_exact::<PyBytes>() {
+            return self.feed_bytes(bytes);
         }
-        let bytes = match data.cast_exact::<PyBytes>() {
-            Ok(bytes) => bytes.clone(),
-            Err(_) if !data.is_truthy()? => return Ok(()),
-            Err(_) => collected(data)?,
-        };
-        if bytes.as_bytes().is_empty() {
-            return Ok(());
+        if self.state.with(data.py(), |state| state.eof) {
+            return Err(after_eof());
         }
-        let piece = Piece::new(bytes.clone());
-        let (unused, surplus, len, shown) = self.state.with(py, |state| match &mut state.buffer {
-            Buffer::Native(inbox) => {
-                let surplus = inbox.push(piece);
-                (None, surplus, inbox.len(), None)
+        match data.is_truthy()? {
+            true => self.feed_bytes(&collected(data)?),
+            false => Ok(()),
+        }
+    }
+
+    /// `feed_data(data)`, for bytes.
+    pub fn feed_bytes(&self, bytes: &Bound<'_, PyBytes>) -> PyResult<()> {
+        let py = bytes.py();
+        let taken = self.state.with(py, |state| {
+            if state.eof {
+                return Taken::Refused;
             }
-            Buffer::Shown(buffer) => (Some(piece), [None, None], 0, Some(buffer.bind(py).clone())),
+            if bytes.as_bytes().is_empty() {
+                return Taken::Nothing;
+            }
+            match &mut state.buffer {
+                Buffer::Native(inbox) => Taken::In {
+                    surplus: inbox.push(Piece::new(bytes.clone())),
+                    len: inbox.len(),
+                    limit: state.limit,
+                    waiter: state.waiter.take(),
+                },
+                Buffer::Shown(buffer) => Taken::Shown(buffer.bind(py).clone()),
+            }
         });
-        for piece in surplus.into_iter().chain([unused]).flatten() {
-            drop(piece.into_bound(py));
-        }
-        let len = match shown {
-            None => len,
-            Some(buffer) => {
-                call::method1(&buffer, intern!(py, "extend"), &bytes)?;
-                buffer.len()?
+        match taken {
+            Taken::Refused => Err(after_eof()),
+            Taken::Nothing => Ok(()),
+            Taken::In {
+                surplus: [first, second],
+                len,
+                limit,
+                waiter,
+            } => {
+                if let Some(piece) = first {
+                    drop(piece.into_bound(py));
+                }
+                if let Some(piece) = second {
+                    drop(piece.into_bound(py));
+                }
+                if let Some(waiter) = waiter {
+                    park::resolve(&waiter.into_bound(py), &py.None().into_bound(py))?;
+                }
+                match len > limit.saturating_mul(2) {
+                    true => self.pause_unless_paused(py),
+                    false => Ok(()),
+                }
             }
-        };
-        self.wake(py)?;
+            Taken::Shown(buffer) => {
+                call::method1(&buffer, intern!(py, "extend"), bytes)?;
+                let len = buffer.len()?;
+                self.wake(py)?;
+                match len > self.limit(py).saturating_mul(2) {
+                    true => self.pause_unless_paused(py),
+                    false => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// More is unread than twice the limit.
+    #[cold]
+    fn pause_unless_paused(&self, py: Python<'_>) -> PyResult<()> {
         let transport = self.state.with(py, |state| {
-            let full = !state.paused && len > state.limit.saturating_mul(2);
-            let transport = state.transport.as_ref().filter(|_| full)?;
+            let transport = state.transport.as_ref().filter(|_| !state.paused)?;
             Some(transport.bind(py).clone())
         });
         transport.map_or(Ok(()), |transport| self.pause(&transport))

@@ -40,6 +40,7 @@ use crate::ffi::buffer::Bytes;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::piece::{Piece, attributes};
+use crate::ffi::slot::Slot;
 
 /// Unread bytes.
 enum Buffer {
@@ -74,7 +75,7 @@ fn core_of<'py>(reader: &Bound<'py, PyAny>) -> Option<Bound<'py, ReaderCore>> {
     let core = attributes(reader)?
         .get_item(intern!(reader.py(), "_core"))
         .ok()??;
-    core.cast_into::<ReaderCore>().ok()
+    core.cast_into_exact::<ReaderCore>().ok()
 }
 
 /// Whether asyncio's code is to serve what may not be a reader of ours.
@@ -432,6 +433,8 @@ impl ReaderCore {
 struct Classes {
     stock_protocol: Py<PyType>,
     protocol: Py<PyType>,
+    /// Where a writer of ours has its core.
+    writer: Option<Slot>,
     attach: Py<PyAny>,
 }
 
@@ -446,6 +449,7 @@ fn classes(py: Python<'_>) -> PyResult<&'static Classes> {
         Ok(Classes {
             stock_protocol: class("StockProtocol")?,
             protocol: class("StreamReaderProtocol")?,
+            writer: Slot::of(class("StreamWriter")?.bind(py), "_core")?,
             attach: module.getattr("attach")?.unbind(),
         })
     })
@@ -492,5 +496,5 @@ pub fn fed(protocol: &Bound<'_, PyAny>, bytes: &Bound<'_, PyBytes>) -> Option<Py
     if core.get().state.with(py, |state| state.diverted) {
         return None;
     }
-    Some(core.get().feed(bytes.as_any()))
+    Some(core.get().feed_bytes(bytes))
 }

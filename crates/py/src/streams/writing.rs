@@ -2,7 +2,7 @@
 //!
 //! What a drain looks at lies in two objects. The [`FlowCore`] of a protocol knows whether it was told to
 //! pause and whether its connection is lost. The [`WriterCore`] of a writer knows its transport, its
-//! protocol and its reader, and by them what is native in these; its dictionary holds it as `_core`.
+//! protocol and its reader, and by them what is native in these; it is in the writer's slot `_core`.
 //! asyncio's private names show them, as those of the reader do.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -189,10 +189,21 @@ impl WriterCore {
 /// The core of a writer; nothing if it is another kind of object.
 #[inline]
 fn writer_core<'py>(writer: &Bound<'py, PyAny>) -> Option<Bound<'py, WriterCore>> {
-    let core = attributes(writer)?
-        .get_item(intern!(writer.py(), "_core"))
-        .ok()??;
-    core.cast_into::<WriterCore>().ok()
+    let slot = CLASSES.get(writer.py())?.writer.as_ref()?;
+    let core = match slot.get(writer) {
+        Some(core) => core,
+        None => core_of_subclass(writer)?,
+    };
+    core.cast_into_exact::<WriterCore>().ok()
+}
+
+#[cold]
+fn core_of_subclass<'py>(writer: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    let py = writer.py();
+    writer
+        .getattr(intern!(py, "_core"))
+        .map_err(|error| call::discard(py, error))
+        .ok()
 }
 
 /// `StreamWriter.write(data)`.
@@ -210,7 +221,12 @@ impl Method for Write {
         let data = rest
             .get(0)
             .ok_or_else(|| PyValueError::new_err("a bug in tideloop: nothing to write"))?;
-        let transport = match writer_core(writer) {
+        // A subclass may have another `_transport`.
+        let exact = CLASSES
+            .get(py)
+            .and_then(|classes| classes.writer.as_ref()?.get(writer))
+            .and_then(|core| core.cast_into_exact::<WriterCore>().ok());
+        let transport = match exact {
             Some(core) => core.get().transport(py)?.into_bound(py),
             None => writer.getattr(intern!(py, "_transport"))?,
         };

@@ -5,6 +5,10 @@
 //! happen once per group and are Python's (`tideloop.groups`), which is told of every task that has
 //! failed by `_failed(error)`.
 //!
+//! **Owners.** The group owns its running tasks and their handles; a handle only knows where to find its task
+//! here. So it refers to nothing that could lead back to it, and the collector need not look at it before it
+//! has a result that might (`task_handle`).
+//!
 //! **Order.** A handle is in the group's list before its function is called, since a call may spawn, and
 //! an eager task may end within it. Tasks that the limit held back are started by one place only
 //! (`start_waiting`, guarded against itself), so that eager ones which end at once do not nest.
@@ -16,7 +20,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::task_handle::{self, End, Start, TaskHandle};
@@ -30,26 +34,15 @@ struct Helpers {
     prepared: Py<PyAny>,
     /// `_coroutine_of(made, fn)`: for a function that returned another awaitable.
     coroutine_of: Py<PyAny>,
-    /// Since 3.14: who awaits whom.
-    note: Option<(Py<PyAny>, Py<PyAny>)>,
 }
 
 fn helpers(py: Python<'_>) -> PyResult<&'static Helpers> {
     static HELPERS: PyOnceLock<Helpers> = PyOnceLock::new();
     HELPERS.get_or_try_init(py, || {
         let groups = py.import("tideloop.groups")?;
-        let futures = py.import("asyncio.futures")?;
-        let note = match futures.getattr_opt("future_add_to_awaited_by")? {
-            Some(add) => Some((
-                add.unbind(),
-                futures.getattr("future_discard_from_awaited_by")?.unbind(),
-            )),
-            None => None,
-        };
         Ok(Helpers {
             prepared: groups.getattr("_prepared")?.unbind(),
             coroutine_of: groups.getattr("_coroutine_of")?.unbind(),
-            note,
         })
     })
 }
@@ -62,10 +55,12 @@ struct State {
     handles: Option<Py<PyList>>,
     done: Option<Py<PyList>>,
     waiting: VecDeque<Py<TaskHandle>>,
-    /// Handles of running tasks by the address of the task, which its handle keeps alive as long as it is here.
-    tasks: HashMap<usize, Py<TaskHandle>, BuildHasherDefault<AddressHasher>>,
+    /// The running tasks by their addresses.
+    tasks: HashMap<usize, Member, BuildHasherDefault<AddressHasher>>,
     /// The done callback that all tasks share: one object for each would be a third of what a task costs.
     callback: Option<Py<PyAny>>,
+    /// Where handles find the group.
+    weak: Option<Py<PyWeakrefReference>>,
     /// Futures to be told of the next task that ends.
     watchers: Option<Py<PyList>>,
     /// The future to be told when no task is left.
@@ -73,13 +68,24 @@ struct State {
     limit: Option<usize>,
     /// Whether a task's call must be let in or limited in time by Python.
     limited: bool,
+    /// Whether the loop is one of ours, whose create_task() is its own.
+    direct: bool,
     running: usize,
     cancelled: usize,
+    /// What all tasks were cancelled with: those as well that were being made then.
+    aborted: Option<Py<PyAny>>,
     accepts: bool,
     starting: bool,
 }
 
-/// Spreads addresses, which are multiples of 16 and otherwise as good as random.
+/// A task that runs.
+struct Member {
+    handle: Py<TaskHandle>,
+    task: Py<PyAny>,
+}
+
+/// Addresses are multiples of 16 and mostly rise from task to task: so do their places in the map, which keeps
+/// neighbours in one cache line. What tells those in one place apart are the upper bits, which are mixed.
 #[derive(Default)]
 struct AddressHasher(u64);
 
@@ -95,9 +101,9 @@ impl Hasher for AddressHasher {
     }
 
     fn write_usize(&mut self, address: usize) {
-        self.0 = (address as u64)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32);
+        let address = address as u64;
+        let mixed = address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = (address >> 4) ^ (mixed & (0x7f << 57));
     }
 }
 
@@ -108,19 +114,14 @@ impl Callback for Done {
 
     fn call<'py>(group: &Bound<'py, GroupCore>, task: &Bound<'py, PyAny>) -> PyResult<()> {
         let py = group.py();
-        let address = task.as_ptr().addr();
-        let handle = group
-            .get()
-            .state
-            .with(py, |state| state.tasks.remove(&address));
-        match handle {
-            Some(handle) => task_handle::finish(group, &handle.into_bound(py), task),
+        match group.get().remove(py, task) {
+            Some(handle) => task_handle::finish(group, &handle, task),
             None => Ok(()),
         }
     }
 }
 
-static DONE: Definition = Definition::of::<Done>(c"_task_done");
+static DONE: Definition = Definition::told::<Done>(c"_task_done");
 
 /// The native half of `tideloop.Group`.
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
@@ -157,28 +158,39 @@ impl GroupCore {
         let py = slf.py();
         // Counted before: the function may spawn, and what it spawns finds the place taken.
         slf.get().state.with(py, |state| state.running += 1);
-        let task = match Self::begin(slf, handle, call) {
-            Ok(task) => task,
+        let begun = Self::begin(slf, handle, call).and_then(|task| {
+            let done = park::is_done(&task)?;
+            Ok((task, done))
+        });
+        let (task, done) = match begun {
+            Ok(begun) => begun,
             Err(error) => {
                 slf.get().state.with(py, |state| state.running -= 1);
                 slf.get().check_idle(py)?;
                 return Err(error);
             }
         };
-        handle.get().run(py, &task);
-        if park::is_done(&task)? {
+        if done {
             // It was eager.
             return task_handle::finish(slf, handle, &task);
         }
+        handle.get().run(py, &task);
         if let Err(error) = slf.get().watch(handle, &task) {
             // A task of somebody else's making that cannot be watched: it is not of this group.
-            let kept = slf.get().state.with(py, |state| {
-                state.running -= 1;
-                state.tasks.remove(&task.as_ptr().addr())
-            });
-            drop(kept.map(|kept| kept.into_bound(py)));
+            slf.get().state.with(py, |state| state.running -= 1);
+            drop(slf.get().remove(py, &task));
+            slf.get().check_idle(py)?;
             call::method0(&task, intern!(py, "cancel"))?;
             return Err(error);
+        }
+        // The group, or the handle, was cancelled while the function was called, or in the first step of an eager task.
+        let late = handle.get().take_early(py).or_else(|| {
+            slf.get().state.with(py, |state| {
+                state.aborted.as_ref().map(|it| it.bind(py).clone())
+            })
+        });
+        if let Some(message) = late {
+            call::method1(&task, intern!(py, "cancel"), &message)?;
         }
         Ok(())
     }
@@ -191,10 +203,11 @@ impl GroupCore {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let helpers = helpers(py)?;
-        let (event_loop, limited) = slf.get().state.with(py, |state| {
+        let (event_loop, limited, direct) = slf.get().state.with(py, |state| {
             (
                 state.event_loop.as_ref().map(|it| it.bind(py).clone()),
                 state.limited,
+                state.direct,
             )
         });
         let event_loop =
@@ -217,13 +230,13 @@ impl GroupCore {
                 helpers.coroutine_of.bind(py).call1((made, call.function))?
             }
         };
-        create_task(
-            &event_loop,
-            &coroutine,
-            handle.get().task_name(py),
-            call.context,
-        )
-        .or_else(|error| {
+        let name = handle.get().task_name(py);
+        let made = if direct && park::spawns(&event_loop) {
+            park::spawn(&event_loop, &coroutine, name, call.context.cloned())
+        } else {
+            create_task(&event_loop, &coroutine, name, call.context)
+        };
+        made.or_else(|error| {
             call::method0(&coroutine, intern!(py, "close"))?;
             Err(error)
         })
@@ -236,41 +249,54 @@ impl GroupCore {
         task: &Bound<'py, PyAny>,
     ) -> PyResult<()> {
         let py = task.py();
-        if let Some((note, _)) = &helpers(py)?.note
-            && let Some(parent) = self.parent(py)
-        {
-            note.bind(py).call1((task, parent))?;
-        }
-        let kept = handle.clone().unbind();
-        let (old, callback) = self.state.with(py, |state| {
-            let callback = state.callback.as_ref();
+        let kept = Member {
+            handle: handle.clone().unbind(),
+            task: task.clone().unbind(),
+        };
+        let (old, callback, parent) = self.state.with(py, |state| {
             (
                 state.tasks.insert(task.as_ptr().addr(), kept),
-                callback.map(|callback| callback.bind(py).clone()),
+                state.callback.as_ref().map(|it| it.bind(py).clone()),
+                state.parent.as_ref().map(|it| it.bind(py).clone()),
             )
         });
-        drop(old.map(|old| old.into_bound(py)));
+        drop(old);
+        if let Some(parent) = &parent {
+            park::note_awaiting(task, parent)?;
+        }
         match callback {
-            Some(callback) => call::add_done_callback(task, &callback).map(drop),
+            Some(callback) => call::add_done_callback(task, &callback),
             None => Err(PyRuntimeError::new_err("the group was collected")),
         }
     }
 
-    fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+    /// A task is not the group's any more. Its handle, if it was.
+    fn remove<'py>(
+        &self,
+        py: Python<'py>,
+        task: &Bound<'py, PyAny>,
+    ) -> Option<Bound<'py, TaskHandle>> {
+        let address = task.as_ptr().addr();
+        let member = self.state.with(py, |state| state.tasks.remove(&address))?;
+        drop(member.task.into_bound(py));
+        Some(member.handle.into_bound(py))
+    }
+
+    /// The running task at an address.
+    pub fn task_at<'py>(&self, py: Python<'py>, address: usize) -> Option<Bound<'py, PyAny>> {
         self.state.with(py, |state| {
-            state.parent.as_ref().map(|parent| parent.bind(py).clone())
+            let member = state.tasks.get(&address)?;
+            Some(member.task.bind(py).clone())
         })
     }
 
     /// The parent awaits this task no more.
     pub fn stops_awaiting(&self, task: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = task.py();
-        if let Some((_, forget)) = &helpers(py)?.note
-            && let Some(parent) = self.parent(py)
-        {
-            forget.bind(py).call1((task, parent))?;
-        }
-        Ok(())
+        let parent = self.state.with(py, |state| {
+            state.parent.as_ref().map(|parent| parent.bind(py).clone())
+        });
+        parent.map_or(Ok(()), |parent| park::forget_awaiting(task, &parent))
     }
 
     /// A handle has ended; `ran` tells whether it had a task.
@@ -354,9 +380,7 @@ impl GroupCore {
             };
             if let Err(error) = Self::launch(slf, &handle, &call) {
                 let error = error.into_value(py).into_bound(py).into_any();
-                let told = handle
-                    .get()
-                    .conclude(py, End::Error(error.clone().unbind()));
+                let told = TaskHandle::conclude(&handle, End::Error(error.clone().unbind()));
                 self.task_ended(slf, &handle, &Ending::Error(error), false)?;
                 told?;
             }
@@ -403,9 +427,8 @@ impl GroupCore {
         handle: &Bound<'py, TaskHandle>,
         message: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<()> {
-        let py = slf.py();
         let kept = message.map(|message| message.clone().unbind());
-        let told = handle.get().conclude(py, End::Cancelled(kept));
+        let told = TaskHandle::conclude(handle, End::Cancelled(kept));
         self.task_ended(slf, handle, &Ending::Cancelled(message.cloned()), false)?;
         told
     }
@@ -454,6 +477,8 @@ impl GroupCore {
     ) -> PyResult<()> {
         let py = slf.py();
         let callback = call::bound_function(&DONE, slf.as_any())?;
+        let direct = park::creates_tasks_itself(event_loop.bind(py))?;
+        let weak = PyWeakrefReference::new(slf.as_any())?;
         let new = State {
             event_loop: Some(event_loop),
             parent: Some(parent),
@@ -461,8 +486,10 @@ impl GroupCore {
             handles: Some(PyList::empty(py).unbind()),
             done: Some(PyList::empty(py).unbind()),
             callback: Some(callback.unbind()),
+            weak: Some(weak.unbind()),
             limit,
             limited,
+            direct,
             accepts: true,
             ..State::default()
         };
@@ -506,18 +533,19 @@ impl GroupCore {
         let py = slf.py();
         let this = slf.get();
         let running = park::current_loop(py)?;
-        let (accepts, here, handles, name, full) = this.state.with(py, |state| {
+        let (accepts, here, lists, name, full) = this.state.with(py, |state| {
             (
                 state.accepts,
                 state.event_loop.as_ref().is_some_and(|it| it.is(&running)),
-                state.handles.as_ref().map(|list| list.bind(py).clone()),
+                (state.handles.as_ref().zip(state.weak.as_ref()))
+                    .map(|(list, weak)| (list.bind(py).clone(), weak.clone_ref(py))),
                 state.name.as_ref().map(|name| name.bind(py).clone()),
                 state
                     .limit
                     .is_some_and(|limit| state.running >= limit || !state.waiting.is_empty()),
             )
         });
-        let Some(handles) = handles.filter(|_| accepts && here && r#fn.is_callable()) else {
+        let Some((handles, weak)) = lists.filter(|_| accepts && here && r#fn.is_callable()) else {
             call::method1(slf.as_any(), intern!(py, "_refuse"), r#fn)?;
             return Err(PyTypeError::new_err("spawn() takes a coroutine function"));
         };
@@ -536,15 +564,12 @@ impl GroupCore {
                 )
             }
         };
-        let handle = Bound::new(
-            py,
-            TaskHandle::new(slf.as_any().clone().unbind(), key.map(Bound::unbind), name),
-        )?;
+        let handle = TaskHandle::new(py, weak, key.map(Bound::unbind), name)?;
         handles.append(&handle)?;
         if full {
             let context = call::copy_context(py)?;
-            handle.get().hold(
-                py,
+            TaskHandle::hold(
+                &handle,
                 Start {
                     function: r#fn.clone().unbind(),
                     arguments: args.clone().unbind(),
@@ -580,25 +605,29 @@ impl GroupCore {
     fn _cancel_all(slf: &Bound<'_, Self>, message: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let waiting = this
-            .state
-            .with(py, |state| std::mem::take(&mut state.waiting));
+        let kept = message.clone().map_or_else(|| py.None(), Bound::unbind);
+        let (waiting, old) = this.state.with(py, |state| {
+            let waiting = std::mem::take(&mut state.waiting);
+            (waiting, state.aborted.replace(kept))
+        });
+        drop(old.map(|old| old.into_bound(py)));
         // They are out of the line: each of them must end, whatever goes wrong with another.
         let mut ended = Ok(());
         for handle in waiting {
             ended = ended.and(this.never_start(slf, &handle.into_bound(py), message.as_ref()));
         }
-        ended?;
         let message = message.unwrap_or_else(|| py.None().into_bound(py));
         let handles = this.list(py, |state| &state.handles);
         let all = handles.iter().collect::<Vec<_>>();
         for handle in all {
             let handle = handle.cast_into::<TaskHandle>()?;
-            if let Some(task) = handle.get().live_task(py) {
-                call::method1(&task, intern!(py, "cancel"), &message)?;
+            let address = handle.get().address(py);
+            if let Some(task) = address.and_then(|address| this.task_at(py, address)) {
+                let cancelled = call::method1(&task, intern!(py, "cancel"), &message);
+                ended = ended.and(cancelled.map(drop));
             }
         }
-        Ok(())
+        ended
     }
 
     #[getter]
@@ -609,6 +638,13 @@ impl GroupCore {
     #[getter]
     fn _done<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
         self.list(py, |state| &state.done)
+    }
+
+    /// The loop that the group runs on; None before it is entered, and once it was collected.
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.state.with(py, |state| {
+            state.event_loop.as_ref().map(|it| it.bind(py).clone())
+        })
     }
 
     #[getter]
@@ -657,11 +693,13 @@ impl GroupCore {
                 visit.call(&state.watchers)?;
                 visit.call(&state.idle)?;
                 visit.call(&state.callback)?;
-                state
-                    .waiting
-                    .iter()
-                    .chain(state.tasks.values())
-                    .try_for_each(|handle| visit.call(handle))
+                visit.call(&state.weak)?;
+                visit.call(&state.aborted)?;
+                state.waiting.iter().try_for_each(|it| visit.call(it))?;
+                state.tasks.values().try_for_each(|member| {
+                    visit.call(&member.handle)?;
+                    visit.call(&member.task)
+                })
             })
             .unwrap_or(Ok(()))
     }

@@ -7,6 +7,7 @@
 //! removes is handed out first.
 
 pub mod adaptive;
+pub mod arrival;
 pub mod channel;
 pub mod group;
 pub mod limiter;

@@ -3,14 +3,21 @@
 //! A handle outlives its task: the done callback takes the result out and lets the task go, so that a
 //! group of a million tasks holds a million results and not a million tasks.
 //!
+//! **The collector.** Most handles never refer to anything that could lead back to them: while its task runs a
+//! handle knows the group weakly and its task by its address, and many results are None or numbers. So a
+//! handle is hidden from the garbage collector from the beginning, and shown when it gets something that might
+//! be part of a cycle; a group of a hundred thousand tasks costs the collector nothing.
+//!
 //! What is awaited (`wait()`, `await handle`) is Python, in `tideloop.groups`; what happens once per
 //! task, whether anybody waits or not, is here.
+
+use std::num::NonZeroUsize;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyTuple, PyType};
+use pyo3::types::{PyDict, PyList, PyTuple, PyType, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::group::GroupCore;
@@ -53,8 +60,8 @@ pub enum End {
 enum Phase {
     /// Held back by the group's limit: what is to be called, and where.
     Waiting(Option<Box<Start>>),
-    /// There is a task; none for the moment in which it is made.
-    Running(Option<Py<PyAny>>),
+    /// There is a task, which its group finds by this address; none for the moment in which it is made.
+    Running(Option<NonZeroUsize>),
     Ended(End),
 }
 
@@ -70,7 +77,7 @@ pub struct Start {
 }
 
 struct State {
-    group: Option<Py<PyAny>>,
+    group: Option<Py<PyWeakrefReference>>,
     phase: Phase,
     extras: Option<Box<Extras>>,
 }
@@ -81,6 +88,8 @@ struct Extras {
     key: Option<Py<PyAny>>,
     name: Option<Py<PyAny>>,
     waiters: Option<Py<PyList>>,
+    /// What the task is to be cancelled with as soon as it is made.
+    early: Option<Py<PyAny>>,
 }
 
 /// One task of a group. Made by `Group.spawn()`; keeps the result after the task is gone.
@@ -90,25 +99,43 @@ pub struct TaskHandle {
 }
 
 impl TaskHandle {
-    pub fn new(group: Py<PyAny>, key: Option<Py<PyAny>>, name: Option<Py<PyAny>>) -> Self {
-        Self {
-            state: LoopCell::new(State {
-                group: Some(group),
-                phase: Phase::Waiting(None),
-                extras: (key.is_some() || name.is_some()).then(|| {
-                    Box::new(Extras {
-                        key,
-                        name,
-                        waiters: None,
-                    })
+    /// One that has no task yet.
+    pub fn new<'py>(
+        py: Python<'py>,
+        group: Py<PyWeakrefReference>,
+        key: Option<Py<PyAny>>,
+        name: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let extras = (key.is_some() || name.is_some()).then(|| {
+            Box::new(Extras {
+                key,
+                name,
+                waiters: None,
+                early: None,
+            })
+        });
+        let plain = extras.is_none();
+        let made = Bound::new(
+            py,
+            Self {
+                state: LoopCell::new(State {
+                    group: Some(group),
+                    phase: Phase::Waiting(None),
+                    extras,
                 }),
-            }),
+            },
+        )?;
+        if plain {
+            call::hide_from_collector(made.as_any());
         }
+        Ok(made)
     }
 
     /// Keeps what is to be called once there is room.
-    pub fn hold(&self, py: Python<'_>, start: Start) {
-        self.set_phase(py, Phase::Waiting(Some(Box::new(start))));
+    pub fn hold(slf: &Bound<'_, Self>, start: Start) {
+        let phase = Phase::Waiting(Some(Box::new(start)));
+        slf.get().set_phase(slf.py(), phase);
+        call::show_to_collector(slf.as_any());
     }
 
     /// Takes what is to be called.
@@ -121,7 +148,8 @@ impl TaskHandle {
 
     /// There is a task.
     pub fn run(&self, py: Python<'_>, task: &Bound<'_, PyAny>) {
-        self.set_phase(py, Phase::Running(Some(task.clone().unbind())));
+        let address = NonZeroUsize::new(task.as_ptr().addr());
+        self.set_phase(py, Phase::Running(address));
     }
 
     /// The name of the task, if the group gave one.
@@ -139,21 +167,33 @@ impl TaskHandle {
         let_go(py, old);
     }
 
-    /// The task, if there is one.
-    pub fn live_task<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+    /// Where the group finds the task, if there is one.
+    pub fn address(&self, py: Python<'_>) -> Option<usize> {
         self.state.with(py, |state| match &state.phase {
-            Phase::Running(Some(task)) => Some(task.bind(py).clone()),
+            Phase::Running(address) => address.map(NonZeroUsize::get),
             _ => None,
         })
     }
 
-    fn group<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, GroupCore>> {
+    /// The task, if there is one.
+    fn live_task<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let address = self.address(py)?;
+        self.group(py)?.get().task_at(py, address)
+    }
+
+    fn group<'py>(&self, py: Python<'py>) -> Option<Bound<'py, GroupCore>> {
         let group = self.state.with(py, |state| {
             state.group.as_ref().map(|group| group.bind(py).clone())
         });
-        Ok(group
-            .ok_or_else(|| PyRuntimeError::new_err("the group of this task was collected"))?
-            .cast_into::<GroupCore>()?)
+        group?.upgrade_as().ok()?
+    }
+
+    /// What the task is to be cancelled with, now that it is made.
+    pub fn take_early<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let early = self
+            .state
+            .with(py, |state| state.extras.as_mut()?.early.take());
+        early.map(|early| early.into_bound(py))
     }
 
     fn ended(&self, py: Python<'_>) -> bool {
@@ -174,8 +214,9 @@ impl TaskHandle {
     }
 
     /// Value or exception, that of a cancellation included; neither if the task has not ended.
-    fn result_or_error<'py>(&self, py: Python<'py>) -> PyResult<ValueOrError<'py>> {
-        Ok(match self.end(py) {
+    fn result_or_error<'py>(slf: &Bound<'py, Self>) -> PyResult<ValueOrError<'py>> {
+        let py = slf.py();
+        Ok(match slf.get().end(py) {
             None => (None, None),
             Some(Ending::Value(value)) => (Some(value), None),
             Some(Ending::Error(error)) => (None, Some(error)),
@@ -186,15 +227,23 @@ impl TaskHandle {
                     None => class.call0()?,
                 };
                 // The same one from now on, so that outcomes are equal to themselves.
-                self.set_phase(py, Phase::Ended(End::Error(error.clone().unbind())));
+                let phase = Phase::Ended(End::Error(error.clone().unbind()));
+                slf.get().set_phase(py, phase);
+                call::show_to_collector(slf.as_any());
                 (None, Some(error))
             }
         })
     }
 
     /// Takes note of the end and tells who waits for it; the group is told by the caller.
-    pub fn conclude(&self, py: Python<'_>, end: End) -> PyResult<()> {
-        let (old, group, waiters) = self.state.with(py, |state| {
+    pub fn conclude(slf: &Bound<'_, Self>, end: End) -> PyResult<()> {
+        let py = slf.py();
+        let cyclic = match &end {
+            End::Value(value) => call::is_collected(value.bind(py)),
+            End::Error(_) => true,
+            End::Cancelled(message) => message.is_some(),
+        };
+        let (old, group, waiters) = slf.get().state.with(py, |state| {
             let waiters = state
                 .extras
                 .as_ref()
@@ -207,16 +256,13 @@ impl TaskHandle {
         });
         let_go(py, old);
         drop(group.map(|group| group.into_bound(py)));
+        if cyclic {
+            call::show_to_collector(slf.as_any());
+        }
         if let Some(waiters) = waiters {
             wake_all(&waiters)?;
         }
         Ok(())
-    }
-
-    /// Whether it holds nothing but its phase.
-    fn is_plain(&self, py: Python<'_>) -> bool {
-        self.state
-            .with(py, |state| state.extras.is_none() && state.group.is_none())
     }
 }
 
@@ -232,7 +278,6 @@ pub fn wake_all(waiters: &Bound<'_, PyList>) -> PyResult<()> {
 /// Drops what a handle held, now: done callbacks do not come through PyO3's own calls.
 fn let_go(py: Python<'_>, phase: Phase) {
     match phase {
-        Phase::Running(task) => drop(task.map(|task| task.into_bound(py))),
         Phase::Ended(End::Value(object) | End::Error(object)) => drop(object.into_bound(py)),
         Phase::Ended(End::Cancelled(message)) => {
             drop(message.map(|message| message.into_bound(py)));
@@ -243,7 +288,7 @@ fn let_go(py: Python<'_>, phase: Phase) {
             drop(start.timeout.map(|timeout| timeout.into_bound(py)));
             drop(start.context.into_bound(py));
         }
-        Phase::Waiting(None) => {}
+        Phase::Waiting(None) | Phase::Running(_) => {}
     }
 }
 
@@ -253,7 +298,6 @@ pub fn finish<'py>(
     handle: &Bound<'py, TaskHandle>,
     task: &Bound<'py, PyAny>,
 ) -> PyResult<()> {
-    let py = handle.py();
     group.get().stops_awaiting(task)?;
     let ending = park::ending(task)?;
     let end = match &ending {
@@ -263,13 +307,7 @@ pub fn finish<'py>(
             End::Cancelled(message.as_ref().map(|message| message.clone().unbind()))
         }
     };
-    let told = handle.get().conclude(py, end);
-    if let Ending::Value(value) = &ending
-        && handle.get().is_plain(py)
-    {
-        // Many results are None or numbers; a group that keeps a million of them costs the collector nothing.
-        call::hide_from_collector(handle.as_any(), value);
-    }
+    let told = TaskHandle::conclude(handle, end);
     group.get().task_ended(group, handle, &ending, true)?;
     told
 }
@@ -327,7 +365,7 @@ impl TaskHandle {
     #[getter]
     fn outcome<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let (value, error) = slf.get().result_or_error(py)?;
+        let (value, error) = Self::result_or_error(slf)?;
         if value.is_none() && error.is_none() {
             return Err(unfinished(slf));
         }
@@ -337,7 +375,7 @@ impl TaskHandle {
     /// What the task returned. Raises what it raised, CancelledError included, and
     /// asyncio.InvalidStateError if it has not ended.
     fn result<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        match slf.get().result_or_error(slf.py())? {
+        match Self::result_or_error(slf)? {
             (Some(value), _) => Ok(value),
             (_, Some(error)) => Err(PyErr::from_value(error)),
             _ => Err(unfinished(slf)),
@@ -347,7 +385,7 @@ impl TaskHandle {
     /// What the task raised; None if it returned. Raises CancelledError if it was cancelled, and
     /// asyncio.InvalidStateError if it has not ended.
     fn exception<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match slf.get().result_or_error(slf.py())? {
+        match Self::result_or_error(slf)? {
             (Some(_), _) => Ok(None),
             (_, Some(error)) => {
                 if park::is_cancelled_error(&error) {
@@ -375,8 +413,32 @@ impl TaskHandle {
                 .call_method(intern!(py, "cancel"), (), Some(&keywords))?
                 .is_truthy();
         }
-        let group = slf.get().group(py)?;
-        group.get().drop_waiting(&group, slf, msg.as_ref())
+        let Some(group) = slf.get().group(py) else {
+            return Err(PyRuntimeError::new_err(
+                "the group of this task was collected",
+            ));
+        };
+        if group.get().drop_waiting(&group, slf, msg.as_ref())? {
+            return Ok(true);
+        }
+        // Its function is being called, or its first step is under way: it is cancelled right after that.
+        let kept = msg.map_or_else(|| py.None(), Bound::unbind);
+        call::show_to_collector(slf.as_any());
+        let (made, old) = slf.get().state.with(py, |state| {
+            if !matches!(state.phase, Phase::Waiting(None)) {
+                return (false, Some(kept));
+            }
+            let extras = state.extras.get_or_insert_default();
+            (true, extras.early.replace(kept))
+        });
+        drop(old.map(|old| old.into_bound(py)));
+        Ok(made)
+    }
+
+    /// The loop of the task's group, to which it belongs.
+    #[getter]
+    fn _loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.group(py)?.get().event_loop(py)
     }
 
     /// Wait until the task has ended. Its exception is not raised but in the outcome.
@@ -395,9 +457,11 @@ impl TaskHandle {
 
     /// The futures of those who wait.
     #[getter]
-    fn _waiters<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
+    fn _waiters<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyList> {
+        let py = slf.py();
         let new = PyList::empty(py);
-        self.state.with(py, |state| {
+        call::show_to_collector(slf.as_any());
+        slf.get().state.with(py, |state| {
             state
                 .extras
                 .get_or_insert_default()
@@ -418,7 +482,7 @@ impl TaskHandle {
         if let Some(key) = this.key(py) {
             words += &format!(" key={}", key.bind(py).repr()?);
         }
-        words += match this.result_or_error(py)? {
+        words += match Self::result_or_error(slf)? {
             (Some(value), _) => format!(" ended result={}", value.repr()?),
             (_, Some(error)) => format!(" ended exception={}", error.repr()?),
             _ if this.live_task(py).is_some() => " running".to_owned(),
@@ -436,6 +500,7 @@ impl TaskHandle {
                     visit.call(&extras.key)?;
                     visit.call(&extras.name)?;
                     visit.call(&extras.waiters)?;
+                    visit.call(&extras.early)?;
                 }
                 match &state.phase {
                     Phase::Waiting(Some(start)) => {
@@ -444,10 +509,9 @@ impl TaskHandle {
                         visit.call(&start.timeout)?;
                         visit.call(&start.context)
                     }
-                    Phase::Running(Some(object))
-                    | Phase::Ended(End::Value(object) | End::Error(object)) => visit.call(object),
+                    Phase::Ended(End::Value(object) | End::Error(object)) => visit.call(object),
                     Phase::Ended(End::Cancelled(message)) => visit.call(message),
-                    Phase::Waiting(None) | Phase::Running(None) => Ok(()),
+                    Phase::Waiting(None) | Phase::Running(_) => Ok(()),
                 }
             })
             .unwrap_or(Ok(()))

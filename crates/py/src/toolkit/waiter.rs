@@ -12,7 +12,8 @@
 //! * the operation resumes and takes what its ticket stands for;
 //! * the operation is thrown into (its task is cancelled, its coroutine closed): it gives the grant back,
 //!   also if it was told in the same turn;
-//! * the waiter cannot be told any more: [`serve`] or a lost [`Delivery`] gives the grant back.
+//! * the waiter cannot be told any more, or its loop closes in the turn in which it was told: [`serve`], a lost
+//!   [`Delivery`] or a lost [`arrival::Watch`] gives the grant back.
 //!
 //! So a grant is never lost and never used twice, whoever comes first.
 //!
@@ -27,13 +28,12 @@
 //! still be known to somebody; when it ends, it finds that its ticket is void.
 //!
 //! **Locks.** The core's lock, the lock of the table of deliveries and that of one delivery are each held for
-//! a few instructions, with the GIL, and never while Python runs. The table's is taken before a delivery's;
+//! a few instructions, with the GIL, and never while Python runs. A table's is taken before that of an entry;
 //! neither is ever taken under a core's lock, since telling happens after the core has handed the waiter out.
 
 #![allow(dead_code, reason = "each primitive uses its part of it")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -41,9 +41,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 use pyo3::{PyClass, PyTraverseError, PyVisit};
+use tideloop_core::bursts::{Burst, Bursts};
+use tideloop_core::parking;
+pub use tideloop_core::sync::locked;
 use tideloop_core::waiters::Ticket;
 use tideloop_sys::fork;
 
+use super::arrival::{self, Note};
 use crate::ffi::call;
 use crate::ffi::park;
 
@@ -62,13 +66,11 @@ pub trait Parks: PyClass<Frozen = True> + Sync {
     fn expire(&self, _ticket: Ticket) -> Option<Waiter> {
         None
     }
-}
 
-/// Locks, also after a panic elsewhere: what is behind our locks is consistent at every instruction that
-/// can panic.
-#[inline]
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serves those who wait, after a grant has come back.
+    fn returned(owner: &Bound<'_, Self>) {
+        serve(owner);
+    }
 }
 
 /// Somebody who waits.
@@ -150,16 +152,27 @@ impl Parked {
             return here && tell(&future);
         }
         if park::runs_here(&event_loop).unwrap_or(false) {
-            return tell(&future);
+            let told = tell(&future);
+            if told {
+                let note = Note {
+                    owner: owner.clone().into_any().unbind(),
+                    ticket,
+                    take_back: take_back::<P>,
+                };
+                arrival::expect(&event_loop, note);
+            }
+            return told;
         }
         if is_closed(&event_loop) {
             return false;
         }
         let letter = Letter {
             future: future.unbind(),
-            owner: owner.clone().into_any().unbind(),
-            ticket,
-            take_back: take_back::<P>,
+            note: Note {
+                owner: owner.clone().into_any().unbind(),
+                ticket,
+                take_back: take_back::<P>,
+            },
         };
         post(&event_loop, letter);
         true
@@ -208,7 +221,7 @@ pub fn serve<P: Parks>(owner: &Bound<'_, P>) {
 fn take_back<P: Parks>(owner: &Bound<'_, PyAny>, ticket: Ticket) {
     if let Ok(owner) = owner.cast::<P>() {
         owner.get().take_back(owner.py(), ticket);
-        serve(owner);
+        P::returned(owner);
     }
 }
 
@@ -217,39 +230,28 @@ fn take_back<P: Parks>(owner: &Bound<'_, PyAny>, ticket: Ticket) {
 /// Word to one waiter, on its way to another loop.
 struct Letter {
     future: Py<PyAny>,
-    owner: Py<PyAny>,
-    ticket: Ticket,
-    take_back: fn(&Bound<'_, PyAny>, Ticket),
+    note: Note,
 }
 
 impl Letter {
     fn lose(self, py: Python<'_>) {
-        (self.take_back)(&self.owner.into_bound(py), self.ticket);
+        (self.note.take_back)(&self.note.owner.into_bound(py), self.note.ticket);
         drop(self.future.into_bound(py));
     }
 }
 
-type Letters = Arc<Mutex<Vec<Letter>>>;
-
 /// The deliveries that are scheduled, by the address of their loop. Each holds a letter, whose future holds
-/// its loop, so the address is that loop's for as long as the delivery is in the table.
-static SCHEDULED: Mutex<BTreeMap<usize, Letters>> = Mutex::new(BTreeMap::new());
+/// its loop, so the address is that loop's for as long as the burst is open.
+static SCHEDULED: Bursts<Letter> = Bursts::new();
 
 /// Sends a letter to a loop that does not run in this thread. If the loop refuses, the letter is lost.
 fn post(event_loop: &Bound<'_, PyAny>, letter: Letter) {
     let py = event_loop.py();
     let address = event_loop.as_ptr() as usize;
-    let letters = {
-        let mut scheduled = locked(&SCHEDULED);
-        if let Some(letters) = scheduled.get(&address) {
-            locked(letters).push(letter);
-            return;
-        }
-        let letters = Arc::new(Mutex::new(vec![letter]));
-        scheduled.insert(address, letters.clone());
-        letters
+    let Some(burst) = SCHEDULED.post(address, letter) else {
+        return;
     };
-    let delivery = Delivery { address, letters };
+    let delivery = Delivery { burst };
     let sent = Bound::new(py, delivery).and_then(|delivery| {
         let method = intern!(py, "call_soon_threadsafe");
         let sent = call::method1(event_loop, method, delivery.as_any());
@@ -271,25 +273,12 @@ fn post(event_loop: &Bound<'_, PyAny>, letter: Letter) {
 /// A scheduled callback that hands letters over in the thread of their loop.
 #[pyclass(frozen, module = "tideloop._tideloop", name = "_Delivery")]
 pub struct Delivery {
-    address: usize,
-    letters: Letters,
+    burst: Burst<Letter>,
 }
 
 impl Delivery {
-    /// No letter joins any more; hands over those that did.
-    fn close(&self) -> Vec<Letter> {
-        let mut scheduled = locked(&SCHEDULED);
-        if scheduled
-            .get(&self.address)
-            .is_some_and(|letters| Arc::ptr_eq(letters, &self.letters))
-        {
-            scheduled.remove(&self.address);
-        }
-        std::mem::take(&mut *locked(&self.letters))
-    }
-
     fn give_up(&self, py: Python<'_>) {
-        let letters = self.close();
+        let letters = SCHEDULED.close(&self.burst);
         if !letters.is_empty() {
             call::undisturbed(py, || {
                 for letter in letters {
@@ -302,28 +291,27 @@ impl Delivery {
 
 #[pymethods]
 impl Delivery {
-    fn __call__(&self, py: Python<'_>) {
-        for letter in self.close() {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let event_loop = park::current_loop(py)?;
+        for letter in SCHEDULED.close(&self.burst) {
             if tell(letter.future.bind(py)) {
-                drop(letter.owner.into_bound(py));
+                arrival::expect(&event_loop, letter.note);
                 drop(letter.future.into_bound(py));
             } else {
                 letter.lose(py);
             }
         }
+        Ok(())
     }
 
     fn __repr__(&self) -> String {
-        format!("<wake-ups for {} waiters>", locked(&self.letters).len())
+        format!("<wake-ups for {} waiters>", self.burst.len())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let Ok(letters) = self.letters.try_lock() else {
-            return Ok(());
-        };
-        letters.iter().try_for_each(|letter| {
+        self.burst.try_each(|letter| {
             visit.call(&letter.future)?;
-            visit.call(&letter.owner)
+            visit.call(&letter.note.owner)
         })
     }
 
@@ -410,8 +398,7 @@ const SIGNALS: Duration = Duration::from_millis(50);
 /// Where a blocked thread waits.
 #[derive(Debug)]
 pub struct Parking {
-    told: Mutex<bool>,
-    changed: Condvar,
+    place: parking::Parking,
     generation: u32,
 }
 
@@ -419,8 +406,7 @@ impl Parking {
     /// For one wait of this thread; the clone in a [`Waiter::Thread`] goes into the core's queue.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            told: Mutex::new(false),
-            changed: Condvar::new(),
+            place: parking::Parking::default(),
             generation: fork::generation(),
         })
     }
@@ -430,8 +416,7 @@ impl Parking {
         if self.generation != fork::generation() {
             return false;
         }
-        *locked(&self.told) = true;
-        self.changed.notify_one();
+        self.place.wake();
         true
     }
 
@@ -445,12 +430,7 @@ impl Parking {
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let slice = left.map_or(SIGNALS, |left| left.min(SIGNALS));
-            let told = py.detach(|| {
-                let told = locked(&self.told);
-                let waited = self.changed.wait_timeout_while(told, slice, |told| !*told);
-                *waited.unwrap_or_else(PoisonError::into_inner).0
-            });
-            if told {
+            if py.detach(|| self.place.wait(slice)) {
                 return Ok(true);
             }
             call::check_signals(py)?;

@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from tideloop.lab.backends import Family
@@ -30,7 +30,8 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/socket" if params.get("unix") else None
         if kit.family == "native":
-            return figures(_limit(meter, client, path), client)
+            asking = ("--unix", path) if path else ()
+            return figures(run_limit(meter, client, asking, path), client)
         if kit.family == "asyncio":
             how = params["how"]
             if how in ASYNCIO_SERVERS:
@@ -52,9 +53,12 @@ def _server_context() -> ssl.SSLContext:
     return context
 
 
-def _limit(meter: Meter, client: Client, path: str | None) -> float:
-    """Seconds of CPU that the load client's own server has used."""
-    command = [require_load_client(), "--serve", str(meter.starts_at), *(("--unix", path) if path else ())]
+def run_limit(meter: Meter, client: Client, asking: Sequence[str] = (), path: str | None = None) -> float:
+    """Seconds of CPU that the load client's own server has used.
+
+    asking: the arguments that say what it serves, and where. path: of its UNIX socket, if it has one.
+    """
+    command = [require_load_client(), "--serve", str(meter.starts_at), *asking]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         where = server.stdout.readline().strip()

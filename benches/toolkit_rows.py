@@ -1,0 +1,541 @@
+"""The rows of ``toolkit.py``: what is done, by whom, so many times; and what one run of it comes to.
+
+A body does so many operations with what a contender makes, and returns a sample: the nanoseconds of CPU time that each
+of them took, set-up excluded, and whatever else the row tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import tideloop
+from toolkit_adaptive import LIMITS, STEPS, least_share  # beside this file
+
+Sample = dict[str, float]
+Body = Callable[[Any, int], Awaitable[Sample]]
+Make = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a sample: its name, how it is written, and whether it is a cost, to be compared as a ratio."""
+
+    name: str
+    form: str = ",.0f"
+    lower_is_better: bool = True
+
+
+NS = Metric("ns")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation, and who does it: name of the contender to what makes the thing, the reference first."""
+
+    name: str
+    what: str
+    operations: int
+    contenders: dict[str, Make]
+    body: Body | None = None
+    simulated: Callable[[str, int, int], Sample] | None = None
+    """Instead of a body: contender, operations and seed to a sample; needs no loop."""
+    goal: str = ""
+    metrics: tuple[Metric, ...] = (NS,)
+
+    @property
+    def reference(self) -> str:
+        """The first contender, which is never one that may be missing."""
+        return next(iter(self.contenders))
+
+
+def of(module: str, name: str, *args: Any, **kwargs: Any) -> Make:
+    """What makes an object of a class that is imported when it is wanted."""
+    return lambda: getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+def needing(module: str, function: Any) -> Make:
+    """A contender that is a function, and imports a module that may be missing."""
+
+    def make() -> Any:
+        importlib.import_module(module)
+        return function
+
+    return make
+
+
+@contextmanager
+def spent(count: int) -> Iterator[Sample]:
+    """The CPU time of a block, per operation."""
+    sample: Sample = {}
+    began = time.process_time()
+    yield sample
+    sample["ns"] = (time.process_time() - began) / count * 1e9
+
+
+async def done(function: Callable[[int], Awaitable[Any]], count: int) -> Sample:
+    """For contenders that are functions."""
+    with spent(count) as sample:
+        await function(count)
+    return sample
+
+
+# --- queues --------------------------------------------------------------------------------------
+
+BOUND = 1024
+
+
+async def two_tasks(ends: Any, count: int) -> Sample:
+    put, get = ends
+
+    async def produce() -> None:
+        for item in range(count):
+            await put(item)
+
+    async def consume() -> None:
+        for _ in range(count):
+            await get()
+
+    with spent(count) as sample:
+        await asyncio.gather(produce(), consume())
+    return sample
+
+
+async def one_task(ends: Any, count: int) -> Sample:
+    """No waiting, no switch: what the two cost by themselves."""
+    put, get = ends
+    with spent(count) as sample:
+        for item in range(count):
+            await put(item)
+            await get()
+    return sample
+
+
+async def from_a_thread(ends: Any, count: int) -> Sample:
+    put, get = ends
+
+    def feed() -> None:
+        for item in range(count):
+            put(item)
+
+    thread = threading.Thread(target=feed)
+    with spent(count) as sample:
+        thread.start()
+        for expected in range(count):
+            assert await get() == expected
+    # Not here: the loop may have to answer the thread still.
+    await asyncio.to_thread(thread.join)
+    return sample
+
+
+def queue(module: str, name: str, bound: int = BOUND) -> Make:
+    def make() -> Any:
+        made = of(module, name, bound)()
+        return made.put, made.get
+
+    return make
+
+
+def channel(bound: int = BOUND) -> Make:
+    def make() -> Any:
+        tx, rx = tideloop.Channel[int](bound)
+        return tx.send, rx.recv
+
+    return make
+
+
+def queues(bound: int) -> dict[str, Make]:
+    return {
+        "asyncio.Queue": queue("asyncio", "Queue", bound),
+        "tideloop.Queue": queue("tideloop", "Queue", bound),
+        "tideloop.Channel": channel(bound),
+    }
+
+
+def thread_channel() -> Any:
+    tx, rx = tideloop.Channel[int](BOUND)
+    return tx.blocking_send, rx.recv
+
+
+def thread_queue(module: str) -> Make:
+    def make() -> Any:
+        made = of(module, "Queue", BOUND)()
+        return made.sync_q.put, made.async_q.get
+
+    return make
+
+
+def thread_coroutine() -> Any:
+    """What documentation recommends: one round trip per item."""
+    made: asyncio.Queue[int] = asyncio.Queue(BOUND)
+    loop = asyncio.get_running_loop()
+    return lambda item: asyncio.run_coroutine_threadsafe(made.put(item), loop).result(), made.get
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+async def enter_and_leave(limiter: Any, count: int) -> Sample:
+    with spent(count) as sample:
+        for _ in range(count):
+            async with limiter:
+                pass
+    return sample
+
+
+async def crowd(limiter: Any, count: int) -> Sample:
+    async def work() -> None:
+        async with limiter:
+            await asyncio.sleep(0)
+
+    with spent(count) as sample:
+        await asyncio.gather(*(work() for _ in range(count)))
+    return sample
+
+
+def claims(argument: Callable[[int], Any]) -> Body:
+    """``async with limiter(argument)``."""
+
+    async def body(limiter: Any, count: int) -> Sample:
+        with spent(count) as sample:
+            for number in range(count):
+                async with limiter(argument(number)):
+                    pass
+        return sample
+
+    return body
+
+
+async def give_up(limiter: Any, count: int) -> Sample:
+    async def work() -> None:
+        async with limiter:
+            pass
+
+    async with limiter:
+        tasks = [asyncio.ensure_future(work()) for _ in range(count)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with spent(count) as sample:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    return sample
+
+
+def limiters(permits: int) -> dict[str, Make]:
+    return {
+        "asyncio.Semaphore": of("asyncio", "Semaphore", permits),
+        "tideloop.Limiter": of("tideloop", "Limiter", permits),
+        "tideloop.Semaphore": of("tideloop", "Semaphore", permits),
+        "anyio.Semaphore": of("anyio", "Semaphore", permits),
+        "anyio.CapacityLimiter": of("anyio", "CapacityLimiter", permits),
+        "aiologic.Semaphore": of("aiologic", "Semaphore", permits),
+    }
+
+
+def ours(name: str, *args: Any) -> dict[str, Make]:
+    return {f"tideloop.{name}": of("tideloop", name, *args)}
+
+
+# --- rates ---------------------------------------------------------------------------------------
+
+RATE = 5_000
+"""Per second, and the burst."""
+
+FINISH = Metric("finish / ideal", ".4f", lower_is_better=False)
+
+
+async def rated_crowd(limiter: Any, count: int) -> Sample:
+    """So many come at once. The ideal is the time that the rate allows from the first to the last."""
+    admissions: list[float] = []
+
+    async def come() -> None:
+        async with limiter:
+            admissions.append(time.monotonic())
+
+    with spent(count) as sample:
+        await asyncio.gather(*(come() for _ in range(count)))
+    # At a small scale all of them are in the burst.
+    ideal = (count - RATE) / RATE
+    sample[FINISH.name] = (admissions[-1] - admissions[0]) / ideal if ideal > 0 else 1.0
+    return sample
+
+
+def rate_limiters(rate: int) -> dict[str, Make]:
+    return {
+        "tideloop.RateLimiter": lambda: tideloop.RateLimiter(tideloop.rate(rate)),
+        "aiolimiter.AsyncLimiter": of("aiolimiter", "AsyncLimiter", rate, 1),
+    }
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+WIDE = 100
+
+
+async def turn(number: int) -> int:
+    await asyncio.sleep(0)
+    return number
+
+
+async def exhaust(results: AsyncIterator[Any]) -> int:
+    count = 0
+    async for _ in results:
+        count += 1
+    return count
+
+
+async def gather_and_semaphore(items: int) -> None:
+    permits = asyncio.Semaphore(WIDE)
+
+    async def limited(number: int) -> int:
+        async with permits:
+            return await turn(number)
+
+    await asyncio.gather(*(limited(number) for number in range(items)))
+
+
+async def shared_iterator(items: int) -> None:
+    """The least that it can cost in Python: tasks that share an iterator, results in a list."""
+    numbers, results = iter(range(items)), []
+
+    async def worker() -> None:
+        for number in numbers:
+            results.append(await turn(number))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(WIDE):
+            group.create_task(worker())
+
+
+async def amap(items: int) -> None:
+    assert await exhaust(tideloop.amap(turn, range(items), limit=WIDE)) == items
+
+
+async def amap_ordered(items: int) -> None:
+    assert await exhaust(tideloop.amap(turn, range(items), limit=WIDE, ordered=True)) == items
+
+
+async def amap_async(items: int) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(items):
+            yield number
+
+    assert await exhaust(tideloop.amap(turn, numbers(), limit=WIDE)) == items
+
+
+async def aiostream_map(items: int) -> None:
+    stream = importlib.import_module("aiostream").stream
+    async with stream.map(stream.iterate(range(items)), turn, ordered=False, task_limit=WIDE).stream() as results:
+        assert await exhaust(results) == items
+
+
+async def aiometer_amap(items: int) -> None:
+    aiometer = importlib.import_module("aiometer")
+    async with aiometer.amap(turn, list(range(items)), max_at_once=WIDE) as results:
+        assert await exhaust(results) == items
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+async def nothing() -> None:
+    pass
+
+
+async def task_group(tasks: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(tasks):
+            group.create_task(nothing())
+
+
+async def our_group(tasks: int) -> None:
+    async with tideloop.group() as group:
+        for _ in range(tasks):
+            group.spawn(nothing)
+
+
+async def limited_task_group(tasks: int) -> None:
+    permits = asyncio.Semaphore(WIDE)
+
+    async def limited(number: int) -> int:
+        async with permits:
+            return await turn(number)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(tasks):
+            group.create_task(limited(number))
+
+
+async def our_limited_group(tasks: int) -> None:
+    async with tideloop.group(limit=WIDE) as group:
+        for number in range(tasks):
+            group.spawn(turn, number)
+
+
+async def cancelled_task_group(tasks: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        sleepers = [group.create_task(asyncio.sleep(3600)) for _ in range(tasks)]
+        await asyncio.sleep(0)
+        for sleeper in sleepers:
+            sleeper.cancel()
+
+
+async def our_cancelled_group(tasks: int) -> None:
+    async with tideloop.group() as group:
+        for _ in range(tasks):
+            group.spawn(asyncio.sleep, 3600)
+        await asyncio.sleep(0)
+        group.cancel()
+
+
+async def timeouts(count: int) -> None:
+    for _ in range(count):
+        async with asyncio.timeout(60):
+            await nothing()
+
+
+async def fail_afters(count: int) -> None:
+    for _ in range(count):
+        with tideloop.fail_after(60):
+            await nothing()
+
+
+def functions(**contenders: Callable[[int], Awaitable[None]]) -> dict[str, Make]:
+    return {name: (lambda function=function: function) for name, function in contenders.items()}  # type: ignore[misc]
+
+
+# --- adaptive limits -----------------------------------------------------------------------------
+
+SHARE = Metric("share of the best static limit", ".3f", lower_is_better=False)
+
+
+def followed(contender: str, count: int, seed: int) -> Sample:
+    return {SHARE.name: least_share(contender, count / 100, seed)}
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+ROWS = [
+    Row(
+        "queue",
+        f"two tasks, at most {BOUND} items",
+        50_000,
+        queues(BOUND),
+        two_tasks,
+        goal="0.25 µs, 4 times less than asyncio",
+    ),
+    Row(
+        "thread",
+        f"a thread to a loop, at most {BOUND} items",
+        20_000,
+        {
+            "run_coroutine_threadsafe(put)": thread_coroutine,
+            "tideloop.Channel": thread_channel,
+            "culsans.Queue": thread_queue("culsans"),
+            "janus.Queue": thread_queue("janus"),
+        },
+        from_a_thread,
+        goal="1 µs",
+    ),
+    Row(
+        "semaphore",
+        "async with, a permit is free",
+        50_000,
+        limiters(10),
+        enter_and_leave,
+        goal="4 times less than asyncio",
+    ),
+    Row("crowd", "20,000 tasks over 50 permits, one sleep(0) each", 20_000, limiters(50), crowd, goal="4 µs"),
+    Row(
+        "rate",
+        "20,000 tasks come at once, 5,000 per second are admitted",
+        20_000,
+        rate_limiters(RATE),
+        rated_crowd,
+        goal="5 µs, finish at most 1.01 times the ideal",
+        metrics=(NS, FINISH),
+    ),
+    Row(
+        "amap",
+        "20,000 x sleep(0), 100 at once",
+        20_000,
+        {
+            **functions(**{"gather + Semaphore": gather_and_semaphore, "tideloop.amap": amap}),
+            **functions(**{"tideloop.amap, ordered": amap_ordered, "tideloop.amap, async source": amap_async}),
+            **functions(**{"100 tasks, one iterator": shared_iterator}),
+            "aiometer.amap": needing("aiometer", aiometer_amap),
+            "aiostream.map": needing("aiostream", aiostream_map),
+        },
+        done,
+        goal="1.6 µs",
+    ),
+    Row(
+        "group",
+        "spawn and await",
+        10_000,
+        functions(**{"asyncio.TaskGroup": task_group, "tideloop.group": our_group}),
+        done,
+        goal="1.8 times less than asyncio",
+    ),
+    Row(
+        "adaptive",
+        f"simulated: a noisy backend of {', then '.join(map(str, STEPS))} servers, each for 15 s of which 5 count",
+        100,
+        LIMITS,
+        simulated=followed,
+        goal="0.9 of the best static limit, after 10 s",
+        metrics=(SHARE,),
+    ),
+    Row("hand_over", "two tasks, at most 1 item: two switches per item", 20_000, queues(1), two_tasks),
+    Row("put_get", "one task, put and get", 50_000, queues(BOUND), one_task),
+    Row(
+        "priority",
+        "one task, put and get by priority",
+        50_000,
+        {
+            "asyncio.PriorityQueue": queue("asyncio", "PriorityQueue"),
+            "tideloop.PriorityQueue": queue("tideloop", "PriorityQueue"),
+        },
+        one_task,
+    ),
+    Row("give_up", "20,000 waiters are cancelled", 20_000, limiters(1), give_up),
+    Row("weighted", "async with limiter(3)", 50_000, ours("Limiter", 10), claims(lambda _: 3)),
+    Row(
+        "keyed",
+        "async with limiter(key), every key new",
+        20_000,
+        ours("KeyedLimiter", 2),
+        claims(lambda number: number),
+    ),
+    Row("rate_free", "async with, the rate allows it", 20_000, rate_limiters(10_000_000), enter_and_leave),
+    Row(
+        "group_limit",
+        "spawn and await, 100 at once, one sleep(0) each",
+        10_000,
+        functions(
+            **{"asyncio.TaskGroup + Semaphore": limited_task_group, "tideloop.group(limit=100)": our_limited_group}
+        ),
+        done,
+    ),
+    Row(
+        "group_cancel",
+        "5,000 tasks are cancelled",
+        5_000,
+        functions(**{"asyncio.TaskGroup": cancelled_task_group, "tideloop.group": our_cancelled_group}),
+        done,
+    ),
+    Row(
+        "timeout",
+        "a time limit that is not reached",
+        10_000,
+        functions(**{"asyncio.timeout": timeouts, "tideloop.fail_after": fail_afters}),
+        done,
+    ),
+]
