@@ -5,9 +5,9 @@ in that, *attempts* with growing pauses; each attempt may be *hedged* by a secon
 those waits for its place in a *limit*, asks the *breaker* whether it is worth it, and has a *time limit* of its own,
 which begins then. What is not asked for costs nothing.
 
-Three different things end a call that takes too long, and they are told apart: AttemptTimeout is one attempt's and may
-be tried again; DeadlineExceeded is the whole call's and is final; a TimeoutError of the function itself is its error
-like any other. CancelledError is never an error: it is not tried again, and no breaker counts it.
+Three different things end a call that takes too long, and they are told apart: AttemptTimeout is one attempt's and
+may be tried again; DeadlineExceeded is the whole call's and is final; a TimeoutError, or a deadline, of the function
+itself is its error like any other. CancelledError is never an error: it is not tried again, and no breaker counts it.
 
 Works on every asyncio loop. A policy may be used by many tasks at once; it belongs to one thread.
 """

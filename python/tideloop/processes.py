@@ -3,7 +3,8 @@
 A child process blocks as soon as nobody reads what it writes, and a parent that waits for it then waits for
 ever. Here the pipes are always read: into a bounded capture, line by line into the program, or into nothing. What a
 child has started itself goes with it, since it runs in a session of its own whose process group is signalled as
-a whole; and somebody who has escaped from that and still holds the pipe cannot hold us.
+a whole; and somebody who has escaped from that and still holds the pipe in silence
+cannot hold us.
 
 Works on every asyncio loop that has subprocesses. On Windows there are no process groups: there only the child
 itself is ended.

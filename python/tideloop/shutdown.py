@@ -105,7 +105,8 @@ async def stopping() -> None:
 def request_shutdown() -> None:
     """Do what the first signal does. Again does nothing. On the loop.
 
-    Under another runner than tideloop.run() it wakes those that wait for stopping(), and no more.
+    Under another runner than tideloop.run(), and without its `signals`, it wakes those that wait for stopping(), and no
+    more.
     """
     plan = _plan()
     if not plan.requested:

@@ -195,6 +195,13 @@ impl GroupCore {
         Ok(())
     }
 
+    /// The loop that the group runs on; None before it is entered, and once it was collected.
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.state.with(py, |state| {
+            state.event_loop.as_ref().map(|it| it.bind(py).clone())
+        })
+    }
+
     /// Calls the function, and makes a task of what it returns.
     fn begin<'py>(
         slf: &Bound<'py, Self>,
@@ -638,13 +645,6 @@ impl GroupCore {
     #[getter]
     fn _done<'py>(&self, py: Python<'py>) -> Bound<'py, PyList> {
         self.list(py, |state| &state.done)
-    }
-
-    /// The loop that the group runs on; None before it is entered, and once it was collected.
-    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        self.state.with(py, |state| {
-            state.event_loop.as_ref().map(|it| it.bind(py).clone())
-        })
     }
 
     #[getter]
