@@ -103,12 +103,12 @@ def tls_driver() -> Literal["openssl", "python"]:
     return "python" if forced or ssl is None or tls_not_direct() else "openssl"
 
 
-class TlsTransport(SSLTransport):
-    """What the application writes to: asyncio's but for how it writes."""
+class SslTransport(SSLTransport):
+    """What the application writes to: asyncio's but for how it writes. Programs look for "ssl" in its name."""
 
     if not TYPE_CHECKING:
-        write = function("TlsTransport.write", SSLTransport.write)
-        writelines = function("TlsTransport.writelines", SSLTransport.writelines)
+        write = function("SslTransport.write", SSLTransport.write)
+        writelines = function("SslTransport.writelines", SSLTransport.writelines)
 
 
 class TlsProtocol(TlsCore, SSLProtocol):
@@ -128,7 +128,7 @@ class TlsProtocol(TlsCore, SSLProtocol):
         if self._app_transport is None:
             if self._app_transport_created:
                 raise RuntimeError("a TLS connection has one transport, and it is gone")
-            self._app_transport = TlsTransport(self._loop, self)
+            self._app_transport = SslTransport(self._loop, self)
             self._app_transport_created = True
         return self._app_transport
 
