@@ -130,7 +130,8 @@ async def test_a_broken_record_says_what_python_says(loop):
             below(client)._transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))
             error = await server.lost
             assert isinstance(error, ssl.SSLError)
-            assert "BAD_RECORD_MAC" in str(error) or "DECRYPTION_FAILED" in str(error)
+            # OpenSSL 1.1, 3.0 and 3.5 in turn; the drivers do not differ.
+            assert error.reason in {"DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "BAD_RECORD_MAC", "RECORD_LAYER_FAILURE"}
             assert server.data == before
         await settled(loop)
         loop.set_exception_handler(None)
