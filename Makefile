@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test build bench bench-toolkit loom lint fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build bench bench-toolkit loom lint lint-rust lint-python fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,7 +94,11 @@ docs: build $(VENV)/.docs ## API pages: docs/api for Python, target/doc for Rust
 
 # --- for contributors ---------------------------------------------------------------------------
 
-test: lint test-rust loom test-python test-stubs ## everything a contributor must pass
+# A link keeps one core busy and a test another: what needs no loop runs side by side, and each part's words come together.
+test: ## everything a contributor must pass
+	@echo "make: builds, checks and Rust's tests side by side; each reports when it has ended"
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(or $(filter-out 0,$(JOBS)),1) build $(VENV)/.lab loom test-rust lint-rust
+	@$(MAKE) --no-print-directory lint-python test-python test-stubs
 
 test-rust: check-cargo
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --no-fail-fast; else cargo test --locked --no-fail-fast; fi
@@ -199,11 +203,15 @@ soak: build ## a million tasks alive, a million cancelled, 10,000 children, and 
 memcheck: build ## tasks, futures and handles under valgrind
 	@$(PY) -m tests.memcheck
 
-lint: build $(VENV)/.lab ## rustfmt, clippy, ruff, mypy
+lint: lint-rust lint-python ## rustfmt, clippy, ruff, mypy
+
+lint-rust: check-cargo $(VENV_STAMP)
 	@cargo fmt --all --check
 	@cargo clippy --locked --quiet --all-targets -- -D warnings
 	@cargo clippy --locked --quiet --all-targets -p tideloop-load $(LOAD_FEATURES) -- -D warnings
 	@PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=$(BUILD_DIR) cargo clippy --locked --quiet -p tideloop-py -- -D warnings
+
+lint-python: build $(VENV)/.lab
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy

@@ -49,6 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: takes minutes; runs when asked for, by `-m soak` (make soak)")
     config.addinivalue_line("markers", f"limit(seconds): time limit of the test, instead of {LIMIT:.0f} s")
     config.stash[_stderr] = os.dup(2)
+    # Whoever runs the tests in the background has it ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where it finds this, pytest spells out how values differ whatever their size: minutes for two megabytes.
     os.environ.pop("CI", None)
 

@@ -413,8 +413,9 @@ class TestEndpoints:
         del loop
         assert collected(ref)
 
-    @deviates("uvloop", "remembers addresses")
-    def test_datagrams_and_addresses_are_not_kept(self, loop):
+    def test_datagrams_and_addresses_are_not_kept(self, loop, backend):
+        if backend.name == "uvloop":
+            pytest.skip("uvloop remembers addresses; if an earlier test had this one, it keeps that test's object")
         kept = []
 
         class Keeps(self.Protocol):
