@@ -135,7 +135,11 @@ class TlsProtocol(TlsCore, SSLProtocol):
     def _on_handshake_complete(self, handshake_exc: BaseException | None) -> None:
         if handshake_exc is None and self._may_go_direct():
             self._drive(_methods(self._sslobj), True)
-        super()._on_handshake_complete(handshake_exc)
+        try:
+            super()._on_handshake_complete(handshake_exc)
+        finally:
+            # Its traceback comes to know this frame.
+            del handshake_exc
 
     def _may_go_direct(self) -> bool:
         """Whether no code but the loop's has the session, now that it is established."""
