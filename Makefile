@@ -62,11 +62,14 @@ $(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch $@
 
+# The load client speaks TLS where its library builds with any C compiler.
+LOAD_FEATURES := $(if $(filter Windows_NT,$(OS)),,--features tls)
+
 $(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
 	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
 	  || { cat $(VENV)/build.log >&2; exit 1; }
-	@cargo build --release --quiet -p tideloop-load
+	@cargo build --release --quiet -p tideloop-load $(LOAD_FEATURES)
 	@cp target/release/tideloop-load$(if $(filter Windows_NT,$(OS)),.exe) $(VENV)/bin/
 	@touch $@
 
@@ -108,12 +111,17 @@ loom: check-cargo ## what threads share, in every order in which they can take t
 TASK_TESTS := $(addprefix tests/parity/test_,tasks.py asyncgens.py call_soon.py debug.py exceptions.py run.py threadsafe.py) \
   tests/leaks tests/fuzz tests/test_polling.py
 
+TLS_TESTS := $(wildcard tests/parity/test_*tls*.py) $(addprefix tests/,test_tls_drivers.py test_tls_truncation.py leaks/test_tls.py \
+  parity/test_closing.py parity/test_coalescing.py parity/test_hostile_peers.py parity/test_owners.py fuzz/test_transports.py)
+
 test-python: build $(VENV)/.lab
 	@$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 	@echo "make: once more on the portable selector"
 	@TIDELOOP_SELECTOR=polling $(PY) -m pytest -n $(JOBS) --quiet --backend tideloop $(PYTEST_ARGS)
 	@echo "make: what concerns tasks once more with stock tasks"
 	@TIDELOOP_TASKS=stock $(PY) -m pytest -n $(JOBS) --quiet -k tideloop $(TASK_TESTS)
+	@echo "make: what concerns TLS once more by Python's methods"
+	@TIDELOOP_TLS=python $(PY) -m pytest -n $(JOBS) --quiet --backend tideloop $(TLS_TESTS)
 
 test-real: build $(VENV)/.real ## real servers and clients on tideloop (TIDELOOP_REAL=required: skip none)
 	@$(PY) -m pytest tests/real $(PYTEST_ARGS)
@@ -200,6 +208,7 @@ lint: lint-rust lint-python ## rustfmt, clippy, ruff, mypy
 lint-rust: check-cargo $(VENV_STAMP)
 	@cargo fmt --all --check
 	@cargo clippy --locked --quiet --all-targets -- -D warnings
+	@cargo clippy --locked --quiet --all-targets -p tideloop-load $(LOAD_FEATURES) -- -D warnings
 	@PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=$(BUILD_DIR) cargo clippy --locked --quiet -p tideloop-py -- -D warnings
 
 lint-python: build $(VENV)/.lab

@@ -45,6 +45,7 @@ __all__ = [
     "TaskHandle",
     "TimeoutCore",
     "TimerHandle",
+    "TlsCore",
     "WriterCore",
     "channel_leave",
     "channel_stand",
@@ -65,6 +66,7 @@ __all__ = [
     "queue_put_some",
     "queue_stand",
     "queue_take_some",
+    "tls_not_direct",
 ]
 
 @final
@@ -219,6 +221,34 @@ class WriterCore:
     protocol: Any
     reader: Any
     transport: Any
+
+@disjoint_base
+class TlsCore:
+    """The attributes are asyncio's, under asyncio's private names, but for the last four."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    _app_protocol: Any
+    _app_protocol_is_buffer: bool
+    _app_reading_paused: bool
+    _app_writing_paused: bool
+    _incoming: Any
+    _outgoing: Any
+    _ssl_reading_paused: bool
+    _ssl_writing_paused: bool
+    _sslobj: Any
+    _state: Any
+    _transport: Any
+    _write_buffer_size: int
+    _answers: int
+    _heedful: bool
+    @property
+    def _is_direct(self) -> bool: ...
+    def _drive(self, session: Any, directly: bool) -> bool: ...
+    def _drive_no_longer(self) -> None: ...
+    def _do_read__copied(self) -> None: ...
+    def _process_outgoing(self) -> None: ...
+
+def tls_not_direct() -> str | None: ...
 
 # Their loop is a LoopCore; EventLoop is one at run time, but is not declared so (tideloop.loop.bases).
 def guest_begin(loop: Any, /) -> None: ...

@@ -16,6 +16,7 @@ some bytes that the server echoes, once or several times, or, with --http, one o
   --unix PATH          UNIX socket instead of TCP
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
+  --tls                an echo over TLS 1.3, whoever the server says it is
   --times N            the server sends each request back so many times: a bulk transfer (1)
   --http N             HTTP/1.1 instead of an echo: N pipelined GET / are one request
   --duration SECONDS   how long to measure (1)
@@ -38,6 +39,7 @@ pub struct Options {
     pub connections: usize,
     pub exchange: Exchange,
     pub reconnect: bool,
+    pub tls: bool,
     pub stop: Stop,
     pub warmup: Duration,
     pub pause: Duration,
@@ -91,7 +93,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut json, mut reconnect) = (10, false, false);
+    let (mut connections, mut json, mut reconnect, mut tls) = (10, false, false, false);
     let (mut size, mut times, mut http, mut serve) = (None, None, None, None);
     let (mut warmup, mut pause) = (Duration::ZERO, Duration::ZERO);
     let mut stall = Duration::from_secs(10);
@@ -104,6 +106,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--help" | "-h" => return Ok(Parsed::Help),
             "--json" => json = true,
             "--reconnect" => reconnect = true,
+            "--tls" => tls = true,
             "--host" => host = value()?,
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
@@ -135,6 +138,9 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         (size, None, None) => Exchange::Echo(size.unwrap_or(1024)),
         (size, Some(times), None) => Exchange::Bulk(size.unwrap_or(1024), times),
     };
+    if tls && (unix.is_some() || http.is_some() || serve.is_some()) {
+        return Err("--tls excludes --unix, --http and --serve".to_owned());
+    }
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
         (None, None) => None,
@@ -160,6 +166,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
         connections,
         exchange,
         reconnect,
+        tls,
         stop,
         warmup,
         pause,
@@ -218,6 +225,7 @@ mod tests {
         assert!(complaint("--port 7 --frobnicate").contains("'--frobnicate'"));
         assert!(complaint("--port 7 --duration 1 --requests 1").contains("exclude"));
         assert!(complaint("--port 7 --size 1 --http 1").contains("exclude"));
+        assert!(complaint("--port 7 --tls --http 1").contains("excludes"));
         assert!(complaint("--port 7 --times 2 --http 1").contains("exclude"));
         assert!(complaint("--serve 7 --http 1").contains("exclude"));
     }

@@ -137,7 +137,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        let wants_write = self.sent < self.request.len();
+        let wants_write = self.sent < self.request.len() || self.stream.is_sending();
         Ok(Progress::Pending { wants_write })
     }
 

@@ -230,7 +230,7 @@ impl<'a> Pool<'a> {
 }
 
 fn open(options: &Options) -> io::Result<Stream> {
-    options.target.connect().map_err(|error| {
+    options.target.connect(options.tls).map_err(|error| {
         let target = &options.target;
         io::Error::new(error.kind(), format!("no connection to {target}: {error}"))
     })
@@ -293,6 +293,7 @@ mod tests {
             connections: 4,
             exchange: Exchange::Echo(size),
             reconnect: false,
+            tls: false,
             stop: Stop::Requests(requests),
             warmup: Duration::from_millis(1),
             pause: Duration::ZERO,

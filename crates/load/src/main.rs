@@ -17,6 +17,8 @@ mod readiness;
 mod report;
 mod serve;
 mod target;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::process::ExitCode;
 

@@ -242,6 +242,7 @@ mod tests {
             pause: Duration::ZERO,
             stall: Duration::from_secs(5),
             json: false,
+            tls: false,
         };
         let measured = drive::run(&options);
         assert!(server.join().unwrap().unwrap() > Duration::ZERO);

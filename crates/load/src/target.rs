@@ -8,6 +8,9 @@ use tideloop_sys::socket::RawSource;
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
@@ -46,11 +49,16 @@ impl Target {
         ))
     }
 
-    /// A connected, non-blocking stream.
-    pub fn connect(&self) -> io::Result<Stream> {
-        let stream = self.open()?;
+    /// A connected, non-blocking stream; with `tls`, one that has shaken hands.
+    pub fn connect(&self, tls: bool) -> io::Result<Stream> {
+        let stream = match tls {
+            true => self.open()?.encrypted()?,
+            false => self.open()?,
+        };
         match &stream {
             Stream::Tcp(stream) => stream.set_nonblocking(true)?,
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.below().set_nonblocking(true)?,
             #[cfg(unix)]
             Stream::Unix(stream) => stream.set_nonblocking(true)?,
         }
@@ -62,6 +70,8 @@ impl Target {
         let stream = self.open()?;
         match &stream {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(limit))?,
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.below().set_read_timeout(Some(limit))?,
             #[cfg(unix)]
             Stream::Unix(stream) => stream.set_read_timeout(Some(limit))?,
         }
@@ -94,6 +104,8 @@ impl std::fmt::Display for Target {
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<Tls>),
     #[cfg(unix)]
     Unix(UnixStream),
 }
@@ -102,6 +114,8 @@ impl Read for Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(into),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.read(into),
             #[cfg(unix)]
             Self::Unix(stream) => stream.read(into),
         }
@@ -112,6 +126,8 @@ impl Write for Stream {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(from),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.write(from),
             #[cfg(unix)]
             Self::Unix(stream) => stream.write(from),
         }
@@ -123,6 +139,32 @@ impl Write for Stream {
 }
 
 impl Stream {
+    /// The same stream under TLS, after the handshake.
+    #[cfg(feature = "tls")]
+    fn encrypted(self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => Tls::connect(stream).map(|tls| Self::Tls(Box::new(tls))),
+            other => Ok(other),
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn encrypted(self) -> io::Result<Self> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "--tls was asked for, but this tideloop-load is built without it (cargo: --features tls)",
+        ))
+    }
+
+    /// Whether bytes that were taken wait until the socket takes them.
+    pub fn is_sending(&self) -> bool {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => stream.is_sending(),
+            _ => false,
+        }
+    }
+
     /// The descriptor, for the selector.
     pub fn raw(&self) -> RawSource {
         #[cfg(unix)]
@@ -130,6 +172,8 @@ impl Stream {
             use std::os::fd::AsRawFd;
             match self {
                 Self::Tcp(stream) => stream.as_raw_fd(),
+                #[cfg(feature = "tls")]
+                Self::Tls(stream) => stream.below().as_raw_fd(),
                 Self::Unix(stream) => stream.as_raw_fd(),
             }
         }
@@ -138,6 +182,8 @@ impl Stream {
             use std::os::windows::io::AsRawSocket;
             match self {
                 Self::Tcp(stream) => stream.as_raw_socket(),
+                #[cfg(feature = "tls")]
+                Self::Tls(stream) => stream.below().as_raw_socket(),
             }
         }
     }

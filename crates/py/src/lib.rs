@@ -22,6 +22,7 @@ mod primitives;
 mod reactor;
 mod sockets;
 mod streams;
+mod tls;
 mod toolkit;
 mod transport;
 mod turn;
@@ -66,6 +67,8 @@ mod _tideloop {
     use crate::streams::ReaderCore;
     #[pymodule_export]
     use crate::streams::writing::{FlowCore, WriterCore};
+    #[pymodule_export]
+    use crate::tls::{TlsCore, tls_not_direct};
     #[pymodule_export]
     use crate::toolkit::adaptive::AdaptiveCore;
     #[pymodule_export]

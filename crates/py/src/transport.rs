@@ -40,6 +40,7 @@ use crate::ffi::owner::{Owner, is_still};
 use crate::held;
 use crate::reactor::Target;
 use crate::streams;
+use crate::tls::TlsCore;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
@@ -62,8 +63,7 @@ struct Connection {
     socket: Option<Owner>,
     key: Option<Key>,
     protocol: Option<Py<PyAny>>,
-    /// The protocol brings its own receive buffers.
-    buffered: bool,
+    intake: Intake,
     room: Room,
     queue: VecDeque<Chunk>,
     server: Option<Py<PyAny>>,
@@ -86,6 +86,37 @@ pub struct StreamTransport {
     context: Py<PyAny>,
     extra: Py<PyDict>,
     connection: LoopCell<Connection>,
+}
+
+/// How a protocol takes what has come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Intake {
+    /// data_received()
+    Data,
+    /// It brings its own receive buffers.
+    Buffered,
+    /// It is the native half of a TLS connection.
+    Tls,
+}
+
+impl Intake {
+    fn of(protocol: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if protocol.is_instance_of::<TlsCore>() {
+            return Ok(Self::Tls);
+        }
+        match is_buffered(protocol)? {
+            true => Ok(Self::Buffered),
+            false => Ok(Self::Data),
+        }
+    }
+
+    /// What is said of a protocol that fails.
+    fn failed(self) -> &'static str {
+        match self {
+            Self::Data => "Fatal error: protocol.data_received() call failed.",
+            Self::Buffered | Self::Tls => "Fatal error: protocol.buffer_updated() call failed.",
+        }
+    }
 }
 
 /// What one readiness event brought.
@@ -184,7 +215,8 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let core = state.core(py).get();
-        if state.with(py, |connection| connection.buffered) {
+        let intake = state.with(py, |connection| connection.intake);
+        if intake == Intake::Buffered {
             return Self::on_readable_buffered(slf);
         }
         let mut surplus = None;
@@ -229,19 +261,21 @@ impl StreamTransport {
             Received::Nothing => Ok(()),
             Received::Data(protocol, bytes) => {
                 let (protocol, bytes) = (protocol.into_bound(py), bytes.into_bound(py));
-                let told = streams::fed(&protocol, &bytes).unwrap_or_else(|| {
-                    call::in_context(state.context.bind(py), |py| {
-                        call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
-                            .map(drop)
-                    })
-                });
+                let context = state.context.bind(py);
+                let told = match intake {
+                    Intake::Tls => call::in_context(context, |_| {
+                        TlsCore::received(protocol.cast::<TlsCore>()?, &bytes)
+                    }),
+                    _ => streams::fed(&protocol, &bytes).unwrap_or_else(|| {
+                        call::in_context(context, |py| {
+                            call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
+                                .map(drop)
+                        })
+                    }),
+                };
                 match told {
                     Ok(()) => Ok(()),
-                    Err(error) => Self::fail(
-                        slf,
-                        error,
-                        "Fatal error: protocol.data_received() call failed.",
-                    ),
+                    Err(error) => Self::fail(slf, error, intake.failed()),
                 }
             }
             Received::Eof(protocol) => Self::on_eof(slf, &protocol.into_bound(py)),
@@ -304,11 +338,7 @@ impl StreamTransport {
                 });
                 match told {
                     Ok(_) => Ok(()),
-                    Err(error) => Self::fail(
-                        slf,
-                        error,
-                        "Fatal error: protocol.buffer_updated() call failed.",
-                    ),
+                    Err(error) => Self::fail(slf, error, Intake::Buffered.failed()),
                 }
             }
             Some(Err(error)) if would_block(&error) => Ok(()),
@@ -885,7 +915,7 @@ impl StreamTransport {
     }
 
     /// Writes these as one: to be held until the callback ends, or sent at once as far as can be.
-    fn send(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
+    pub fn send(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>]) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
         let core = state.core(py);
@@ -1110,7 +1140,7 @@ impl StreamTransport {
                 machine: Stream::default(),
                 socket: None,
                 key: None,
-                buffered: is_buffered(protocol)?,
+                intake: Intake::of(protocol)?,
                 room: Room::default(),
                 protocol: Some(protocol.clone().unbind()),
                 queue: VecDeque::new(),
@@ -1291,11 +1321,11 @@ impl StreamTransport {
 
     /// Replace the protocol; the new one gets what comes from now on.
     fn set_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
-        let buffered = is_buffered(protocol)?;
+        let intake = Intake::of(protocol)?;
         // The old one is told how its own bytes fare.
         Self::release_held(slf)?;
         let old = slf.get().with(slf.py(), |connection| {
-            connection.buffered = buffered;
+            connection.intake = intake;
             connection.protocol.replace(protocol.clone().unbind())
         });
         drop(old);

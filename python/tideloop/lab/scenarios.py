@@ -281,6 +281,21 @@ WIRE = Profile(
             params=ECHO.params | {"unix": True},
             families=SERVED,
         ),
+        *(
+            replace(
+                ECHO,
+                name=f"tls_echo.{name}",
+                template="TLS 1.3 echo ({how}), native client: {connections} connections, {size:,} B requests",
+                params=ECHO.params | {"tls": True} | params,
+                families=("asyncio",),
+                needs=("trustme",),
+            )
+            for name, params in (
+                ("1k_100", {}),
+                ("100k_10", {"connections": 10, "size": 100 * 1024}),
+                ("streams", {"how": "streams"}),
+            )
+        ),
         replace(
             ECHO,
             name="conn_churn",

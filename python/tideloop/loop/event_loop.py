@@ -27,7 +27,7 @@ from tideloop.loop.processes import ProcessLoop
 from tideloop.loop.serve import ServingLoop
 from tideloop.loop.signals import SignalLoop
 from tideloop.loop.tasks import Task, is_stock, list_tasks_of
-from tideloop.loop.tls import TlsLoop
+from tideloop.loop.tls import TlsLoop, tls_driver
 from tideloop.loop.transports import SocketTransport
 
 __all__ = ["EventLoop", "new_event_loop"]
@@ -67,6 +67,7 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     ``None`` takes the environment variable ``TIDELOOP_SELECTOR``, or else the default.
     tasks: ``"native"`` for tideloop's tasks and futures, ``"stock"`` for asyncio's own; ``None`` takes the
     environment variable ``TIDELOOP_TASKS``, or else native ones where this Python allows them.
+    ``TIDELOOP_TLS=python`` in the environment has TLS connections call Python's ssl module only.
 
     Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every
     asyncio loop it belongs to one thread at a time; only ``call_soon_threadsafe`` (and what is built on it)
@@ -76,7 +77,10 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     def __new__(cls, selector: str | None = None, tasks: str | None = None) -> EventLoop:
         selector = selector or os.environ.get("TIDELOOP_SELECTOR") or None
         tasks = tasks or os.environ.get("TIDELOOP_TASKS") or None
-        return cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks))
+        driver = tls_driver()
+        loop = cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks))
+        loop.tls_driver = driver
+        return loop
 
     def __init__(self, selector: str | None = None, tasks: str | None = None) -> None:
         super().__init__(_Engine(self))  # type: ignore[arg-type]

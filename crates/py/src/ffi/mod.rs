@@ -28,6 +28,7 @@ pub mod hidden;
 pub mod layout;
 pub mod methods;
 pub mod native;
+pub mod openssl;
 pub mod operation;
 pub mod owner;
 pub mod park;

@@ -31,6 +31,7 @@ pub mod wait_list;
 use crate::ffi::function::Entry;
 use crate::sockets::{self, Trying};
 use crate::streams::{feeding, messages, reading, writing};
+use crate::tls::transport;
 
 /// Every native function by its name.
 pub static ENTRIES: &[Entry] = &[
@@ -97,6 +98,8 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<writing::Write>("StreamWriter.write"),
     Entry::coroutine::<writing::Drain>("StreamWriter.drain"),
     Entry::coroutine::<writing::DrainHelper>("StreamReaderProtocol._drain_helper"),
+    Entry::method::<transport::Write>("SslTransport.write"),
+    Entry::method::<transport::WriteLines>("SslTransport.writelines"),
     Entry::coroutine::<Trying<sockets::Recv>>("EventLoop.sock_recv"),
     Entry::coroutine::<Trying<sockets::RecvInto>>("EventLoop.sock_recv_into"),
     Entry::coroutine::<Trying<sockets::RecvFrom>>("EventLoop.sock_recvfrom"),

@@ -1,7 +1,7 @@
 """Echo over real loopback sockets, measured as `tideloop.lab.serving` says.
 
-asyncio's loops run a Protocol or what the parameter `how` says; with `unix`, over a UNIX socket. The limit is the
-load client's own server: a selector, a receive and a send.
+asyncio's loops run a Protocol or what the parameter `how` says; with `unix`, over a UNIX socket, with `tls`, encrypted.
+The limit is the load client's own server: a selector, a receive and a send.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ from tideloop.lab.serving import HOST, Client, Meter, figures, require_load_clie
 
 def measure(kit: Kit, params: Params) -> dict[str, float]:
     meter = Meter(params["connections"] * sessions(params))
-    client = Client(params, ("--size", str(params["size"])))
+    tls = params.get("tls", False)
+    client = Client(params, ("--size", str(params["size"]), *(("--tls",) if tls else ())))
+    context = _server_context() if tls else None
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/socket" if params.get("unix") else None
         if kit.family == "native":
@@ -32,12 +35,22 @@ def measure(kit: Kit, params: Params) -> dict[str, float]:
         if kit.family == "asyncio":
             how = params["how"]
             if how in ASYNCIO_SERVERS:
-                kit.run(lambda: ASYNCIO_SERVERS[how](meter, client))
+                kit.run(lambda: ASYNCIO_SERVERS[how](meter, client, context))
             else:
-                kit.run(lambda: _asyncio_server(meter, client, PROTOCOLS[how], path))
+                kit.run(lambda: _asyncio_server(meter, client, PROTOCOLS[how], path, context))
         else:
             kit.run(lambda: SERVERS[kit.family](meter, client))
     return figures(meter.seconds(), client)
+
+
+def _server_context() -> ssl.SSLContext:
+    """TLS 1.3 with a certificate that is made for this run."""
+    import trustme
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
 
 
 def run_limit(meter: Meter, client: Client, asking: Sequence[str] = (), path: str | None = None) -> float:
@@ -92,10 +105,16 @@ class BufferedEcho(Served, asyncio.BufferedProtocol):
 PROTOCOLS: dict[str, type[Echo | BufferedEcho]] = {"usual": Echo, "buffered": BufferedEcho}
 
 
-async def _asyncio_server(meter: Meter, client: Client, protocol: type[Echo | BufferedEcho], path: str | None) -> None:
+async def _asyncio_server(
+    meter: Meter,
+    client: Client,
+    protocol: type[Echo | BufferedEcho],
+    path: str | None,
+    context: ssl.SSLContext | None,
+) -> None:
     loop = asyncio.get_running_loop()
     if path is None:
-        server = await loop.create_server(lambda: protocol(meter), HOST, 0, backlog=1024)
+        server = await loop.create_server(lambda: protocol(meter), HOST, 0, backlog=1024, ssl=context)
     else:
         server = await loop.create_unix_server(lambda: protocol(meter), path, backlog=1024)
     async with server:
@@ -103,7 +122,7 @@ async def _asyncio_server(meter: Meter, client: Client, protocol: type[Echo | Bu
         await until_over(meter, client, asyncio.sleep)
 
 
-async def _streams_server(meter: Meter, client: Client) -> None:
+async def _streams_server(meter: Meter, client: Client, context: ssl.SSLContext | None) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         meter.opened()
         while data := await reader.read(1 << 16):
@@ -113,13 +132,13 @@ async def _streams_server(meter: Meter, client: Client) -> None:
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_server(echo, HOST, 0, backlog=1024)
+    server = await asyncio.start_server(echo, HOST, 0, backlog=1024, ssl=context)
     async with server:
         client.start(server.sockets[0].getsockname()[1])
         await until_over(meter, client, asyncio.sleep)
 
 
-async def _sock_server(meter: Meter, client: Client) -> None:
+async def _sock_server(meter: Meter, client: Client, _: ssl.SSLContext | None) -> None:
     loop = asyncio.get_running_loop()
 
     async def echo(sock: socket.socket) -> None:
@@ -183,7 +202,10 @@ async def _anyio_server(meter: Meter, client: Client) -> None:
 
 
 # Other ways to write it on asyncio's loops.
-ASYNCIO_SERVERS: dict[str, Callable[[Meter, Client], Any]] = {"streams": _streams_server, "sock": _sock_server}
+ASYNCIO_SERVERS: dict[str, Callable[[Meter, Client, ssl.SSLContext | None], Any]] = {
+    "streams": _streams_server,
+    "sock": _sock_server,
+}
 
 SERVERS: dict[Family, Callable[[Meter, Client], Any]] = {
     "trio": _trio_server,
