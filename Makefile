@@ -69,11 +69,15 @@ $(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
 	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
 	  || { cat $(VENV)/build.log >&2; exit 1; }
-	@cargo build --release --quiet -p tideloop-load $(LOAD_FEATURES)
+	@touch $@
+
+# The lab's load client.
+$(VENV)/.load: $(RUST) $(VENV_STAMP) | check-cargo
+	@cargo build --locked --release --quiet -p tideloop-load $(LOAD_FEATURES)
 	@cp target/release/tideloop-load$(if $(filter Windows_NT,$(OS)),.exe) $(VENV)/bin/
 	@touch $@
 
-build: check-python check-cargo $(VENV)/.built ## release build, installed in VENV
+build: check-python check-cargo $(VENV)/.built $(VENV)/.load ## release build, installed in VENV
 
 # --- for people ---------------------------------------------------------------------------------
 
