@@ -9,12 +9,8 @@ names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import
 import importlib
 from typing import TYPE_CHECKING
 
-from tideloop import qt
-from tideloop.lifespan import run
-from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop
-from tideloop.outcome import Outcome
-
 if TYPE_CHECKING:
+    from tideloop import loop, qt
     from tideloop.accelerated import (
         Barrier,
         BoundedSemaphore,
@@ -47,6 +43,7 @@ if TYPE_CHECKING:
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.hedges import Hedge
+    from tideloop.lifespan import run
     from tideloop.limits import (
         Claim,
         KeyedLimiter,
@@ -60,6 +57,8 @@ if TYPE_CHECKING:
         WaitTimes,
         WeightError,
     )
+    from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop
+    from tideloop.outcome import Outcome
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
     from tideloop.pools import KeyedPool, Lease, Pool, PoolClosed, PoolStats, PoolTimeout
     from tideloop.processes import (
@@ -177,6 +176,7 @@ __all__ = [
     "group",
     "guest",
     "install",
+    "loop",
     "merge",
     "move_on_after",
     "new_event_loop",
@@ -278,13 +278,16 @@ _HOMES = {
     ),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
+_MODULES = ("loop", "qt")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import the primitives when they are first asked for: most programs only want the loop."""
+    """Import what is asked for when it is first asked for: most programs only want the loop, and a test run nothing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"tideloop.{name}")
     module = importlib.import_module(f"tideloop.{_HOME_OF.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value

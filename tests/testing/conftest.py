@@ -1,0 +1,26 @@
+"""`plugged`: a pytest of its own, with the plugin as an installed tideloop brings it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import tideloop
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = str(Path(tideloop.__file__).parent.parent)
+
+
+@pytest.fixture
+def plugged(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A folder with the entry points of pyproject.toml, so that it does not matter what is installed."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
+    info = pytester.mkdir("installed") / "tideloop_here-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tideloop-here\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[pytest11]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+    pytester.syspathinsert(info.parent)
+    monkeypatch.setenv("PYTHONPATH", f"{info.parent}:{PACKAGE}")
+    pytester.makeini("[pytest]\nfilterwarnings = error\naddopts = -p no:asyncio -p no:anyio -p no:cacheprovider\n")
+    return pytester
