@@ -4,13 +4,16 @@
 
 ``tideloop.accelerate()`` puts native primitives in the place of asyncio's; they are here under asyncio's
 names as well (``tideloop.Queue``, ``tideloop.sleep``, …) for those who import instead of patching.
+
+Importing the package imports no event loop; each name brings what it needs. (PYTEST_DONT_REWRITE: pytest, which
+loads tideloop.testing.plugin, need not complain where the package is there already, as in ``tideloop run -m pytest``.)
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tideloop import loop, qt
+    from tideloop import qt
     from tideloop.accelerated import (
         Barrier,
         BoundedSemaphore,
@@ -176,7 +179,6 @@ __all__ = [
     "group",
     "guest",
     "install",
-    "loop",
     "merge",
     "move_on_after",
     "new_event_loop",
@@ -261,6 +263,9 @@ _HOMES = {
         "remaining",
     ),
     "hedges": ("Hedge",),
+    "lifespan": ("run",),
+    "loop": ("EventLoop", "Guest", "Runner", "guest", "install", "new_event_loop"),
+    "outcome": ("Outcome",),
     "policies": (
         "AttemptTimeout",
         "Policy",
@@ -284,10 +289,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> object:
     """Import what is asked for when it is first asked for: most programs only want the loop, and a test run nothing."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _MODULES:
         return importlib.import_module(f"tideloop.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"tideloop.{_HOME_OF.get(name, 'accelerated')}")
     value = globals()[name] = getattr(module, name)
     return value

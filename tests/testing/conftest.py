@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 import tideloop
 
+# A pytest inside of this one forgets what it has imported. What several of them use has to be there before.
+import tideloop.loop
+import tideloop.testing.attacks
+import tideloop.testing.cancelling
+import tideloop.testing.checks
+import tideloop.testing.plugin
+import tideloop.testing.running
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = str(Path(tideloop.__file__).parent.parent)
 
@@ -20,6 +28,7 @@ def plugged(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tideloop-here\nVersion: 0\n")
     (info / "entry_points.txt").write_text("[pytest11]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+    (info / "RECORD").write_text("tideloop/__init__.py,,\ntideloop/testing/plugin.py,,\n")
     pytester.syspathinsert(info.parent)
     monkeypatch.setenv("PYTHONPATH", f"{info.parent}:{PACKAGE}")
     pytester.makeini("[pytest]\nfilterwarnings = error\naddopts = -p no:asyncio -p no:anyio -p no:cacheprovider\n")

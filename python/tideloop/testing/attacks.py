@@ -1,13 +1,13 @@
 """cancel_everywhere, inside of the loop: a test that is cancelled at one of its awaits.
 
-The test's coroutine runs in a task of its own, driven step by step (`steps.py`). When it suspends for the n-th time, its
-task is cancelled, in one of two moments:
+The test's coroutine runs in a task of its own, driven step by step (`steps.py`). When it suspends for the n-th time,
+its task is cancelled, in one of two moments:
 
 * ``"waiting"``: while it waits, as by a timeout or a client who hung up;
 * ``"woken"``: when what it waited for is there, but before it goes on. That is where permits and items are lost.
 
-Right is a test that ends with CancelledError, and leaves all as it was. Wrong is one that raises anything else, that goes on as if nothing
-had been, or that does not end.
+Right is a test that ends with CancelledError, and leaves all as it was. Wrong is one that raises anything else, that
+goes on as if nothing had been, or that does not end.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Two observers work together, since each sees what the other cannot:
 
-* **A thread** looks at the loop's thread a few times per limit. What stands above the loop's own frames is the callback or the
-  task that runs now; if it is the same one for longer than the limit, that is a block, and its stack is taken *while*
-  it blocks. A function's frame lives for one call, so the same frame is the same callback.
-* **A driver around each task** (`steps.py`, installed as the loop's task factory) counts steps, since a coroutine's frame lives for
-  many, and measures each exactly. It also finds what the thread cannot see: C code that never lets go of the interpreter,
-  of which only the place where the task went on is known.
+* **A thread** looks at the loop's thread a few times per limit. What stands above the loop's own frames is the callback
+  or the task that runs now; if it is the same one for longer than the limit, that is a block, and its stack is taken
+  *while* it blocks. A function's frame lives for one call, so the same frame is the same callback.
+* **A driver around each task** (`steps.py`, installed as the loop's task factory) counts steps, since a coroutine's
+  frame lives for many, and measures each exactly. It also finds what the thread cannot see: C code that never lets go
+  of the interpreter, of which only the place is known to which the task came afterwards.
 
 Time is real time, also for a test on a virtual clock: what blocks takes real time there, too. A machine that gives the
 process no processor for that long looks the same as a block; limits of a few milliseconds are for quiet machines.
@@ -76,7 +76,9 @@ class Watch:
         loop.set_task_factory(self._make_task)
         self._factory = factory
         base = _base(sys._getframe(1))
-        thread = threading.Thread(target=self._look, args=(threading.get_ident(), base), name="no_blocking", daemon=True)
+        thread = threading.Thread(
+            target=self._look, args=(threading.get_ident(), base), name="no_blocking", daemon=True
+        )
         thread.start()
         try:
             yield

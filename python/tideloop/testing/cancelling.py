@@ -1,8 +1,8 @@
 """cancel_everywhere, outside of the loop: one test, run again and again by pytest, reported as one.
 
-First the test runs unharmed, which must pass and tells how many awaits there are. Then it runs once for each await and each
-moment, with its fixtures of function scope made anew, so that what a fixture asserts at its end is asserted after each
-cancellation. Fixtures of wider scopes stay, as they would for the next test.
+First the test runs unharmed, which must pass and tells how many awaits there are. Then it runs once for each await and
+each moment, with its fixtures of function scope made anew, so that what a fixture asserts at its end is asserted after
+each cancellation. Fixtures of wider scopes stay, as they would for the next test.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def run_again(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Te
         if unharmed.awaits > options.limit:
             call.outcome = "failed"
             call.longrepr = (
-                f"cancel_everywhere: the test awaits {unharmed.awaits} times, which is more than limit={options.limit}; "
-                "make it smaller, or say cancel_everywhere(limit=...)"
+                f"cancel_everywhere: the test awaits {unharmed.awaits} times, which is more than "
+                f"limit={options.limit}; make it smaller, or say cancel_everywhere(limit=...)"
             )
         else:
             failures = _attack(item, unharmed.awaits, options)

@@ -27,7 +27,7 @@ class VirtualClock:
 
     def __repr__(self) -> str:
         loop = asyncio._get_running_loop()
-        shows = f"{loop.time():g} s" if is_virtual(loop) else "not running"
+        shows = f"{loop.time():g} s" if loop is not None and is_virtual(loop) else "not running"
         return f"<tideloop.testing.VirtualClock {shows}>"
 
 

@@ -1,7 +1,8 @@
 """The pytest plugin: what pytest loads in every run where tideloop is installed.
 
-So it costs nothing unless it is asked for: this module imports pytest alone, patches nothing, and its hooks look at a test and
-go. What is asked for is done by the modules beside it, which are imported then. docs/testing.md is for its users.
+So it costs nothing unless it is asked for: this module imports pytest alone, patches nothing, and its hooks look at a
+test and go. What is asked for is done by the modules beside it, which are imported then. docs/testing.md is for its
+users.
 
     --tideloop            async tests, and the loops of pytest-asyncio and anyio, are tideloop's
     virtual_clock         fixture: the test's loop is on a virtual clock
@@ -42,7 +43,9 @@ _ASYNC_ONLY = ("virtual_clock", "no_blocking", "cancel_everywhere")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tideloop", "tideloop")
-    group.addoption("--tideloop", action="store_true", help="run async tests, and their fixtures, on tideloop's event loop")
+    group.addoption(
+        "--tideloop", action="store_true", help="run async tests, and their fixtures, on tideloop's event loop"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -229,7 +232,9 @@ def pytest_pyfunc_call_of_ours(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
     """Async fixtures of tests of ours run on the test's loop; anyio is told of tideloop where it asks for a backend."""
     function = fixturedef.func
     if request.scope == "function" and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
@@ -251,8 +256,9 @@ def _set_up(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) 
 
     function = fixturedef.func
     # A method of a class is bound to an instance that was made for another test.
-    rebind = request.instance is not None and inspect.ismethod(function)
-    bound = function.__func__.__get__(request.instance) if rebind else function
+    bound: Any = function
+    if request.instance is not None and inspect.ismethod(function):
+        bound = function.__func__.__get__(request.instance)
     fixturedef.func = make_synchronous(bound, request)  # type: ignore[misc]
     try:
         return (yield)

@@ -1,7 +1,8 @@
 """Whose test is it, and on which loop does it run.
 
-pytest knows nothing of `async def`. Where pytest-asyncio or anyio's plugin runs a test, they go on doing so and are only told
-which loop to make, by the means that they offer for that. The tests that nobody claims are ours, with their async fixtures.
+pytest knows nothing of `async def`. Where pytest-asyncio or anyio's plugin runs a test, they go on doing so and are
+only told which loop to make, by the means that they offer for that. The tests that nobody claims are ours, with their
+async fixtures.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def loop_factory(tideloop: bool, virtual: bool, start: float) -> Callable[[], as
 
 
 def anyio_backend(backend: Any, factory: Callable[[], asyncio.AbstractEventLoop], force: bool = False) -> Any:
-    """What anyio is told in place of `backend`: on asyncio, to use our loop, unless the test says which loop it wants."""
+    """What anyio is told in place of `backend`: on asyncio, to use our loop, unless the test names one itself."""
     name, options = (backend, {}) if isinstance(backend, str) else backend
     if name != "asyncio" or (not force and ("loop_factory" in options or options.get("use_uvloop"))):
         return backend

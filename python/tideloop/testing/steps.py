@@ -75,7 +75,7 @@ class _Driven:
                 error = thrown
 
 
-def driven(work: Coroutine[Any, Any, _T], observer: Observer) -> Coroutine[Any, Any, _T]:
+def driven(work: Awaitable[_T], observer: Observer) -> Coroutine[Any, Any, _T]:
     """A coroutine that does `work` under its name, and tells `observer` of each step."""
 
     async def stepped() -> _T:
@@ -83,11 +83,12 @@ def driven(work: Coroutine[Any, Any, _T], observer: Observer) -> Coroutine[Any, 
         result: _T = await _Driven(work, observer)
         return result
 
-    coroutine = stepped()
+    coroutine: Any = stepped()
     # What a task's repr shows.
     coroutine.__name__ = getattr(work, "__name__", "stepped")
     coroutine.__qualname__ = getattr(work, "__qualname__", "stepped")
-    return coroutine
+    found: Coroutine[Any, Any, _T] = coroutine
+    return found
 
 
 def is_ours(filename: str) -> bool:
