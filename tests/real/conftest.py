@@ -3,6 +3,7 @@
 `loop`, `runner`  as in tests/conftest.py with its checks at the end, but on tideloop only
 `run`             runs a coroutine on tideloop, without the check of descriptors
 `postgres`, `redis_server`  a server of this test run, started when the first test asks for it
+`chromium`        the path of the distribution's browser
 
 `TIDELOOP_REAL=required` turns what is missing (a package, a server) into a failure; otherwise its tests are skipped.
 """
@@ -72,6 +73,15 @@ def redis_server() -> Iterator[servers.Redis]:
         absent(str(error))
     with servers.redis(found) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a browser, which the tests start themselves."""
+    try:
+        return servers.find_chromium()
+    except FileNotFoundError as error:
+        absent(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,14 @@ def find_redis() -> str:
     return found
 
 
+def find_chromium() -> str:
+    """The path of the distribution's Chromium. Raises FileNotFoundError."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        raise FileNotFoundError("no chromium here (tests/real/install-servers installs it on Debian)")
+    return found
+
+
 @contextlib.contextmanager
 def _folder(owner: pwd.struct_passwd | None) -> Iterator[str]:
     """A folder with a short path (UNIX sockets must fit in 108 bytes) that belongs to `owner`."""
