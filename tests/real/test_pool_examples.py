@@ -15,6 +15,8 @@ from tests.real import peers
 playwright = peers.package("playwright.async_api")
 asyncpg = peers.package("asyncpg")
 
+from tests.real.test_asyncpg import wait_until_sleeping  # noqa: E402
+
 
 def example(name):
     """A module of examples/."""
@@ -214,6 +216,10 @@ async def test_a_borrower_leaves_nothing_behind(loop, address):
         begun = loop.create_future()
         task = asyncio.create_task(leave())
         pid = await begun
+        # A cancel request that overtakes its query is lost.
+        other = await asyncpg.connect(**address)
+        await wait_until_sleeping(other, pid)
+        await other.close()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

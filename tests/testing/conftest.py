@@ -16,8 +16,16 @@ import tideloop.testing.checks
 import tideloop.testing.plugin
 import tideloop.testing.running
 
+KINDS = ("asyncio", "tideloop")
 ROOT = Path(__file__).parents[2]
 PACKAGE = str(Path(tideloop.__file__).parent.parent)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`kind`: the loop that the tests inside run on, as far as `--backend` asks for it."""
+    if "kind" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("backend") or KINDS
+        metafunc.parametrize("kind", [kind for kind in KINDS if kind in wanted])
 
 
 @pytest.fixture

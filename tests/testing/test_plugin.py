@@ -21,16 +21,13 @@ def kind():
 """
 
 
-@pytest.fixture(params=["asyncio", "tideloop"])
-def run(request, plugged):
+@pytest.fixture
+def run(kind, plugged):
     """Runs tests in a pytest of their own, without or with --tideloop."""
-    chosen = request.config.getoption("backend")
-    if chosen and request.param not in chosen:
-        pytest.skip(f"--backend {chosen}")
 
     def run(source, *options):
-        plugged.makepyfile(HEAD + "LOOP = " + repr(request.param) + "\n" + source)
-        loop = ["--tideloop"] if request.param == "tideloop" else []
+        plugged.makepyfile(HEAD + f"LOOP = {kind!r}\n" + source)
+        loop = ["--tideloop"] if kind == "tideloop" else []
         return plugged.runpytest_inprocess(*loop, *options)
 
     return run
@@ -144,6 +141,23 @@ def test_its_markers_and_options_are_listed(plugged):
         lines(result, f"@pytest.mark.{name}")
     lines(plugged.runpytest_inprocess("--help"), "--tideloop *run async tests")
     lines(plugged.runpytest_inprocess("--fixtures"), "virtual_clock -- ")
+
+
+def test_a_plugin_that_cannot_be_told_of_a_loop_is_named(plugged):
+    """A pytest-asyncio before its hook for loops; its tests would stay on asyncio in silence."""
+    plugged.makeini("[pytest]\naddopts = -p no:anyio -p no:cacheprovider\nmarkers = asyncio: theirs\n")
+    plugged.makeconftest("""
+class Older:
+    pass
+
+def pytest_configure(config):
+    config.pluginmanager.unregister(name="asyncio")
+    config.pluginmanager.register(Older(), "asyncio")
+""")
+    plugged.makepyfile(HEAD + "@pytest.mark.asyncio\nasync def test_it(): pass\n")
+    result = plugged.runpytest_inprocess("--tideloop")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    lines(result, "test_it: this pytest-asyncio has no hook pytest_asyncio_loop_factories")
 
 
 # --- virtual_clock -------------------------------------------------------------------------------

@@ -84,6 +84,12 @@ def test_the_clock_stands_while_a_thread_works(loop):
     loop.run_until_complete(loop.shutdown_default_executor())
 
 
+def test_a_runner_waits_for_threads_at_its_end(kind):
+    """From 3.12 on it does so with a timeout, a timer that the clock must not jump to."""
+    with asyncio.Runner(loop_factory=lambda: new_virtual_loop(kind)) as runner:
+        assert runner.run(asyncio.to_thread(lambda: 7)) == 7
+
+
 def test_held_it_waits_for_real(loop):
     async def main():
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())

@@ -273,6 +273,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
     concerned = metafunc.config.option.tideloop or _asks(metafunc.definition, "virtual_clock")
     if not concerned or not manager.has_plugin("asyncio"):
         return (yield)
+    if not hasattr(manager.hook, "pytest_asyncio_loop_factories"):
+        if metafunc.definition.get_closest_marker("asyncio") is None:
+            return (yield)
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: this pytest-asyncio has no hook pytest_asyncio_loop_factories, "
+            "so it cannot be told which loop to make; newer ones have it"
+        )
     manager.register(_LoopFactories(), _FACTORIES)
     try:
         return (yield)

@@ -61,6 +61,11 @@ class _VirtualTime(asyncio.SelectorEventLoop):
         future.add_done_callback(lambda _: self._release_clock())
         return future
 
+    async def shutdown_default_executor(self, *args: Any, **options: Any) -> None:
+        """As asyncio's; its timeout is for threads, which take real time, so the clock stands meanwhile."""
+        with self.hold_clock():
+            await super().shutdown_default_executor(*args, **options)
+
     def _set_clock(self, seconds: float) -> None:
         raise NotImplementedError
 
