@@ -23,11 +23,12 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tideloop.testing import new_virtual_loop
+from tideloop.testing.steps import Observer, driven
 
 from tests import backends
 
@@ -162,7 +163,7 @@ class Attack:
 
     async def _suffer(self, work: Coroutine[Any, Any, Any]) -> Any:
         async with asyncio.timeout(None) as scope:
-            return await _Watched(work, lambda future: self._suspended(future, scope))
+            return await driven(work, _Suspensions(lambda future: self._suspended(future, scope)))
 
     def _suspended(self, future: asyncio.Future[Any] | None, scope: asyncio.Timeout) -> None:
         self.suspensions += 1
@@ -180,30 +181,11 @@ class Attack:
             loop.call_soon(victim.cancel)
 
 
-class _Watched:
-    """Awaits a coroutine and tells of each of its suspensions."""
+class _Suspensions(Observer):
+    """Tells of each suspension of a coroutine."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], suspended: Callable[[Any], None]) -> None:
-        self._work = work
-        self._suspended = suspended
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps = self._work.__await__()
-        error: BaseException | None = None
-        while True:
-            try:
-                future = steps.send(None) if error is None else steps.throw(error)
-            except StopIteration as end:
-                return end.value
-            self._suspended(future)
-            error = None
-            try:
-                yield future
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as thrown:
-                error = thrown
+    def __init__(self, told: Callable[[Any], None]) -> None:
+        self.suspended = told  # type: ignore[method-assign]
 
 
 Scenario = Callable[[Attack], Coroutine[Any, Any, None]]

@@ -20,7 +20,7 @@ from typing import Any
 
 from tideloop.testing.clock import is_virtual
 from tideloop.testing.findings import Uncancelled, Unending
-from tideloop.testing.steps import described, driven, where
+from tideloop.testing.steps import Observer, described, driven, ended, where
 
 __all__ = ["MOMENTS", "Attack"]
 
@@ -31,7 +31,7 @@ _VIRTUAL_PATIENCE = 1e6
 
 
 @dataclass
-class Attack:
+class Attack(Observer):
     """Cancels the test at its `at`-th suspension, counted from 0; at none, and only counts, with None.
 
     patience: real seconds for which a cancelled test may go on. may_swallow: whether it may end as if nothing had been.
@@ -54,12 +54,7 @@ class Attack:
         loop = asyncio.get_running_loop()
         self._work = work
         task = self._task = loop.create_task(driven(work, self))
-        try:
-            await asyncio.wait([task])
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+        await ended(task)
         if self._hangs is not None:
             task.cancelled() or task.exception()  # ours, and told below
             at = described(self._hangs) or "    (a place that is not Python)"
@@ -71,12 +66,6 @@ class Attack:
             raise Uncancelled("cancelled, the test went on to its end as if nothing had been: something swallowed it")
 
     # --- as the observer of the test's steps ----------------------------------------------------
-
-    def begins(self) -> None:
-        """Nothing to do."""
-
-    def ended(self) -> None:
-        """Nothing to do."""
 
     def suspended(self, future: Any) -> None:
         self.awaits += 1

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from tideloop.testing.findings import Blocked
-from tideloop.testing.steps import described, driven, is_ours, where
+from tideloop.testing.steps import Observer, described, driven, is_ours, where
 
 __all__ = ["Watch"]
 
@@ -157,7 +157,7 @@ class Watch:
             del frames
 
 
-class _Stopwatch:
+class _Stopwatch(Observer):
     """The observer of one task."""
 
     def __init__(self, watch: Watch, work: Any) -> None:
@@ -177,9 +177,6 @@ class _Stopwatch:
     def suspended(self, future: Any) -> None:
         if self._unseen is not None:
             self._unseen.stack += f"; it came to\n{described(where(self._work))}"
-
-    def intercepted(self, error: BaseException) -> BaseException | None:
-        return None
 
 
 def _base(frame: FrameType) -> FrameType:

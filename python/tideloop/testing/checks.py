@@ -13,6 +13,7 @@ from tideloop.testing import leaks
 from tideloop.testing.attacks import Attack
 from tideloop.testing.blocking import Watch
 from tideloop.testing.clock import is_virtual
+from tideloop.testing.steps import ended
 
 __all__ = ["Checks", "checked"]
 
@@ -68,12 +69,7 @@ def checked(test: Test, checks: Checks) -> Test:
 async def _in_a_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
     __tracebackhide__ = True
     task = loop.create_task(work)
-    try:
-        await asyncio.wait([task])
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
+    await ended(task)
     task.result()
 
 

@@ -7,15 +7,16 @@ for what the work waits then.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import linecache
 import os
 import types
 from collections.abc import Awaitable, Coroutine, Generator
 from traceback import FrameSummary
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Observer", "described", "driven", "where"]
+__all__ = ["Observer", "described", "driven", "ended", "is_ours", "where"]
 
 _T = TypeVar("_T")
 
@@ -23,8 +24,8 @@ _DEEPEST = 50
 """Coroutines that `where` follows: who awaits deeper than this is shown as far as this."""
 
 
-class Observer(Protocol):
-    """Who is told of the steps of a coroutine."""
+class Observer:
+    """Who is told of the steps of a coroutine; this one does nothing."""
 
     def begins(self) -> None:
         """A step begins."""
@@ -37,6 +38,7 @@ class Observer(Protocol):
 
     def intercepted(self, error: BaseException) -> BaseException | None:
         """What is about to be thrown into the work. Whoever returns another exception ends the work with it."""
+        return None
 
 
 class _Driven:
@@ -89,6 +91,16 @@ def driven(work: Awaitable[_T], observer: Observer) -> Coroutine[Any, Any, _T]:
     coroutine.__qualname__ = getattr(work, "__qualname__", "stepped")
     found: Coroutine[Any, Any, _T] = coroutine
     return found
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task, however it ends; who is cancelled meanwhile cancels it, and waits all the same."""
+    try:
+        await asyncio.wait([task])
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def is_ours(filename: str) -> bool:
