@@ -141,17 +141,19 @@ def test_its_markers_and_options_are_listed(plugged):
         lines(result, f"@pytest.mark.{name}")
     lines(plugged.runpytest_inprocess("--help"), "--tideloop *run async tests")
     lines(plugged.runpytest_inprocess("--fixtures"), "virtual_clock -- ")
+    without = plugged.runpytest_inprocess("-p", "no:tideloop", "--markers")
+    without.stdout.no_fnmatch_line("*virtual_clock*")
 
 
 def test_a_plugin_that_cannot_be_told_of_a_loop_is_named(plugged):
     """A pytest-asyncio before its hook for loops; its tests would stay on asyncio in silence."""
-    plugged.makeini("[pytest]\naddopts = -p no:anyio -p no:cacheprovider\nmarkers = asyncio: theirs\n")
+    plugged.makeini("[pytest]\naddopts = -p no:asyncio -p no:anyio -p no:cacheprovider\nmarkers = asyncio: theirs\n")
     plugged.makeconftest("""
 class Older:
     pass
 
 def pytest_configure(config):
-    config.pluginmanager.unregister(name="asyncio")
+    config.pluginmanager.unblock("asyncio")
     config.pluginmanager.register(Older(), "asyncio")
 """)
     plugged.makepyfile(HEAD + "@pytest.mark.asyncio\nasync def test_it(): pass\n")
