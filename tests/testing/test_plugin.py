@@ -237,6 +237,27 @@ async def test_async():
     result.assert_outcomes(passed=2)
 
 
+def test_checks_that_were_passed_over_are_a_failure(run):
+    result = run("""
+import unittest
+
+class Plain(unittest.IsolatedAsyncioTestCase):
+    async def test_it(self):
+        await asyncio.sleep(0)
+
+@pytest.mark.no_task_leaks
+class Asking(unittest.IsolatedAsyncioTestCase):
+    async def test_it(self):
+        await asyncio.sleep(0)
+
+    @pytest.mark.cancel_everywhere
+    async def test_again(self):
+        await asyncio.sleep(0)
+""")
+    result.assert_outcomes(passed=1, failed=2)
+    lines(result, "whoever runs this test (unittest?) passes over the checks that it asks for")
+
+
 # --- no_task_leaks -------------------------------------------------------------------------------
 
 

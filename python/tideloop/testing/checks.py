@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tideloop.testing import leaks
@@ -28,6 +28,8 @@ class Checks:
     leaks: bool = False
     blocking: float | None = None
     attack: Attack | None = None
+    runs: list[Test] = field(default_factory=list)
+    """The tests that were run with these: none if whoever runs the test has a copy of the function of his own."""
 
 
 def checked(test: Test, checks: Checks) -> Test:
@@ -39,6 +41,7 @@ def checked(test: Test, checks: Checks) -> Test:
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
+        checks.runs.append(test)
         loop = _loop()
         if checks.virtual and not is_virtual(loop):
             raise RuntimeError(
