@@ -17,6 +17,9 @@ asyncpg = peers.package("asyncpg")
 
 from tests.real.test_asyncpg import wait_until_sleeping  # noqa: E402
 
+# Without the development mode, whose loop says what is slow: a browser's programs are, on a busy machine.
+PYTHON = (sys.executable, "-W", "error")
+
 
 def example(name):
     """A module of examples/."""
@@ -46,9 +49,8 @@ async def with_browser(chromium, body):
 @pytest.mark.limit(120)
 def test_the_workflow_as_a_program(chromium):
     program = str(peers.ROOT / "examples" / "browser_workflow.py")
-    said = peers.run(
-        [*peers.PYTHON, program, "--chromium", chromium, "--articles", "7"], timeout=peers.PATIENCE * 4
-    ).splitlines()
+    command = [*PYTHON, program, "--chromium", chromium, "--articles", "7"]
+    said = peers.run(command, timeout=peers.PATIENCE * 4).splitlines()
     names = ["index", *(f"article{number}" for number in range(7)), "summary"]
     assert said[:-1] == [f"{name}: /{name}: no cookie" for name in names]
     assert re.fullmatch(r"9 loans of 3 contexts, waited \d+\.\d\d s together", said[-1])
@@ -172,7 +174,7 @@ def address(postgres):
 def test_the_transfers_as_a_program(address):
     program = str(peers.ROOT / "examples" / "postgres_transfers.py")
     options = [word for name, value in address.items() for word in (f"--{name}", str(value))]
-    said = peers.run([*peers.PYTHON, program, *options, "--transfers", "200"], timeout=peers.PATIENCE * 2)
+    said = peers.run([*PYTHON, program, *options, "--transfers", "200"], timeout=peers.PATIENCE * 2)
     assert "sum before 10000, after 10000" in said
     loans, created, retired, lent = map(int, re.findall(r"(\d+) (?:loans|connections|retired|still)", said))
     assert loans > 150
