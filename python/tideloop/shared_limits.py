@@ -224,6 +224,8 @@ class SharedLimiter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._inner.release(1)
+        if self._closed:
+            self._try_ring()
 
     def __call__(self, weight: int = 1, *, priority: int = 0, timeout: float | None = None) -> SharedClaim:
         """What to ``async with`` for other than one permit; the arguments are those of acquire()."""
@@ -234,6 +236,8 @@ class SharedLimiter:
         if isinstance(weight, int) and weight > self.in_use:
             raise ValueError(f"{self._title}: {weight} released, but {self.in_use} in use")
         self._inner.release(weight)
+        if self._closed:
+            self._try_ring()
 
     def try_acquire(self, weight: int = 1) -> bool:
         """Take ``weight`` permits if this process has them and nobody in it waits; whether it did. Asks no server.
@@ -244,8 +248,7 @@ class SharedLimiter:
         if self._refusal is None and self._inner.try_acquire(weight):
             return True
         self._hint = weight
-        with contextlib.suppress(RuntimeError):
-            self._ring()
+        self._try_ring()
         return False
 
     def blocking_acquire(self, weight: int = 1, priority: int = 0, timeout: float | None = None) -> None:
@@ -302,15 +305,13 @@ class SharedLimiter:
         the largest of their numbers is what is kept.
         """
         self._new_capacity = Limiter(capacity, name=self._name).capacity
-        with contextlib.suppress(RuntimeError):
-            self._ring()
+        self._try_ring()
 
     def close(self) -> None:
         """Refuse whoever waits and whoever comes in this process; permits in use may still be released."""
         self._closed = True
         self._inner.close()
-        with contextlib.suppress(RuntimeError):
-            self._ring()
+        self._try_ring()
 
     async def aclose(self) -> None:
         """Give back what is not in use, and let go of the server. The limiter may be used again afterwards.
@@ -411,6 +412,11 @@ class SharedLimiter:
                 return None
         raise RuntimeError(f"{self._title}: the loop that keeps it was closed")
 
+    def _try_ring(self) -> None:
+        """The same, if there is such a loop."""
+        with contextlib.suppress(RuntimeError):
+            self._ring()
+
     def _settle(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """The home, after a removal if need be."""
         with self._lock:
@@ -448,7 +454,7 @@ class SharedLimiter:
                 bell.clear()
                 try:
                     pause = await self._step(link, loop)
-                except self._store.errors as error:
+                except Exception as error:  # whatever it is, nobody must wait for what does not come
                     if self._keeper is not me:
                         break
                     await asyncio.sleep(self._trouble(error, loop.time()))
@@ -488,7 +494,7 @@ class SharedLimiter:
             self._withdraw(self.in_use)
         else:
             self._idle_since = granted
-        keep = min(self._held, self._capacity - self._abroad)
+        keep = self._kept()
         need = ask = 0
         if (waiting or self._hint) and not self._closed:
             heaviest = max([self._hint, *list(self._wants.values())])
@@ -523,7 +529,7 @@ class SharedLimiter:
         if answer.held > keep:
             # No more than was gained: what was withdrawn meanwhile stays withdrawn.
             gain = min(answer.held - keep, answer.held - (self._capacity - self._abroad))
-            if gain > 0:
+            if gain > 0 and not self._inner.closed:
                 self._abroad -= gain
                 self._inner.release(gain)
                 self._idle_since = None
@@ -539,7 +545,7 @@ class SharedLimiter:
         self._withdraw(self.in_use, wait=False)
         if self._call_number == 0:
             return
-        keep = min(self._held, self._capacity - self._abroad)
+        keep = self._kept()
         answer = await self._call(link, keep, 0, 0, self._store.lease if keep else 0)
         self._held = answer.held
         if not keep:
@@ -549,31 +555,38 @@ class SharedLimiter:
 
     # --- permits come and go -----------------------------------------------------------------------
 
+    def _kept(self) -> int:
+        """Permits that this holder has and has not withdrawn; a closed limiter lends none, so what is in use."""
+        return min(self._held, self.in_use if self._inner.closed else self._capacity - self._abroad)
+
     def _withdraw(self, goal: int, wait: bool = True) -> bool:
         """Leave no more than `goal` permits here, at once or as they come home. Whether some have gone at once."""
+        if self._inner.closed:
+            return False
         self._goal = goal
         excess = self._capacity - self._abroad - goal
         if excess <= 0:
             self._unrecall()
             return False
         idle = min(excess, self._inner.available)
-        gone = idle > 0 and self._inner.try_acquire(idle) if not self._inner.closed else False
+        gone = idle > 0 and self._inner.try_acquire(idle)
         if gone:
             self._tallied[0] -= 1
             self._abroad += idle
             excess -= idle
-        if excess > 0 and wait and self._recaller is None and not self._inner.closed:
+        if excess > 0 and wait and self._recaller is None:
             self._recaller = asyncio.create_task(self._recall(self._inner), name=f"recall of {self._title}")
-        return bool(gone)
+        return gone
 
     async def _recall(self, inner: Limiter) -> None:
         """Take permits as they come home, before anybody else, until there are no more than the goal."""
         me = asyncio.current_task()
         try:
             while self._recaller is me and self._capacity - self._abroad > self._goal:
-                await inner.acquire(1, _FIRST)
+                if not inner.try_acquire(1):
+                    await inner.acquire(1, _FIRST)
+                    self._tallied[1] -= 1
                 self._tallied[0] -= 1
-                self._tallied[1] -= 1
                 if inner is not self._inner:
                     # Replaced meanwhile: it falls there, and is carried over.
                     inner.release(1)

@@ -3,6 +3,7 @@
 `loop`, `runner`  as in tests/conftest.py with its checks at the end, but on tideloop only
 `run`             runs a coroutine on tideloop, without the check of descriptors
 `postgres`, `redis_server`  a server of this test run, started when the first test asks for it
+`own_redis`  a Redis server of this test alone, which it may stop and start
 
 `TIDELOOP_REAL=required` turns what is missing (a package, a server) into a failure; otherwise its tests are skipped.
 """
@@ -71,6 +72,17 @@ def redis_server() -> Iterator[servers.Redis]:
     except FileNotFoundError as error:
         absent(str(error))
     with servers.redis(found) as running:
+        yield running
+
+
+@pytest.fixture
+def own_redis() -> Iterator[servers.Restartable]:
+    """A Redis server of this test alone, which it may stop and start."""
+    try:
+        found = servers.find_redis()
+    except FileNotFoundError as error:
+        absent(str(error))
+    with servers.restartable_redis(found) as running:
         yield running
 
 
