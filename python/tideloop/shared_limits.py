@@ -39,8 +39,10 @@ that what is free, and begins nothing until it is within it.
 
 **Fairness.** Inside a process: the native limiter's, to the letter. Between processes: those that lack a permit stand in a
 queue at the server, in order of arrival, and permits that are given back are reserved for the first. Who has permits
-goes on using them until somebody waits; then he gives back what is beyond his fair share (n divided by the
-holders); if the first in the queue needs more than its share, or there are more holders than permits, all that comes free.
+goes on using them until somebody waits who has fewer; then he gives back what is beyond his fair share (n divided by
+the holders) and beyond what the other has then. So they come to be equal, but for one permit, and then nothing is sent
+any more. If a request that waits is heavier than a fair share, or if somebody has nothing because there are more holders
+than permits, everybody gives back what comes free, and permits go round.
 Priorities are compared inside a process only.
 """
 
@@ -62,8 +64,11 @@ __all__ = ["SharedClaim", "SharedLimiter", "SharedLimiterStats"]
 
 _log = logging.getLogger("tideloop.redis")
 
-_FIRST = 2**63 - 1
-"""The priority of the keeper."""
+_FIRST, _LAST = 2**63 - 1, -(2**63)
+"""The priorities at which the keeper takes permits."""
+
+_ANY = 2**63
+"""More permits than there can be."""
 
 _ASK_AGAIN = 1.0
 """Seconds after which who waits at the server asks again, for words that got lost."""
@@ -181,6 +186,8 @@ class SharedLimiter:
         self._home: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._recaller: asyncio.Task[None] | None = None
+        self._rank: int | None = None
+        self._queued = 0
         self._bell = asyncio.Event()
         # Of where the home is.
         self._lock = threading.Lock()
@@ -276,7 +283,8 @@ class SharedLimiter:
         key = object()
         self._wants[key] = weight
         try:
-            self._ring()
+            if weight > self._queued:
+                self._ring()
             while True:
                 self._check()
                 try:
@@ -429,6 +437,7 @@ class SharedLimiter:
                 )
             if home is not None:
                 self._keeper = None
+                self._queued = 0
                 self._replace()
             self._home = home = self._store.home(running)
             return home
@@ -476,8 +485,9 @@ class SharedLimiter:
         finally:
             # Before anything is awaited: whoever rings from now on gets another keeper.
             if self._keeper is me:
-                self._keeper = None
-                self._home = None
+                self._keeper = self._home = None
+                self._away = self._refusal = None
+                self._queued = 0
                 self._unrecall()
             await self._store.leave(link, self._holder)
 
@@ -491,11 +501,11 @@ class SharedLimiter:
             self._idle_since = None
         elif self._target < 0 and self._idle_since == granted:
             # Nobody came since the last look: what is idle is for others.
-            self._withdraw(self.in_use)
+            self._withdraw(_ANY, spare=0)
         else:
             self._idle_since = granted
         keep = self._kept()
-        need = ask = 0
+        need = ask = heaviest = 0
         if (waiting or self._hint) and not self._closed:
             heaviest = max([self._hint, *list(self._wants.values())])
             need = max(0, min(self.in_use + heaviest, self._capacity) - keep)
@@ -505,26 +515,28 @@ class SharedLimiter:
             return None
         self._hint = 0
         asked = loop.time()
-        answer = await self._call(link, keep, need, ask, self._store.lease)
+        answer = await self._call(link, keep, need, ask, heaviest, self._store.lease)
         self._good_until = asked + self._store.lease
+        self._queued = heaviest if answer.waits else 0
         self._take_in(keep, answer)
         if answer.waits or (self.waiting and self._held >= self._capacity):
             next_end = answer.next_end / 1000 + 0.002 if answer.next_end >= 0 else _ASK_AGAIN
             return min(self._store.lease / 3, _ASK_AGAIN, max(0.005, next_end))
         return self._store.lease / 3
 
-    async def _call(self, link: Link, keep: int, need: int, ask: int, lease: float) -> _Answer:
+    async def _call(self, link: Link, keep: int, need: int, ask: int, weight: int, lease: float) -> _Answer:
         self._call_number += 1
         self._calls += 1
-        arguments = (self._holder, self._call_number, self._capacity, keep, need, ask, int(lease * 1000))
-        return _Answer(*await link.run("lease", self._keys, (*arguments, link.channel)))
-
-    def _take_in(self, keep: int, answer: _Answer) -> None:
-        """What the server has said becomes true here."""
+        numbers = (self._call_number, self._capacity, keep, need, ask, weight, int(lease * 1000))
+        answer = _Answer(*await link.run("lease", self._keys, (self._holder, *numbers, link.channel)))
         if self._away is not None:
             _log.info("%s: %s answers again", self._title, self._store.place)
         self._away = self._refusal = None
         self._tries = 0
+        return answer
+
+    def _take_in(self, keep: int, answer: _Answer) -> None:
+        """What the server has said becomes true here."""
         self._held, self._target, self._holders = answer.held, answer.target, answer.holders
         if answer.held > keep:
             # No more than was gained: what was withdrawn meanwhile stays withdrawn.
@@ -536,17 +548,21 @@ class SharedLimiter:
         elif answer.held < keep:
             self._lost += keep - answer.held
             _log.warning("%s: the lease of %d permits had ended", self._title, keep - answer.held)
-        goal = self._held if self._target < 0 else min(self._held, self._target)
-        if self._withdraw(goal) or (self.waiting and answer.held > keep):
+        if self._target < 0:
+            gone = self._withdraw(self._held, _ANY)
+        else:
+            gone = self._withdraw(min(self._held, self._target), 0)
+        if gone or (self.waiting and answer.held > keep):
             self._bell.set()
 
     async def _part(self, link: Link) -> None:
         """Give back what is idle; and leave, if that is all."""
-        self._withdraw(self.in_use, wait=False)
+        self._withdraw(_ANY, 0)
+        self._unrecall()
         if self._call_number == 0:
             return
         keep = self._kept()
-        answer = await self._call(link, keep, 0, 0, self._store.lease if keep else 0)
+        answer = await self._call(link, keep, 0, 0, 0, self._store.lease if keep else 0)
         self._held = answer.held
         if not keep:
             self._good_until = None
@@ -559,32 +575,38 @@ class SharedLimiter:
         """Permits that this holder has and has not withdrawn; a closed limiter lends none, so what is in use."""
         return min(self._held, self.in_use if self._inner.closed else self._capacity - self._abroad)
 
-    def _withdraw(self, goal: int, wait: bool = True) -> bool:
-        """Leave no more than `goal` permits here, at once or as they come home. Whether some have gone at once."""
+    def _withdraw(self, goal: int, spare: int = 0) -> bool:
+        """Leave no more than `goal` permits here, of them no more than `spare` idle. Whether some have gone at once.
+
+        The rest goes as it comes home: what is beyond the goal before anybody here has it, what is idle when nobody
+        here wants it.
+        """
         if self._inner.closed:
             return False
-        self._goal = goal
-        excess = self._capacity - self._abroad - goal
-        if excess <= 0:
-            self._unrecall()
-            return False
-        idle = min(excess, self._inner.available)
-        gone = idle > 0 and self._inner.try_acquire(idle)
+        idle, held = self._inner.available, self._capacity - self._abroad
+        excess = min(idle, max(held - goal, idle - spare))
+        gone = excess > 0 and self._inner.try_acquire(excess)
         if gone:
             self._tallied[0] -= 1
-            self._abroad += idle
-            excess -= idle
-        if excess > 0 and wait and self._recaller is None:
-            self._recaller = asyncio.create_task(self._recall(self._inner), name=f"recall of {self._title}")
+            self._abroad += excess
+            held -= excess
+        self._goal = goal
+        rank = _FIRST if held > goal else _LAST if held and spare == 0 else None
+        if rank != self._rank or self._recaller is None:
+            self._unrecall()
+            if rank is not None:
+                self._rank = rank
+                name = f"recall of {self._title}"
+                self._recaller = asyncio.create_task(self._recall(self._inner, rank), name=name)
         return gone
 
-    async def _recall(self, inner: Limiter) -> None:
-        """Take permits as they come home, before anybody else, until there are no more than the goal."""
+    async def _recall(self, inner: Limiter, rank: int) -> None:
+        """Take permits as they come home: before anybody else down to the goal, or behind all others."""
         me = asyncio.current_task()
         try:
-            while self._recaller is me and self._capacity - self._abroad > self._goal:
+            while self._recaller is me and self._capacity - self._abroad > (self._goal if rank == _FIRST else 0):
                 if not inner.try_acquire(1):
-                    await inner.acquire(1, _FIRST)
+                    await inner.acquire(1, rank)
                     self._tallied[1] -= 1
                 self._tallied[0] -= 1
                 if inner is not self._inner:
@@ -600,10 +622,10 @@ class SharedLimiter:
             raise
         finally:
             if self._recaller is me:
-                self._recaller = None
+                self._recaller = self._rank = None
 
     def _unrecall(self) -> None:
-        recaller, self._recaller = self._recaller, None
+        recaller, self._recaller, self._rank = self._recaller, None, None
         if recaller is not None:
             recaller.cancel()
 
@@ -650,6 +672,7 @@ class SharedLimiter:
             return min(pause, self._good_until - now + 0.001)
         if self._away is None:
             self._away = error
+            self._queued = 0
             self._target = -1
             policy = self._store.on_outage
             _log.warning("%s: %s is away (%s): %s", self._title, self._store.place, type(error).__name__, policy)
@@ -660,10 +683,11 @@ class SharedLimiter:
                 self._withdraw(0)
             else:
                 self._held = max(1, self._capacity // self._holders)
+                self._unrecall()
                 missing = self._held - (self._capacity - self._abroad)
                 if missing > 0:
                     self._abroad -= missing
                     self._inner.release(missing)
                 else:
-                    self._withdraw(self._held)
+                    self._withdraw(self._held, _ANY)
         return pause

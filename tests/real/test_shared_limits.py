@@ -386,7 +386,7 @@ async def test_eight_processes_one_of_them_killed(loop, url, name, batch):
 
 async def test_a_lease_that_ended_is_noticed(loop, url, name):
     """As if this process had been suspended: others have its permits, and it begins nothing until it is within."""
-    async with holders(url, name, 2) as (one, two):
+    async with holders(url, name, 2, batch=1) as (one, two):
         await one.acquire(2)
         async with redis.Redis.from_url(url) as client:
             ends = one._keys[0]
@@ -397,7 +397,7 @@ async def test_a_lease_that_ended_is_noticed(loop, url, name):
         await until(lambda: one.stats().lost == 1)
         one.release()
         assert not one.try_acquire()
-        assert (one.in_use, one.held) == (1, 1)
+        await until(lambda: (one.in_use, one.held) == (1, 1))
         one.release()
         two.release()
 
@@ -442,7 +442,7 @@ async def test_an_outage_fails_those_who_wait(loop, own_redis, name, caplog):
         limiter.release()  # does not make room for anybody
         assert not limiter.try_acquire()
         assert limiter.stats().away
-        assert limiter.in_use == 1
+        await until(lambda: limiter.in_use == 1)
         own_redis.start()
         await until(lambda: not limiter.stats().away)
         async with asyncio.timeout(5):

@@ -9,12 +9,13 @@
 --   1 ends    sorted set: holder -> end of its lease, in milliseconds of this server
 --   2 held    hash: holder -> permits
 --   3 queue   sorted set: holder that waits -> when it came, in microseconds
---   4 wants   hash: holder that waits -> permits that it needs to go on
+--   4 wants   hash: holder that waits -> permits that it needs to go on; and `holder:weight`, see below
 --   5 calls   hash: holder -> number of its last call
 --   6 ears    hash: holder -> channel on which it hears its name when it is to look
--- ARGV: holder, call, capacity, keep, need, ask, lease in milliseconds, channel
+-- ARGV: holder, call, capacity, keep, need, ask, weight, lease in milliseconds, channel
 --   need: permits beyond `keep` without which nobody who waits there can go on; 0: nobody waits
 --   ask:  permits beyond `keep` that it takes if there are as many; at least `need`
+--   weight: of the heaviest request that waits there
 --   a lease of 0 milliseconds: the holder leaves, and keeps nothing
 --
 -- Answers: permits held now; permits above which it is to give back what comes free, -1: none; holders; whether it
@@ -22,7 +23,8 @@
 
 local ends, held, queue, wants, calls, ears = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local me, call, capacity, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local need, ask, lease, channel = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local need, ask, weight = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local lease, channel = tonumber(ARGV[8]), ARGV[9]
 
 local clock = redis.call('TIME')
 local micros = clock[1] * 1000000 + clock[2]
@@ -38,6 +40,7 @@ local function forget(holder)
   for _, hash in ipairs({held, wants, calls, ears}) do
     redis.call('HDEL', hash, holder)
   end
+  redis.call('HDEL', wants, holder .. ':weight')
 end
 
 local function tell(holder)
@@ -84,7 +87,7 @@ elseif not repeated then
   local came = 0
   if need > 0 then
     came = redis.call('ZADD', queue, 'NX', micros, me)
-    redis.call('HSET', wants, me, need)
+    redis.call('HSET', wants, me, need, me .. ':weight', weight)
     local free = capacity - others - mine
     for _, holder in ipairs(redis.call('ZRANGE', queue, 0, redis.call('ZRANK', queue, me))) do
       if holder ~= me then
@@ -100,7 +103,7 @@ elseif not repeated then
   end
   if need == 0 then
     redis.call('ZREM', queue, me)
-    redis.call('HDEL', wants, me)
+    redis.call('HDEL', wants, me, me .. ':weight')
   end
   redis.call('HSET', held, me, mine)
   for _, key in ipairs(KEYS) do
@@ -135,17 +138,22 @@ if freed then
   end
 end
 
--- How much it is to give back for the first that waits, unless it comes before that itself. Everybody can have a
--- fair share; for one who needs more than his, and where there are more holders than permits, all give all.
+-- How much it is to give back for those that wait and come before it. Who has less than others gets what they have
+-- beyond a fair share and beyond what he has then. For a request that is heavier than a fair share, and for one
+-- who has nothing where there are more holders than permits, all give all.
 local parties = redis.call('ZCARD', ends)
 local target = -1
-local first = waiting[1]
-if first and first ~= me then
-  local share = math.floor(capacity / parties)
-  if number(held, first) + number(wants, first) <= share then
-    target = share
-  else
-    target = 0
+for _, holder in ipairs(waiting) do
+  if holder == me then
+    break
+  end
+  local share, has = math.floor(capacity / parties), number(held, holder)
+  local limit = math.max(share, has + number(wants, holder))
+  if number(wants, holder .. ':weight') > math.max(share, 1) or (share < 1 and has == 0) then
+    limit = 0
+  end
+  if target < 0 or limit < target then
+    target = limit
   end
 end
 
