@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
     from tideloop.shared_limits import SharedLimiter, SharedLimiterStats
+    from tideloop.shared_rates import SharedCharge, SharedRateLimiter, SharedRateLimiterStats
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
@@ -158,8 +159,11 @@ __all__ = [
     "Semaphore",
     "SemaphoreStats",
     "Sender",
+    "SharedCharge",
     "SharedLimiter",
     "SharedLimiterStats",
+    "SharedRateLimiter",
+    "SharedRateLimiterStats",
     "StoreUnavailable",
     "Stream",
     "StreamStats",
@@ -276,6 +280,7 @@ _HOMES = {
     "redis_store": ("RedisStore", "StoreUnavailable"),
     "retries": ("Retry",),
     "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
+    "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
     "pools": (
         "KeyedPool",
         "Lease",

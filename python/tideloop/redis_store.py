@@ -92,7 +92,7 @@ class Link:
             call.exception()  # looked at, should nobody wait for it any more
 
     def attach(self, word: str, hear: Callable[[], object]) -> None:
-        """Call `hear` whenever the word comes, and once when the link begins or comes back."""
+        """Call `hear` whenever the word comes, and when the subscription begins anew."""
         self._hearers[word] = hear
         if self._ear is None:
             self._ear = asyncio.create_task(self._listen(), name="tideloop: what Redis says")
@@ -220,7 +220,7 @@ class RedisStore:
             return running
         with self._lock:
             home = None if self._home is None else self._home()
-            if home is None or home.is_closed():
+            if home is None or not (home is running or home.is_running()):
                 self._home, home = weakref.ref(running), running
             return home
 

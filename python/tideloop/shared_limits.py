@@ -14,16 +14,11 @@ give some back is to take them, at a priority above all others, and then to tell
 time limits, cancellation, threads and the refusal of what can never be had are those of every other limiter, and a free
 permit costs what it costs there and the look whether the store is away.
 
-**The keeper** is a task that makes the calls; nobody else does. It belongs to one loop, the home: the one that first
-wanted a permit that was not there (with a client of the user's: the client's own). Other loops and threads ring it,
-by `call_soon_threadsafe`. All that is named `_k…` or written by `_step` and what it calls belongs to the keeper; others
-only read it, one word at a time. It ends by itself when nothing was in use for a third of a lease, having given
-everything back, and begins anew when it is rung: what is not used costs nothing and keeps nothing from anybody.
-
-* The home ends: asyncio cancels the keeper, which gives back what is idle. The next who waits makes its loop the home.
-* The home is closed or stopped without that: the same, and the native limiter is replaced (below), since the old keeper
-  may yet be waiting in it.
-* A fork: the child is a new holder with nothing; what the parent's tasks hold is the parent's.
+**The keeper** (``kept``) is a task that makes the calls; nobody else does. What `_step` and what it calls write belongs to it;
+others only read it, one word at a time. When nothing was in use for a third of a lease it gives everything back and
+ends, so what is not used costs nothing and keeps nothing from anybody. When its loop ends before, it gives back what is
+idle. When its loop has stopped without that and another one takes over, the native limiter is replaced (below), since
+the old keeper may yet be waiting in it.
 
 **Withdrawing.** Permits are withdrawn here before the server hears of it, and lent here after it has said so: at every
 moment this holder's tasks can have at most what the server has in its book. What is idle is withdrawn at once. What
@@ -49,16 +44,14 @@ Priorities are compared inside a process only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, NamedTuple
-from uuid import uuid4
 
+from tideloop.kept import Kept
 from tideloop.limits import Limiter, LimiterClosed
-from tideloop.redis_store import Link, RedisStore, StoreUnavailable
+from tideloop.redis_store import Link, RedisStore
 
 __all__ = ["SharedClaim", "SharedLimiter", "SharedLimiterStats"]
 
@@ -72,9 +65,6 @@ _ANY = 2**63
 
 _ASK_AGAIN = 1.0
 """Seconds after which who waits at the server asks again, for words that got lost."""
-
-_LAST_WORD = 1.0
-"""Seconds that a keeper whose loop ends may take to give back what is idle."""
 
 
 class SharedLimiterStats(NamedTuple):
@@ -139,7 +129,7 @@ class SharedClaim:
         return f"<{self._weight} of {self._limiter!r}>"
 
 
-class SharedLimiter:
+class SharedLimiter(Kept):
     """``Limiter(n, store=..., name=...)``: n permits of all processes that use this name at this store.
 
     It is used as a Limiter is, from any number of loops and threads. Beside what Limiter raises, whoever wants a permit
@@ -148,16 +138,9 @@ class SharedLimiter:
     """
 
     def __init__(self, capacity: int, *, store: RedisStore, name: str | None, queue_limit: int | None = None) -> None:
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"a shared limiter needs a name, by which processes mean the same one; it is {name!r}")
-        if set(name) & set("{}"):
-            raise ValueError(f"the name of a shared limiter is {name!r}; expected one without braces")
-        self._title = f"shared Limiter {name!r}"
-        self._name = name
-        self._store = store
+        super().__init__("Limiter", name, store)
         self._queue_limit = queue_limit
-        base = f"{store.prefix}:{{{name}}}:limiter"
-        self._keys = [f"{base}:{part}" for part in ("ends", "held", "queue", "wants", "calls", "ears")]
+        self._keys = [f"{self._base}:{part}" for part in ("ends", "held", "queue", "wants", "calls", "ears")]
         self._capacity = self._new_capacity = Limiter(capacity, name=name).capacity
         self._closed = False
         self._calls = self._lost = 0
@@ -167,13 +150,11 @@ class SharedLimiter:
 
     def _reset(self) -> None:
         """Make this a holder that has nothing and whom nobody knows."""
-        self._holder = uuid4().hex
+        super()._reset()
         self._call_number = 0
         self._held = 0
         self._holders = 1
         self._good_until: float | None = None
-        self._away: BaseException | None = None
-        self._refusal: BaseException | None = None
         self._tries = 0
         self._target = -1
         self._goal = 0
@@ -183,14 +164,9 @@ class SharedLimiter:
         self._inner = self._native(0)
         self._wants: dict[object, int] = {}
         self._hint = 0
-        self._home: asyncio.AbstractEventLoop | None = None
-        self._keeper: asyncio.Task[None] | None = None
         self._recaller: asyncio.Task[None] | None = None
         self._rank: int | None = None
         self._queued = 0
-        self._bell = asyncio.Event()
-        # Of where the home is.
-        self._lock = threading.Lock()
 
     def _native(self, in_use: int) -> Limiter:
         """A limiter of this size in which so many permits are in use by tasks, and all others are abroad."""
@@ -294,12 +270,6 @@ class SharedLimiter:
         finally:
             self._wants.pop(key, None)
 
-    def _check(self) -> None:
-        if self._refusal is not None:
-            raise StoreUnavailable(
-                f"{self._title}: {self._store.place} does not answer ({type(self._refusal).__name__})"
-            ) from self._refusal
-
     def _go_on(self) -> None:
         """The native limiter was closed: for good, or because there is another now."""
         if self._closed:
@@ -320,22 +290,6 @@ class SharedLimiter:
         self._closed = True
         self._inner.close()
         self._try_ring()
-
-    async def aclose(self) -> None:
-        """Give back what is not in use, and let go of the server. The limiter may be used again afterwards.
-
-        If permits are in use they stay lent until their lease ends, which is no longer refreshed.
-        """
-        with self._lock:
-            home, keeper = self._home, self._keeper
-        if keeper is None or home is None or not home.is_running():
-            return
-        if home is asyncio.get_running_loop():
-            keeper.cancel()
-            await asyncio.wait([keeper])
-        else:
-            ended = asyncio.run_coroutine_threadsafe(self.aclose(), home)
-            await asyncio.wrap_future(ended)
 
     @property
     def name(self) -> str:
@@ -403,93 +357,7 @@ class SharedLimiter:
             words.append("closed")
         return f"<tideloop.SharedLimiter {self._name!r} {', '.join(words)}>"
 
-    # --- where the keeper lives ------------------------------------------------------------------
-
-    def _ring(self) -> None:
-        """Have the keeper look, from any thread. Raises RuntimeError if there is no loop in which it could live."""
-        try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        for _ in range(2):
-            home = self._settle(running)
-            if home is running:
-                return self._rung()
-            with contextlib.suppress(RuntimeError):  # closed since
-                home.call_soon_threadsafe(self._rung)
-                return None
-        raise RuntimeError(f"{self._title}: the loop that keeps it was closed")
-
-    def _try_ring(self) -> None:
-        """The same, if there is such a loop."""
-        with contextlib.suppress(RuntimeError):
-            self._ring()
-
-    def _settle(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-        """The home, after a removal if need be."""
-        with self._lock:
-            home = self._home
-            if home is not None and (home is running or home.is_running()):
-                return home
-            if running is None:
-                raise RuntimeError(
-                    f"{self._title}: no running event loop keeps it; a thread alone cannot talk to the store"
-                )
-            if home is not None:
-                self._keeper = None
-                self._queued = 0
-                self._replace()
-            self._home = home = self._store.home(running)
-            return home
-
-    def _rung(self) -> None:
-        if self._home is not asyncio.get_running_loop():
-            return
-        if self._keeper is None or self._keeper.done():
-            self._bell = asyncio.Event()
-            self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._title}")
-        self._bell.set()
-
     # --- the keeper ------------------------------------------------------------------------------
-
-    async def _keep(self) -> None:
-        me = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        bell = self._bell
-        link = self._store.link()
-        link.attach(self._holder, bell.set)
-        try:
-            while self._keeper is me:
-                bell.clear()
-                try:
-                    pause = await self._step(link, loop)
-                except Exception as error:  # whatever it is, nobody must wait for what does not come
-                    if self._keeper is not me:
-                        break
-                    await asyncio.sleep(self._trouble(error, loop.time()))
-                    continue
-                if pause is None:
-                    if bell.is_set():
-                        continue
-                    break
-                timer = loop.call_later(pause, bell.set)
-                try:
-                    await bell.wait()
-                finally:
-                    timer.cancel()
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(_LAST_WORD):
-                    await self._part(link)
-            raise
-        finally:
-            # Before anything is awaited: whoever rings from now on gets another keeper.
-            if self._keeper is me:
-                self._keeper = self._home = None
-                self._away = self._refusal = None
-                self._queued = 0
-                self._unrecall()
-            await self._store.leave(link, self._holder)
 
     async def _step(self, link: Link, loop: asyncio.AbstractEventLoop) -> float | None:
         """One call of the server and what belongs to it. Seconds until the next; None: there is nothing to keep."""
@@ -505,12 +373,15 @@ class SharedLimiter:
         else:
             self._idle_since = granted
         keep = self._kept()
-        need = ask = heaviest = 0
+        in_use = self.in_use
+        # What is in use and not lent (a lease has ended) is asked for again, so that the book becomes right.
+        need = ask = min(max(0, in_use - keep), self._capacity - keep)
+        heaviest = min(1, need)
         if (waiting or self._hint) and not self._closed:
             heaviest = max([self._hint, *list(self._wants.values())])
-            need = max(0, min(self.in_use + heaviest, self._capacity) - keep)
+            need = max(0, min(in_use + heaviest, self._capacity) - keep)
             ask = min(max(need, self._store.batch), self._capacity - keep)
-        elif keep == 0 and self.in_use == 0:
+        elif keep == 0 and in_use == 0:
             await self._part(link)
             return None
         self._hint = 0
@@ -568,6 +439,17 @@ class SharedLimiter:
             self._good_until = None
             self._target = -1
             self._idle_since = None
+
+    def _moved(self) -> None:
+        self._queued = 0
+        self._replace()
+
+    def _ended(self) -> None:
+        self._queued = 0
+        self._unrecall()
+        if self.waiting:
+            # In other loops, mostly: they go on from there, with a keeper of their own.
+            self._replace()
 
     # --- permits come and go -----------------------------------------------------------------------
 

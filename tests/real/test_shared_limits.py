@@ -227,9 +227,8 @@ async def test_close(loop, url, name):
 
 async def test_a_client_of_the_users_is_used_and_not_closed(loop, url, name):
     async with redis.Redis.from_url(url, decode_responses=True) as client:
-        async with tideloop.RedisStore(client, lease=1) as store:
-            async with tideloop.Limiter(2, store=store, name=name):
-                pass
+        async with tideloop.RedisStore(client, lease=1) as store, tideloop.Limiter(2, store=store, name=name):
+            pass
         assert await client.ping()
 
 
@@ -406,7 +405,9 @@ async def test_a_lease_that_ended_is_noticed(loop, url, name):
 
 
 def store_of(own_redis, **options):
-    return tideloop.RedisStore(f"redis://user:secret@127.0.0.1:{own_redis.port}/0".replace("user:secret@", ""), **options)
+    return tideloop.RedisStore(
+        f"redis://user:secret@127.0.0.1:{own_redis.port}/0".replace("user:secret@", ""), **options
+    )
 
 
 async def test_nothing_changes_while_the_lease_is_good(loop, own_redis, name):
