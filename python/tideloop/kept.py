@@ -2,16 +2,16 @@
 
 A keeper belongs to one loop, the home: the one in which something was wanted first that was not there (with a client
 of the user's: that client's loop). Other loops and threads ring it, by `call_soon_threadsafe`, and read what it has
-written. It begins when it is rung and ends when there is nothing to keep, so what is not used needs no task, and nobody
-has to close anything for a process to end.
+written. It begins when it is rung and ends when there is nothing to keep, so what is not used needs no task, and
+nobody has to close anything for a process to end.
 
-* The home ends (``asyncio.run`` cancels what is left): the keeper says its last words, and the next who rings makes its
-  loop the home.
-* The home is closed or stopped without that: the same, without last words. The old keeper notices, if it ever runs again,
-  that it is not the keeper any more.
+* The home ends (``asyncio.run`` cancels what is left): the keeper says its last words, and the next who rings makes
+  its loop the home.
+* The home is closed or stopped without that: the same, without last words. The old keeper notices, if it ever runs
+  again, that it is not the keeper any more.
 * A fork: in the child all begins from nothing, under another name; connections are the parent's.
-* The keeper fails, in whatever way: that is an outage, which those who wait are told of. Nobody waits for a keeper that is not
-  there.
+* The keeper fails, in whatever way: that is an outage, which those who wait are told of. Nobody waits for a keeper
+  that is not there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from uuid import uuid4
 
 from tideloop.redis_store import Link, RedisStore, StoreUnavailable
@@ -50,6 +51,7 @@ class Kept:
         self._holder = uuid4().hex
         self._home: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._keepers: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._bell = asyncio.Event()
         # The store is away, and it is refused what would need it.
         self._away: BaseException | None = None
@@ -67,14 +69,16 @@ class Kept:
 
         What is in use stays lent until its lease ends, which is no longer refreshed.
         """
+        running = asyncio.get_running_loop()
         with self._lock:
             home, keeper = self._home, self._keeper
-        if keeper is None or home is None or not home.is_running():
-            return
-        if home is asyncio.get_running_loop():
-            keeper.cancel()
-            await asyncio.wait([keeper])
-        else:
+            # Others have ended and still let go of their connections.
+            keepers = [task for task in self._keepers if task.get_loop() is running and not task.done()]
+        if keepers:
+            if keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
+        if home not in (None, running) and home.is_running():
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.aclose(), home))
 
     def _check(self) -> None:
@@ -150,6 +154,7 @@ class Kept:
         if self._keeper is None or self._keeper.done():
             self._bell = asyncio.Event()
             self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._title}")
+            self._keepers.add(self._keeper)
         self._bell.set()
 
     async def _keep(self) -> None:

@@ -11,7 +11,8 @@ lives, and opens it when the first comes and closes it when the last has gone. A
 the user and to the loop that used it first: whatever is kept, is kept there, and the client is never closed here.
 
 **What the server has to say** ("permits are free", "others wait") comes by a channel of the link's own: one
-subscription per loop, however many limiters. A word that gets lost costs time, never a permit: whoever waits asks again.
+subscription per loop, however many limiters. A word that gets lost costs time, never a permit: whoever waits asks
+again.
 
 **A URL may hold a password**, so no error, representation or log entry has more of it than the host and the port.
 """
@@ -172,7 +173,7 @@ class RedisStore:
         prefix: str = "tideloop",
     ) -> None:
         self._redis = _library()
-        self.lease = seconds("lease", lease)
+        self.lease = 1.0 * seconds("lease", lease)
         if not 0.1 <= self.lease <= 86_400:
             raise ValueError(f"lease is {lease!r}; expected seconds from 0.1 to 86400")
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:

@@ -1,24 +1,24 @@
 """A limit that processes and machines share: SharedLimiter, which is what ``Limiter(n, store=...)`` makes.
 
 **Leases.** The server keeps a book: so many permits are lent to this holder, so many to that one, never more than `n`
-together, each until a time by the server's own clock. A holder is one SharedLimiter, so mostly one process. It
-hands the permits that it holds to its own tasks and threads without asking anybody, refreshes the lease three times in
-its length, fetches more when somebody waits (`batch` at a time), and gives back what others wait for. Who is killed
-refreshes nothing, and what it held is free when its lease ends. So in flight are at most `n`, whatever the batch; the one
-exception is in the nature of leases: a process that is cut off, suspended or blocked for longer than its lease
+together, each until a time by the server's own clock. A holder is one SharedLimiter, so mostly one process. It hands
+the permits that it holds to its own tasks and threads without asking anybody, refreshes the lease three times in its
+length, fetches more when somebody waits (`batch` at a time), and gives back what others wait for. Who is killed
+refreshes nothing, and what it held is free when its lease ends. So in flight are at most `n`, whatever the batch; the
+one exception is in the nature of leases: a process that is cut off, suspended or blocked for longer than its lease
 goes on with what it had in flight (it begins nothing new as soon as it notices), while others get those permits.
 
-**One native limiter does the waiting.** Its capacity is `n`. The permits that this holder does not have are simply in use
-there: the keeper has taken them (`_abroad` counts them). To get permits from the server is to release so many; to
-give some back is to take them, at a priority above all others, and then to tell the server. So order, weights, priorities,
-time limits, cancellation, threads and the refusal of what can never be had are those of every other limiter, and a free
-permit costs what it costs there and the look whether the store is away.
+**One native limiter does the waiting.** Its capacity is `n`. The permits that this holder does not have are simply in
+use there: the keeper has taken them (`_abroad` counts them). To get permits from the server is to release so many; to
+give some back is to take them, at a priority above all others, and then to tell the server. So order, weights,
+priorities, time limits, cancellation, threads and the refusal of what can never be had are those of every other
+limiter, and a free permit costs what it costs there and the look whether the store is away.
 
-**The keeper** (``kept``) is a task that makes the calls; nobody else does. What `_step` and what it calls write belongs to it;
-others only read it, one word at a time. When nothing was in use for a third of a lease it gives everything back and
-ends, so what is not used costs nothing and keeps nothing from anybody. When its loop ends before, it gives back what is
-idle. When its loop has stopped without that and another one takes over, the native limiter is replaced (below), since
-the old keeper may yet be waiting in it.
+**The keeper** (``kept``) is a task that makes the calls; nobody else does. What `_step` and what it calls write
+belongs to it; others only read it, one word at a time. When nothing was in use for a third of a lease it gives
+everything back and ends, so what is not used costs nothing and keeps nothing from anybody. When its loop ends before,
+it gives back what is idle. When its loop has stopped without that and another one takes over, the native limiter is
+replaced (below), since the old keeper may yet be waiting in it.
 
 **Withdrawing.** Permits are withdrawn here before the server hears of it, and lent here after it has said so: at every
 moment this holder's tasks can have at most what the server has in its book. What is idle is withdrawn at once. What
@@ -26,19 +26,19 @@ is in use is waited for by `_recall`, which stands in front of the queue and tak
 
 **A repeated or late call** must not do anything twice. Numbers are absolute ("I keep 3") and calls are counted.
 
-**Outage.** As long as the lease is good nothing changes. When it ends without an answer, what may still be begun is decided
-by the user: nothing ("fail"), or a fair share ("local"). To refuse those who wait, the native limiter is closed and
-replaced by another, in which all that is in use is in use again. A release may hit the old one at that very moment;
-what falls there is carried over (`_carry`). When the server answers again, the holder claims what it has in use, gets of
-that what is free, and begins nothing until it is within it.
+**Outage.** As long as the lease is good nothing changes. When it ends without an answer, what may still be begun is
+decided by the user: nothing ("fail"), or a fair share ("local"). To refuse those who wait, the native limiter is
+closed and replaced by another, in which all that is in use is in use again. A release may hit the old one at that
+very moment; what falls there is carried over (`_carry`). When the server answers again, the holder claims what it has
+in use, gets of that what is free, and begins nothing until it is within it.
 
-**Fairness.** Inside a process: the native limiter's, to the letter. Between processes: those that lack a permit stand in a
-queue at the server, in order of arrival, and permits that are given back are reserved for the first. Who has permits
-goes on using them until somebody waits who has fewer; then he gives back what is beyond his fair share (n divided by
-the holders) and beyond what the other has then. So they come to be equal, but for one permit, and then nothing is sent
-any more. If a request that waits is heavier than a fair share, or if somebody has nothing because there are more holders
-than permits, everybody gives back what comes free, and permits go round.
-Priorities are compared inside a process only.
+**Fairness.** Inside a process: the native limiter's, to the letter. Between processes: those that lack a permit stand
+in a queue at the server, in order of arrival, and permits that are given back are reserved for the first. Who has
+permits goes on using them until somebody waits who has fewer; then he gives back what is beyond his fair share (n
+divided by the holders) and beyond what the other has then. So they come to be equal, but for one permit, and then
+nothing is sent any more. If a request that waits is heavier than a fair share, or if somebody has nothing because
+there are more holders than permits, everybody gives back what comes free, and permits go round. Priorities are
+compared inside a process only.
 """
 
 from __future__ import annotations
@@ -549,7 +549,7 @@ class SharedLimiter(Kept):
     def _trouble(self, error: BaseException, now: float) -> float:
         """The server does not answer. Seconds until it is asked again."""
         self._tries += 1
-        pause = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
+        pause: float = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
         if self._good_until is not None and now < self._good_until:
             return min(pause, self._good_until - now + 0.001)
         if self._away is None:

@@ -1,30 +1,33 @@
 """A rate that processes and machines share: SharedRateLimiter, which is what ``RateLimiter(..., store=...)`` makes.
 
-**The server decides** (``lua/rate.lua``): GCRA over its own clock, for all rates at once. A process fetches admissions,
-`batch` requests at a time if as many are allowed at that moment, and its keeper (``kept``) puts them into a pocket, from
-which requests are admitted without asking anybody. If fewer are allowed, one request is charged at the server and
-admitted here after the wait that the server has said. So the server's order is that of the calls, processes get their
-turns one request each while the rate is exhausted, and nobody can take what another one waits for.
+**The server decides** (``lua/rate.lua``): GCRA over its own clock, for all rates at once. A process fetches
+admissions, `batch` requests at a time if as many are allowed at that moment, and its keeper (``kept``) puts them into
+a pocket, from which requests are admitted without asking anybody. If fewer are allowed, one request is charged at the
+server and admitted here after the wait that the server has said, or earlier, if others give back what they were charged before. So the server's order is that of the calls,
+processes get their turns one request each while the rate is exhausted, and nobody can take what another one waits
+for.
 
-**What is promised.** All processes together are charged, in every span of ``d`` seconds, at most ``burst + limit / per * d``
-units. A process may use what it was charged for later, but keeps no more than a batch: admitted are at most ``burst +
-limit / per * d + batch * processes`` units, for requests of one unit each; with ``batch=1`` each request is
-charged when it comes, and nothing is added but that its answer is under way. What lies in a pocket for a third of
-a lease and is not used is given back.
+**What is promised.** All processes together are charged, in every span of ``d`` seconds, at most ``burst + limit /
+per * d`` units. A process may use what it was charged for later, but keeps no more than a batch: admitted are at most
+``burst + limit / per * d + batch * processes`` units, for requests of one unit each; with ``batch=1`` each request is
+charged when it comes, and nothing is added but that its answer is under way. What lies in a pocket for a third of a
+lease and is not used is given back.
 
 **The pocket is a native limiter** of one resource per unit, whose permits are all in use; to admit is to release some,
 and to be admitted is to take them, for good. So order, priorities, cancellation and several loops are those of every
 other limiter. A request that is cancelled leaves its units for the next.
 
-**Outage.** When the server has not answered for a lease (at first: when it does not answer), "fail" refuses those who wait
-and come with StoreUnavailable. "local" admits a fair share: the rates divided by how many processes there were, by a
-RateLimiter of this process.
+**Outage.** When the server has not answered for a lease (at first: when it does not answer), "fail" refuses those who
+wait and come with StoreUnavailable. "local" admits a fair share: the rates divided by how many processes there were,
+by a RateLimiter of this process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
@@ -40,6 +43,20 @@ _log = logging.getLogger("tideloop.redis")
 
 _ASK_AGAIN = 1.0
 """Seconds between two tries while the server is away, at most."""
+
+
+_LOOK_AGAIN = 0.5
+"""Seconds between two looks whether others have given something back, while a long wait is under way."""
+
+
+class _Terms(NamedTuple):
+    """What ``rate.lua`` says of one rate."""
+
+    units: int
+    wait: float
+    """Seconds until what was charged may be used."""
+    back: float
+    """Units that were given back so far."""
 
 
 class SharedRateLimiterStats(NamedTuple):
@@ -94,7 +111,7 @@ class SharedCharge:
 
 
 class SharedRateClaim:
-    """What ``limiter(cost=...)`` returns for a shared rate limiter: ``async with`` it to be admitted, any number of times."""
+    """What ``limiter(cost=...)`` returns for a shared rate limiter: ``async with`` it to be admitted, also again."""
 
     __slots__ = ("_cost", "_limiter", "_priority")
 
@@ -113,7 +130,7 @@ class SharedRateClaim:
 
 
 class SharedRateLimiter(Kept):
-    """``RateLimiter(rate(...), store=..., name=...)``: so much per time for all processes that use this name at this store.
+    """``RateLimiter(rate(...), store=..., name=...)``: so much per time for all processes that use this name there.
 
     It is used as a RateLimiter is (there is no ``reserve()``). How it is shared is told at the head of the module.
     Whoever wants to be admitted gets StoreUnavailable when the server is away and the store says "fail".
@@ -136,7 +153,9 @@ class SharedRateLimiter(Kept):
         self._tries = 0
         self._good_until: float | None = None
         self._penalty: float | None = None
+        # What was settled and the server has not heard of; from any thread.
         self._owed = dict.fromkeys(self._units, 0)
+        self._owing = threading.Lock()
         self._latest: dict[str, int] = {}
         self._wants: dict[object, dict[str, int]] = {}
         self._idle_since = -1
@@ -256,11 +275,16 @@ class SharedRateLimiter(Kept):
         for unit, (capacity, in_use, _) in zip(self._units, pocket._usage(), strict=True):
             left = capacity - in_use
             if left and pocket({unit: left}).try_acquire():
-                self._owed[unit] -= left
+                self._owe({unit: -left})
 
     def _correct(self, unit: str, units: int) -> None:
-        self._owed[unit] += units
+        self._owe({unit: units})
         self._try_ring()
+
+    def _owe(self, units: dict[str, int]) -> None:
+        with self._owing:
+            for unit, more in units.items():
+                self._owed[unit] += more
 
     @property
     def rates(self) -> tuple[Rate, ...]:
@@ -316,10 +340,7 @@ class SharedRateLimiter(Kept):
                 return None
             self._idle_since = self._admitted
             return self._store.lease / 3
-        wait, charged = await self._call(link, loop, need, ask)
-        if wait > 0:
-            # What is needed is charged, and not to be used yet; a penalty in the meantime is for later requests.
-            await asyncio.sleep(wait)
+        charged = await self._admitted_at_last(link, loop, need, ask)
         pocket = self._pocket
         for unit, units in charged.items():
             # One by one: of a burst there can be no more in the pocket.
@@ -331,37 +352,59 @@ class SharedRateLimiter(Kept):
             await asyncio.sleep(0)  # those who were admitted leave the queue
         return self._store.lease / 3
 
+    async def _admitted_at_last(
+        self, link: Link, loop: asyncio.AbstractEventLoop, need: dict[str, int], ask: dict[str, int]
+    ) -> dict[str, int]:
+        """What was charged of each unit, when it may be used.
+
+        A long wait is looked at again and again: others may have given back what they were charged before. A penalty
+        meanwhile is for those who come later.
+        """
+        terms = first = await self._call(link, loop, need, ask)
+        began = loop.time()
+        while True:
+            waits = (
+                then.wait - (now.back - then.back) * given.per / given.limit
+                for given, then, now in zip(self._rates, first, terms, strict=True)
+            )
+            left = max(waits) - (loop.time() - began)
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, _LOOK_AGAIN))
+            if left > _LOOK_AGAIN:
+                with contextlib.suppress(Exception):  # if there is no answer the wait is as long as it was
+                    terms = await self._call(link, loop, {}, {})
+        # Rates of one unit are charged alike.
+        return {given.unit: terms.units for given, terms in zip(self._rates, first, strict=True)}
+
     async def _call(
         self, link: Link, loop: asyncio.AbstractEventLoop, need: dict[str, int], ask: dict[str, int]
-    ) -> tuple[float, dict[str, int]]:
-        """Charge, and tell what is owed. Seconds to wait, and what was charged of each unit."""
+    ) -> list[_Terms]:
+        """Charge, and tell what is owed."""
         penalty, self._penalty = self._penalty, None
-        owed, self._owed = self._owed, dict.fromkeys(self._units, 0)
+        with self._owing:
+            owed, self._owed = self._owed, dict.fromkeys(self._units, 0)
         arguments: list[str | int] = [self._holder, int(self._store.lease * 1000)]
         arguments += [repr(-1 if penalty is None else penalty), len(self._rates)]
-        for number, rate in enumerate(self._rates):
-            unit = rate.unit
-            arguments += [f"{number}:{unit}", repr(rate.limit / rate.per), rate.burst]
+        for number, given in enumerate(self._rates):
+            unit = given.unit
+            arguments += [f"{number}:{unit}", repr(given.limit / given.per), given.burst]
             arguments += [owed[unit], need.get(unit, 0), max(need.get(unit, 0), ask.get(unit, 0))]
         self._calls += 1
         asked = loop.time()
         try:
-            wait, self._holders, *charged = await link.run("rate", self._keys, arguments)
+            self._holders, *told = await link.run("rate", self._keys, arguments)
         except BaseException:
             if penalty is not None:
                 self._penalty = max(penalty, self._penalty or 0.0)
-            for unit, units in owed.items():
-                self._owed[unit] += units
+            self._owe(owed)
             raise
         self._good_until = asked + self._store.lease
         self._tries = 0
         if self._away is not None:
             _log.info("%s: %s answers again", self._title, self._store.place)
             self._away = self._refusal = self._local = None
-        least: dict[str, int] = {}
-        for rate, units in zip(self._rates, charged, strict=True):
-            least[rate.unit] = min(units, least.get(rate.unit, units))
-        return wait / 1e6, least
+        return [_Terms(told[at], told[at + 1] / 1e6, float(told[at + 2])) for at in range(0, 3 * len(self._rates), 3)]
 
     async def _part(self, link: Link) -> None:
         self._drain()
@@ -383,7 +426,7 @@ class SharedRateLimiter(Kept):
 
     def _trouble(self, error: BaseException, now: float) -> float:
         self._tries += 1
-        pause = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
+        pause: float = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
         if self._good_until is not None and now < self._good_until:
             return min(pause, self._good_until - now + 0.001)
         if self._away is None:
