@@ -56,8 +56,8 @@ class Kept:
         # The store is away, and it is refused what would need it.
         self._away: BaseException | None = None
         self._refusal: BaseException | None = None
-        # Of where the home is.
-        self._lock = threading.Lock()
+        # Of where the home is. Re-entrant: a collection inside of it may close coroutines that use this.
+        self._lock = threading.RLock()
 
     @property
     def name(self) -> str:

@@ -193,7 +193,8 @@ class RedisStore:
         self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Link] = weakref.WeakKeyDictionary()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        # Re-entrant: a collection inside of it may run code that uses this.
+        self._lock = threading.RLock()
         _stores.add(self)
 
     @staticmethod
@@ -255,7 +256,7 @@ class RedisStore:
 
     def _forked(self) -> None:
         """In a child: connections are the parent's, and stay untouched; they are only kept from being closed."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         _inherited.append(list(self._links.values()))
         self._links = weakref.WeakKeyDictionary()
         for user in list(self._users):

@@ -361,6 +361,8 @@ class SharedLimiter(Kept):
 
     async def _step(self, link: Link, loop: asyncio.AbstractEventLoop) -> float | None:
         """One call of the server and what belongs to it. Seconds until the next; None: there is nothing to keep."""
+        # Whoever comes from now on is not counted in what is asked for, and rings.
+        self._queued = 0
         self._carry()
         self._fit()
         waiting = self.waiting
@@ -387,6 +389,8 @@ class SharedLimiter(Kept):
         self._hint = 0
         asked = loop.time()
         answer = await self._call(link, keep, need, ask, heaviest, self._store.lease)
+        if self._keeper is not asyncio.current_task():
+            return None  # what was lent meanwhile goes back by the first call of the next keeper
         self._good_until = asked + self._store.lease
         self._queued = heaviest if answer.waits else 0
         self._take_in(keep, answer)

@@ -3,9 +3,9 @@
 **The server decides** (``lua/rate.lua``): GCRA over its own clock, for all rates at once. A process fetches
 admissions, `batch` requests at a time if as many are allowed at that moment, and its keeper (``kept``) puts them into
 a pocket, from which requests are admitted without asking anybody. If fewer are allowed, one request is charged at the
-server and admitted here after the wait that the server has said, or earlier, if others give back what they were charged before. So the server's order is that of the calls,
-processes get their turns one request each while the rate is exhausted, and nobody can take what another one waits
-for.
+server and admitted here after the wait that the server has said, or earlier, if others give back what they were
+charged before. So the server's order is that of the calls, processes get their turns one request each while the rate
+is exhausted, and nobody can take what another one waits for.
 
 **What is promised.** All processes together are charged, in every span of ``d`` seconds, at most ``burst + limit /
 per * d`` units. A process may use what it was charged for later, but keeps no more than a batch: admitted are at most
@@ -155,7 +155,7 @@ class SharedRateLimiter(Kept):
         self._penalty: float | None = None
         # What was settled and the server has not heard of; from any thread.
         self._owed = dict.fromkeys(self._units, 0)
-        self._owing = threading.Lock()
+        self._owing = threading.RLock()
         self._latest: dict[str, int] = {}
         self._wants: dict[object, dict[str, int]] = {}
         self._idle_since = -1

@@ -25,8 +25,9 @@ from tests.real.peers import absent
 
 @pytest.fixture
 def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of ours; of asyncio's where a test is parametrized so (`loop`, indirectly)."""
     before = open_fds()
-    loop = tideloop.new_event_loop()
+    loop = getattr(request, "param", tideloop.new_event_loop)()
     contexts = watch(loop, request)
     yield loop
     pending = wind_down(loop)

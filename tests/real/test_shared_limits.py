@@ -20,6 +20,11 @@ from tests.real import peers, sharing
 redis = peers.package("redis.asyncio")
 names = (f"limit {number}" for number in itertools.count())
 
+# What is shared is a matter of no loop; the tests that start processes are on ours alone.
+either_loop = pytest.mark.parametrize(
+    "loop", [tideloop.new_event_loop, asyncio.SelectorEventLoop], ids=["tideloop", "asyncio"], indirect=True
+)
+
 
 @pytest.fixture
 def name() -> str:
@@ -49,6 +54,7 @@ async def holders(url, name, capacity=10, count=2, **options):
 # --- what it is ----------------------------------------------------------------------------------
 
 
+@either_loop
 async def test_it_is_a_limiter(loop, url, name):
     async with holders(url, name, count=1) as (limiter,):
         assert isinstance(limiter, tideloop.SharedLimiter)
@@ -68,6 +74,7 @@ async def test_it_is_a_limiter(loop, url, name):
         assert "0 in use" in repr(limiter)
 
 
+@either_loop
 async def test_groups_take_it(loop, url, name):
     async with holders(url, name, 2, count=1) as (limiter,):
         inside = most = 0
@@ -85,6 +92,7 @@ async def test_groups_take_it(loop, url, name):
         assert most == 2
 
 
+@either_loop
 async def test_nobody_has_more_than_there_are(loop, url, name):
     async with holders(url, name, 3, batch=1) as (one, two):
         await one.acquire(2)
@@ -99,6 +107,7 @@ async def test_nobody_has_more_than_there_are(loop, url, name):
         two.release(2)
 
 
+@either_loop
 async def test_what_lies_ready_is_given_to_who_wants_it(loop, url, name):
     async with holders(url, name, 10, batch=16) as (one, two):
         async with one:
@@ -110,6 +119,7 @@ async def test_what_lies_ready_is_given_to_who_wants_it(loop, url, name):
         two.release()
 
 
+@either_loop
 async def test_who_wants_many_gets_them_from_all(loop, url, name):
     async with holders(url, name, 9, count=3) as limiters:
         for limiter in limiters:
@@ -129,6 +139,7 @@ async def test_who_wants_many_gets_them_from_all(loop, url, name):
         limiters[1].release()
 
 
+@either_loop
 async def test_more_holders_than_permits_take_turns(loop, url, name):
     """Each of them is busy all the time, and none is passed over for long."""
     async with holders(url, name, 1, count=4) as limiters:
@@ -148,6 +159,7 @@ async def test_more_holders_than_permits_take_turns(loop, url, name):
         assert set(turns[20:24]) == {0, 1, 2, 3}
 
 
+@either_loop
 async def test_cancelled_waiters_leave_nothing(loop, url, name):
     async with holders(url, name, 2) as (one, two):
         await one.acquire(2)
@@ -163,6 +175,7 @@ async def test_cancelled_waiters_leave_nothing(loop, url, name):
         one.release(2)
 
 
+@either_loop
 async def test_cancelled_at_any_moment_nothing_is_lost(loop, url, name):
     async with holders(url, name, 3) as limiters:
         for turns in range(40):
@@ -177,6 +190,7 @@ async def test_cancelled_at_any_moment_nothing_is_lost(loop, url, name):
                 pass
 
 
+@either_loop
 async def test_what_is_not_used_is_kept_from_nobody(loop, url, name):
     """The keeper ends, and its connections with it."""
     async with holders(url, name, count=1, lease=0.3) as (limiter,):
@@ -190,6 +204,7 @@ async def test_what_is_not_used_is_kept_from_nobody(loop, url, name):
             assert limiter.held
 
 
+@either_loop
 async def test_resize(loop, url, name):
     async with holders(url, name, 2, count=1) as (limiter,):
         await limiter.acquire(2)
@@ -209,6 +224,7 @@ async def test_resize(loop, url, name):
         limiter.release()
 
 
+@either_loop
 async def test_close(loop, url, name):
     async with holders(url, name, 1) as (one, two):
         await one.acquire()
@@ -225,6 +241,7 @@ async def test_close(loop, url, name):
         two.release()
 
 
+@either_loop
 async def test_a_client_of_the_users_is_used_and_not_closed(loop, url, name):
     async with redis.Redis.from_url(url, decode_responses=True) as client:
         async with tideloop.RedisStore(client, lease=1) as store, tideloop.Limiter(2, store=store, name=name):
@@ -235,6 +252,7 @@ async def test_a_client_of_the_users_is_used_and_not_closed(loop, url, name):
 # --- threads, loops, forks ---------------------------------------------------------------------
 
 
+@either_loop
 async def test_threads_and_loops(loop, url, name):
     """Three loops and two threads without one; the home is this loop."""
     async with holders(url, name, 2, count=1) as (limiter,):
@@ -320,7 +338,7 @@ async def test_a_forked_child_has_nothing(loop, url, name):
         if child == 0:
             good = (limiter.in_use, limiter.held, limiter.try_acquire()) == (0, 0, False)
             os._exit(0 if good else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0  # noqa: ASYNC222
         limiter.release()
 
 
@@ -383,6 +401,7 @@ async def test_eight_processes_one_of_them_killed(loop, url, name, batch):
             assert set((await client.hgetall(inside)).values()) <= {"0"}
 
 
+@either_loop
 async def test_a_lease_that_ended_is_noticed(loop, url, name):
     """As if this process had been suspended: others have its permits, and it begins nothing until it is within."""
     async with holders(url, name, 2, batch=1) as (one, two):
@@ -401,6 +420,47 @@ async def test_a_lease_that_ended_is_noticed(loop, url, name):
         two.release()
 
 
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["secret", "http://user:secret@127.0.0.1", "redis://user:secret@127.0.0.1:port/0"])
+def test_a_url_that_is_none_is_not_shown(given):
+    with pytest.raises(ValueError, match="the URL is none") as caught:
+        tideloop.RedisStore(given)
+    assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"lease": 0}, r"lease is 0; expected seconds from 0.1"),
+        ({"lease": "long"}, r"lease must be a number of seconds"),
+        ({"batch": 0}, r"batch is 0; expected an int >= 1"),
+        ({"batch": True}, r"batch is True; expected an int >= 1"),
+        ({"on_outage": "hope"}, r"on_outage is 'hope'; expected 'fail' or 'local'"),
+        ({"prefix": "{a}"}, r"prefix is '{a}'; expected a str without braces"),
+    ],
+)
+def test_arguments_are_checked(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        tideloop.RedisStore("redis://127.0.0.1/0", **options)
+
+
+def test_a_shared_limit_has_a_name():
+    store = tideloop.RedisStore("redis://:secret@127.0.0.1/0")
+    for name in (None, "", "{x}"):
+        with pytest.raises(ValueError, match="name"):
+            tideloop.Limiter(1, store=store, name=name)
+        with pytest.raises(ValueError, match="name"):
+            tideloop.RateLimiter(tideloop.rate(1), store=store, name=name)
+    with pytest.raises(ValueError, match="capacity"):
+        tideloop.Limiter(0, store=store, name="x")
+    with pytest.raises(TypeError, match="a URL or a client of redis.asyncio, not int"):
+        tideloop.RedisStore(5)
+    assert repr(store) == "<tideloop.RedisStore 127.0.0.1:6379, lease=10, batch=16, 'fail'>"
+
+
 # --- the server goes away ----------------------------------------------------------------------
 
 
@@ -408,6 +468,7 @@ def store_of(own_redis, **options):
     return tideloop.RedisStore(f"redis://127.0.0.1:{own_redis.port}/0", **options)
 
 
+@either_loop
 async def test_nothing_changes_while_the_lease_is_good(loop, own_redis, name):
     async with store_of(own_redis, lease=60) as store:
         limiter = tideloop.Limiter(2, store=store, name=name)
@@ -425,6 +486,7 @@ async def test_nothing_changes_while_the_lease_is_good(loop, own_redis, name):
         limiter.release()
 
 
+@either_loop
 async def test_an_outage_fails_those_who_wait(loop, own_redis, name, caplog):
     async with store_of(own_redis, lease=0.5, on_outage="fail") as store:
         limiter = tideloop.Limiter(2, store=store, name=name)
@@ -451,6 +513,7 @@ async def test_an_outage_fails_those_who_wait(loop, own_redis, name, caplog):
     assert [record.levelname for record in caplog.records if record.name == "tideloop.redis"] == ["WARNING"]
 
 
+@either_loop
 async def test_an_outage_leaves_a_fair_share(loop, own_redis, name, caplog):
     caplog.set_level(logging.ERROR, "tideloop.redis")
     async with (
@@ -479,6 +542,7 @@ async def test_an_outage_leaves_a_fair_share(loop, own_redis, name, caplog):
         two.release(2)
 
 
+@either_loop
 async def test_a_server_that_never_was_is_told_at_once(loop, own_redis, name, caplog):
     port = own_redis.port
     own_redis.stop()
@@ -496,6 +560,7 @@ async def test_a_server_that_never_was_is_told_at_once(loop, own_redis, name, ca
         assert f"127.0.0.1:{port}" in said[0]
 
 
+@either_loop
 async def test_it_works_again_after_many_outages(loop, own_redis, name, caplog):
     """Tasks that come and go all the while: nobody is stuck, and nothing is lost or doubled."""
     async with store_of(own_redis, lease=0.3) as store:
@@ -535,3 +600,8 @@ async def test_it_works_again_after_many_outages(loop, own_redis, name, caplog):
         assert limiter.in_use == 0
         async with asyncio.timeout(5), limiter(3):
             assert limiter.in_use == 3
+
+
+def test_the_example(url):
+    said = peers.run([*peers.PYTHON, "examples/shared_limit.py", "--redis", url], timeout=60)
+    assert said == "60 calls by 3 processes\nat most 4 at a time: True\n"
