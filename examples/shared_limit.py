@@ -1,15 +1,14 @@
-"""Several processes call a service that allows so many calls at a time and so many per second, for all of them together.
+"""Several processes call a service that allows so many calls at a time, and so many per second, from all of them.
 
     python examples/shared_limit.py --redis redis://127.0.0.1:6379/0 [--processes 3] [--calls 20]
 
-Needs a Redis server and `pip install 'tideloop[redis]'`. The service is made up: it is a counter at the server, which also
-sees the largest number of calls that were under way at once.
+Needs a Redis server and `pip install 'tideloop[redis]'`. The service is made up: it is a counter at the server, which
+also sees the largest number of calls that were under way at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 
 import redis.asyncio
