@@ -75,7 +75,7 @@ class Asking:
         self.name = next(_names)
 
     async def __aenter__(self) -> None:
-        while not await self.take(keys=[self.name], args=[self.capacity]):
+        while not await self.take(keys=[self.name], args=[self.capacity]):  # noqa: ASYNC110 - it is the usual way
             await asyncio.sleep(0.01)
 
     async def __aexit__(
