@@ -18,13 +18,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import weakref
 from uuid import uuid4
 
-from tideloop.redis_store import Link, RedisStore, StoreUnavailable
+from tideloop.redis_store import Link, OnOutage, RedisStore, StoreUnavailable
 
-__all__ = ["Kept"]
+__all__ = ["ASK_AGAIN", "Kept"]
+
+_log = logging.getLogger("tideloop.redis")
+
+ASK_AGAIN = 1.0
+"""Seconds after which a store is asked again that does not answer, or that has nothing to give yet."""
 
 _LAST_WORDS = 1.0
 """Seconds that a keeper whose loop ends may take to give back what is idle."""
@@ -53,9 +59,11 @@ class Kept:
         self._keeper: asyncio.Task[None] | None = None
         self._keepers: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._bell = asyncio.Event()
-        # The store is away, and it is refused what would need it.
+        # Until when what the store has said is good; why it is taken to be away, and why what needs it is refused.
+        self._good_until: float | None = None
         self._away: BaseException | None = None
         self._refusal: BaseException | None = None
+        self._tries = 0
         # Of where the home is. Re-entrant: a collection inside of it may close coroutines that use this.
         self._lock = threading.RLock()
 
@@ -92,8 +100,8 @@ class Kept:
         """Do what is to be done. Seconds until the next step, if nobody rings; None: there is nothing to keep."""
         raise NotImplementedError
 
-    def _trouble(self, error: BaseException, now: float) -> float:
-        """A step has failed. Seconds until the next."""
+    def _alone(self, policy: OnOutage) -> None:
+        """The store is away, and what it has said is no longer good: with "fail" nothing is to be had any more."""
         raise NotImplementedError
 
     async def _part(self, link: Link) -> None:
@@ -156,6 +164,28 @@ class Kept:
             self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._title}")
             self._keepers.add(self._keeper)
         self._bell.set()
+
+    def _trouble(self, error: BaseException, now: float) -> float:
+        """A step has failed. Seconds until the next."""
+        self._tries += 1
+        pause: float = min(0.05 * 2 ** min(self._tries, 10), ASK_AGAIN)
+        if self._good_until is not None and now < self._good_until:
+            return min(pause, self._good_until - now + 0.001)
+        if self._away is None:
+            policy = self._store.on_outage
+            _log.warning("%s: %s is away (%s): %s", self._title, self._store.place, type(error).__name__, policy)
+            self._away = error
+            self._refusal = error if policy == "fail" else None
+            self._alone(policy)
+        return pause
+
+    def _answered(self, asked: float) -> None:
+        """The store has answered what it was asked at that time of the loop."""
+        if self._away is not None:
+            _log.info("%s: %s answers again", self._title, self._store.place)
+        self._away = self._refusal = None
+        self._tries = 0
+        self._good_until = asked + self._store.lease
 
     async def _keep(self) -> None:
         me = asyncio.current_task()

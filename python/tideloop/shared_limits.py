@@ -49,9 +49,9 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from tideloop.kept import Kept
+from tideloop.kept import ASK_AGAIN, Kept
 from tideloop.limits import Limiter, LimiterClosed
-from tideloop.redis_store import Link, RedisStore
+from tideloop.redis_store import Link, OnOutage, RedisStore
 
 __all__ = ["SharedClaim", "SharedLimiter", "SharedLimiterStats"]
 
@@ -62,9 +62,6 @@ _FIRST, _LAST = 2**63 - 1, -(2**63)
 
 _ANY = 2**63
 """More permits than there can be."""
-
-_ASK_AGAIN = 1.0
-"""Seconds after which who waits at the server asks again, for words that got lost."""
 
 
 class SharedLimiterStats(NamedTuple):
@@ -154,8 +151,6 @@ class SharedLimiter(Kept):
         self._call_number = 0
         self._held = 0
         self._holders = 1
-        self._good_until: float | None = None
-        self._tries = 0
         self._target = -1
         self._goal = 0
         self._idle_since: int | None = None
@@ -387,27 +382,23 @@ class SharedLimiter(Kept):
             await self._part(link)
             return None
         self._hint = 0
-        asked = loop.time()
         answer = await self._call(link, keep, need, ask, heaviest, self._store.lease)
         if self._keeper is not asyncio.current_task():
             return None  # what was lent meanwhile goes back by the first call of the next keeper
-        self._good_until = asked + self._store.lease
         self._queued = heaviest if answer.waits else 0
         self._take_in(keep, answer)
         if answer.waits or (self.waiting and self._held >= self._capacity):
-            next_end = answer.next_end / 1000 + 0.002 if answer.next_end >= 0 else _ASK_AGAIN
-            return min(self._store.lease / 3, _ASK_AGAIN, max(0.005, next_end))
+            next_end = answer.next_end / 1000 + 0.002 if answer.next_end >= 0 else ASK_AGAIN
+            return min(self._store.lease / 3, ASK_AGAIN, max(0.005, next_end))
         return self._store.lease / 3
 
     async def _call(self, link: Link, keep: int, need: int, ask: int, weight: int, lease: float) -> _Answer:
         self._call_number += 1
         self._calls += 1
         numbers = (self._call_number, self._capacity, keep, need, ask, weight, int(lease * 1000))
+        asked = asyncio.get_running_loop().time()
         answer = _Answer(*await link.run("lease", self._keys, (self._holder, *numbers, link.channel)))
-        if self._away is not None:
-            _log.info("%s: %s answers again", self._title, self._store.place)
-        self._away = self._refusal = None
-        self._tries = 0
+        self._answered(asked)
         return answer
 
     def _take_in(self, keep: int, answer: _Answer) -> None:
@@ -550,30 +541,20 @@ class SharedLimiter(Kept):
                 still.append((old, now))
         self._carried = still
 
-    def _trouble(self, error: BaseException, now: float) -> float:
-        """The server does not answer. Seconds until it is asked again."""
-        self._tries += 1
-        pause: float = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
-        if self._good_until is not None and now < self._good_until:
-            return min(pause, self._good_until - now + 0.001)
-        if self._away is None:
-            self._away = error
-            self._queued = 0
-            self._target = -1
-            policy = self._store.on_outage
-            _log.warning("%s: %s is away (%s): %s", self._title, self._store.place, type(error).__name__, policy)
-            if policy == "fail":
-                self._refusal = error
-                self._replace()
-                self._held = self.in_use
-                self._withdraw(0)
-            else:
-                self._held = max(1, self._capacity // self._holders)
-                self._unrecall()
-                missing = self._held - (self._capacity - self._abroad)
-                if missing > 0:
-                    self._abroad -= missing
-                    self._inner.release(missing)
-                else:
-                    self._withdraw(self._held, _ANY)
-        return pause
+    def _alone(self, policy: OnOutage) -> None:
+        self._queued = 0
+        self._target = -1
+        if policy == "fail":
+            # Those who wait are told, and what comes home stays abroad.
+            self._replace()
+            self._held = self.in_use
+            self._withdraw(0)
+            return
+        self._held = max(1, self._capacity // self._holders)
+        self._unrecall()
+        missing = self._held - (self._capacity - self._abroad)
+        if missing > 0:
+            self._abroad -= missing
+            self._inner.release(missing)
+        else:
+            self._withdraw(self._held, _ANY)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -35,15 +34,9 @@ from typing import NamedTuple
 from tideloop.kept import Kept
 from tideloop.limits import LimiterClosed, ResourceLimits, WeightError
 from tideloop.rates import Cost, Rate, RateLimiter, rate
-from tideloop.redis_store import Link, RedisStore
+from tideloop.redis_store import Link, OnOutage, RedisStore
 
 __all__ = ["SharedCharge", "SharedRateClaim", "SharedRateLimiter", "SharedRateLimiterStats"]
-
-_log = logging.getLogger("tideloop.redis")
-
-_ASK_AGAIN = 1.0
-"""Seconds between two tries while the server is away, at most."""
-
 
 _LOOK_AGAIN = 0.5
 """Seconds between two looks whether others have given something back, while a long wait is under way."""
@@ -150,8 +143,6 @@ class SharedRateLimiter(Kept):
     def _reset(self) -> None:
         super()._reset()
         self._holders = 1
-        self._tries = 0
-        self._good_until: float | None = None
         self._penalty: float | None = None
         # What was settled and the server has not heard of; from any thread.
         self._owed = dict.fromkeys(self._units, 0)
@@ -399,11 +390,8 @@ class SharedRateLimiter(Kept):
                 self._penalty = max(penalty, self._penalty or 0.0)
             self._owe(owed)
             raise
-        self._good_until = asked + self._store.lease
-        self._tries = 0
-        if self._away is not None:
-            _log.info("%s: %s answers again", self._title, self._store.place)
-            self._away = self._refusal = self._local = None
+        self._answered(asked)
+        self._local = None
         return [_Terms(told[at], told[at + 1] / 1e6, float(told[at + 2])) for at in range(0, 3 * len(self._rates), 3)]
 
     async def _part(self, link: Link) -> None:
@@ -424,23 +412,11 @@ class SharedRateLimiter(Kept):
         if self._wants:
             self._renew()
 
-    def _trouble(self, error: BaseException, now: float) -> float:
-        self._tries += 1
-        pause: float = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
-        if self._good_until is not None and now < self._good_until:
-            return min(pause, self._good_until - now + 0.001)
-        if self._away is None:
-            self._away = error
-            policy = self._store.on_outage
-            _log.warning("%s: %s is away (%s): %s", self._title, self._store.place, type(error).__name__, policy)
-            if policy == "fail":
-                self._refusal = error
-            else:
-                parts = self._holders
-                shares = (
-                    rate(given.limit / parts, given.per, max(1, given.burst // parts), given.unit)
-                    for given in self._rates
-                )
-                self._local = RateLimiter(*shares, name=self._name)
-            self._renew()
-        return pause
+    def _alone(self, policy: OnOutage) -> None:
+        if policy == "local":
+            parts = self._holders
+            shares = (
+                rate(given.limit / parts, given.per, max(1, given.burst // parts), given.unit) for given in self._rates
+            )
+            self._local = RateLimiter(*shares, name=self._name)
+        self._renew()
