@@ -603,5 +603,6 @@ async def test_it_works_again_after_many_outages(loop, own_redis, name, caplog):
 
 
 def test_the_example(url):
-    said = peers.run([*peers.PYTHON, "examples/shared_limit.py", "--redis", url], timeout=60)
+    # Without -X dev, which tells of steps that are slow on a busy machine.
+    said = peers.run([sys.executable, "-W", "error", "examples/shared_limit.py", "--redis", url], timeout=60)
     assert said == "60 calls by 3 processes\nat most 4 at a time: True\n"
