@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toolkit_rows import ROWS, Make, Row, Sample  # beside this file
 
 BACKENDS = ("asyncio", "uvloop", "tideloop")
-PEERS = ("anyio", "aiologic", "aiolimiter", "culsans", "janus", "aiometer", "aiostream")
+PEERS = ("anyio", "aiologic", "aiolimiter", "culsans", "janus", "aiometer", "aiostream", "redis")
 
 Cell = tuple[str, str]
 """Contender and backend."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import tideloop
 from toolkit_adaptive import LIMITS, STEPS, least_share  # beside this file
+from toolkit_shared import asking, limiter, rate_limiter  # beside this file
 
 Sample = dict[str, float]
 Body = Callable[[Any, int], Awaitable[Sample]]
@@ -197,6 +198,20 @@ async def crowd(limiter: Any, count: int) -> Sample:
     with spent(count) as sample:
         await asyncio.gather(*(work() for _ in range(count)))
     return sample
+
+
+def closing(body: Body) -> Body:
+    """With a first use before, which opens connections, and what closes them after."""
+
+    async def warm(thing: Any, count: int) -> Sample:
+        async with thing:
+            pass
+        sample = await body(thing, count)
+        if close := getattr(thing, "aclose", None):
+            await close()
+        return sample
+
+    return warm
 
 
 def claims(argument: Callable[[int], Any]) -> Body:
@@ -537,5 +552,40 @@ ROWS = [
         10_000,
         functions(**{"asyncio.timeout": timeouts, "tideloop.fail_after": fail_afters}),
         done,
+    ),
+    Row(
+        "shared",
+        "async with, a permit is free; of processes together, one of which this is",
+        20_000,
+        {
+            "tideloop.Limiter, local": of("tideloop", "Limiter", 100),
+            "tideloop.Limiter, batch=16": limiter(100, 16),
+            "tideloop.Limiter, batch=1": limiter(100, 1),
+            "a counter at the server": asking(100),
+        },
+        closing(enter_and_leave),
+        goal="3 µs with batch=16",
+    ),
+    Row(
+        "shared_crowd",
+        "20,000 tasks over 50 permits of processes together, one sleep(0) each",
+        20_000,
+        {
+            "tideloop.Limiter, local": of("tideloop", "Limiter", 50),
+            "tideloop.Limiter, batch=16": limiter(50, 16),
+            "tideloop.Limiter, batch=1": limiter(50, 1),
+        },
+        closing(crowd),
+    ),
+    Row(
+        "shared_rate",
+        "async with, the rate of processes together allows it",
+        20_000,
+        {
+            "tideloop.RateLimiter, local": of("tideloop", "RateLimiter", tideloop.rate(1e6, burst=1_000_000)),
+            "tideloop.RateLimiter, batch=16": rate_limiter(16),
+            "tideloop.RateLimiter, batch=256": rate_limiter(256),
+        },
+        closing(enter_and_leave),
     ),
 ]

@@ -75,9 +75,12 @@ if TYPE_CHECKING:
     )
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
+    from tideloop.redis_store import RedisStore, StoreUnavailable
     from tideloop.retries import Retry
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
+    from tideloop.shared_limits import SharedLimiter, SharedLimiterStats
+    from tideloop.shared_rates import SharedCharge, SharedRateLimiter, SharedRateLimiterStats
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
@@ -148,6 +151,7 @@ __all__ = [
     "RateLimiter",
     "RateLimiterStats",
     "Receiver",
+    "RedisStore",
     "ResourceLimits",
     "ResourceStats",
     "Restart",
@@ -157,6 +161,12 @@ __all__ = [
     "Semaphore",
     "SemaphoreStats",
     "Sender",
+    "SharedCharge",
+    "SharedLimiter",
+    "SharedLimiterStats",
+    "SharedRateLimiter",
+    "SharedRateLimiterStats",
+    "StoreUnavailable",
     "Stream",
     "StreamStats",
     "Survivor",
@@ -272,7 +282,10 @@ _HOMES = {
         "PolicyStats",
         "policy",
     ),
+    "redis_store": ("RedisStore", "StoreUnavailable"),
     "retries": ("Retry",),
+    "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
+    "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
     "pools": (
         "KeyedPool",
         "Lease",

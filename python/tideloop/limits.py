@@ -13,9 +13,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from tideloop._tideloop import ClaimCore, LimitsCore, function
+
+if TYPE_CHECKING:
+    from tideloop.redis_store import RedisStore
+    from tideloop.shared_limits import SharedLimiter
 
 __all__ = [
     "Claim",
@@ -150,10 +154,27 @@ class Limiter(LimitsCore):
     requests do not starve. Usable from any number of loops and threads at once; the bound is exact.
 
     ``capacity`` is a number of permits from 1 on, ``name`` is what errors call it, and ``queue_limit`` how many may
-    wait (None: any number).
+    wait (None: any number). With a ``store`` it is a SharedLimiter: the permits of all processes that use that name.
     """
 
-    def __new__(cls, capacity: int, *, name: str | None = None, queue_limit: int | None = None) -> Limiter:
+    @overload
+    def __new__(cls, capacity: int, *, name: str | None = None, queue_limit: int | None = None) -> Limiter: ...
+    @overload
+    def __new__(  # type: ignore[misc]  # it is another class, with the same methods
+        cls, capacity: int, *, store: RedisStore, name: str, queue_limit: int | None = None
+    ) -> SharedLimiter: ...
+    def __new__(  # type: ignore[misc]
+        cls,
+        capacity: int,
+        *,
+        store: RedisStore | None = None,
+        name: str | None = None,
+        queue_limit: int | None = None,
+    ) -> Limiter | SharedLimiter:
+        if store is not None:
+            from tideloop.shared_limits import SharedLimiter
+
+            return SharedLimiter(capacity, store=store, name=name, queue_limit=queue_limit)
         return LimitsCore.__new__(cls, "Limiter", [capacity], [], name, queue_limit)
 
     @_native("Limiter.acquire")

@@ -20,10 +20,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from tideloop._tideloop import Charge, RateClaimCore, RatesCore, function
+
+if TYPE_CHECKING:
+    from tideloop.redis_store import RedisStore
+    from tideloop.shared_rates import SharedRateLimiter
 
 __all__ = [
     "Charge",
@@ -126,9 +130,23 @@ class RateLimiter(RatesCore):
     not given back by leaving the block, only by ``charge.settle()`` or ``charge.cancel()``.
 
     Cancelled while it waits, a request costs nothing, and those behind it come earlier.
+
+    With a ``store`` it is a SharedRateLimiter: the rates of all processes that use that name.
     """
 
-    def __new__(cls, *rates: Rate, name: str | None = None) -> RateLimiter:
+    @overload
+    def __new__(cls, *rates: Rate, name: str | None = None) -> RateLimiter: ...
+    @overload
+    def __new__(  # type: ignore[misc]  # it is another class, with the same methods
+        cls, *rates: Rate, store: RedisStore, name: str
+    ) -> SharedRateLimiter: ...
+    def __new__(  # type: ignore[misc]
+        cls, *rates: Rate, store: RedisStore | None = None, name: str | None = None
+    ) -> RateLimiter | SharedRateLimiter:
+        if store is not None:
+            from tideloop.shared_rates import SharedRateLimiter
+
+            return SharedRateLimiter(*rates, store=store, name=name)
         for given in rates:
             if not isinstance(given, Rate):
                 raise TypeError(f"RateLimiter takes rates, such as rate(100, per=1), not {given!r}")

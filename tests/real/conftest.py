@@ -4,6 +4,7 @@
 `run`             runs a coroutine on tideloop, without the check of descriptors
 `postgres`, `redis_server`  a server of this test run, started when the first test asks for it
 `chromium`        the path of the distribution's browser
+`own_redis`  a Redis server of this test alone, which it may stop and start
 
 `TIDELOOP_REAL=required` turns what is missing (a package, a server) into a failure; otherwise its tests are skipped.
 """
@@ -25,8 +26,9 @@ from tests.real.peers import absent
 
 @pytest.fixture
 def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of ours; of asyncio's where a test is parametrized so (`loop`, indirectly)."""
     before = open_fds()
-    loop = tideloop.new_event_loop()
+    loop = getattr(request, "param", tideloop.new_event_loop)()
     contexts = watch(loop, request)
     yield loop
     pending = wind_down(loop)
@@ -72,6 +74,17 @@ def redis_server() -> Iterator[servers.Redis]:
     except FileNotFoundError as error:
         absent(str(error))
     with servers.redis(found) as running:
+        yield running
+
+
+@pytest.fixture
+def own_redis() -> Iterator[servers.Restartable]:
+    """A Redis server of this test alone, which it may stop and start."""
+    try:
+        found = servers.find_redis()
+    except FileNotFoundError as error:
+        absent(str(error))
+    with servers.restartable_redis(found) as running:
         yield running
 
 

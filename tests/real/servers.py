@@ -128,18 +128,66 @@ def _somebody() -> pwd.struct_passwd:
     raise FileNotFoundError("PostgreSQL does not run as root, and there is no user postgres or nobody")
 
 
+class Restartable:
+    """A Redis server that keeps nothing, and may be stopped and started again at its port."""
+
+    def __init__(self, server: str, folder: str) -> None:
+        self._server = server
+        self._folder = folder
+        self._running: contextlib.ExitStack | None = None
+        self._program: peers.Program | None = None
+        self.port = 0
+        self.path = f"{folder}/redis.sock"
+
+    @property
+    def pid(self) -> int:
+        assert self._program is not None
+        return self._program.process.pid
+
+    def start(self) -> None:
+        """At the port of before, or at any that is free if there was none."""
+        for _ in range(_TRIES):
+            port = self.port or _free_port()
+            settings = (
+                f'bind 127.0.0.1\nport {port}\nunixsocket {self.path}\ndir {self._folder}\nsave ""\nappendonly no\n'
+            )
+            Path(self._folder, "redis.conf").write_text(settings)
+            with contextlib.ExitStack() as stack:
+                running = stack.enter_context(
+                    peers.program([self._server, f"{self._folder}/redis.conf"], cwd=self._folder)
+                )
+                if "Could not create" in running.wait_for("eady to accept connections", "Could not create"):
+                    continue
+                self.port, self._program, self._running = port, running, stack.pop_all()
+                return
+        raise RuntimeError(f"Redis found no free port in {_TRIES} tries")
+
+    def stop(self) -> None:
+        """Ends it, in order; what it knew is gone."""
+        assert self._program is not None
+        assert self._running is not None
+        with self._running:
+            assert self._program.end(signal.SIGTERM) == 0, self._program.output
+        self._running = None
+
+    def close(self) -> None:
+        if self._running is not None:
+            self.stop()
+
+
+@contextlib.contextmanager
+def restartable_redis(server: str) -> Iterator[Restartable]:
+    with _folder(None) as folder:
+        running = Restartable(server, folder)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.close()
+
+
 @contextlib.contextmanager
 def redis(server: str) -> Iterator[Redis]:
     """A Redis server that keeps nothing."""
-    with _folder(None) as folder:
-        for _ in range(_TRIES):
-            port, path = _free_port(), f"{folder}/redis.sock"
-            settings = f'bind 127.0.0.1\nport {port}\nunixsocket {path}\ndir {folder}\nsave ""\nappendonly no\n'
-            Path(folder, "redis.conf").write_text(settings)
-            with peers.program([server, f"{folder}/redis.conf"], cwd=folder) as running:
-                if "Could not create" in running.wait_for("eady to accept connections", "Could not create"):
-                    continue
-                yield Redis(port, path)
-                assert running.end(signal.SIGTERM) == 0, running.output
-                return
-    raise RuntimeError(f"Redis found no free port in {_TRIES} tries")
+    with restartable_redis(server) as running:
+        yield Redis(running.port, running.path)
