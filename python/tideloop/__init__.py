@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from tideloop.breakers import Breaker, BreakerOpen, BreakerStats
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
+    from tideloop.checkpoints import checkpoint
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
@@ -61,6 +62,15 @@ if TYPE_CHECKING:
         WeightError,
     )
     from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop
+    from tideloop.offload import (
+        OffloadStats,
+        OffloadTimeout,
+        blocking,
+        check_cancelled,
+        offload_limiter,
+        offload_stats,
+        run_blocking,
+    )
     from tideloop.outcome import Outcome
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
     from tideloop.pools import KeyedPool, Lease, Pool, PoolClosed, PoolStats, PoolTimeout
@@ -84,6 +94,8 @@ if TYPE_CHECKING:
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
     from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
+    from tideloop.thread_iterators import ThreadIterator, ThreadIteratorStats, iter_in_thread
+    from tideloop.worker_processes import WorkerDied
 
 __all__ = [
     "AIMD",
@@ -131,6 +143,8 @@ __all__ = [
     "LimiterStats",
     "Lock",
     "LockStats",
+    "OffloadStats",
+    "OffloadTimeout",
     "Outcome",
     "Policy",
     "PolicyStats",
@@ -172,13 +186,19 @@ __all__ = [
     "Survivor",
     "TaskGroup",
     "TaskHandle",
+    "ThreadIterator",
+    "ThreadIteratorStats",
     "Timeout",
     "Vegas",
     "WaitTimes",
     "WeightError",
+    "WorkerDied",
     "accelerate",
     "amap",
     "batched",
+    "blocking",
+    "check_cancelled",
+    "checkpoint",
     "create_task",
     "deadline",
     "decelerate",
@@ -189,9 +209,12 @@ __all__ = [
     "group",
     "guest",
     "install",
+    "iter_in_thread",
     "merge",
     "move_on_after",
     "new_event_loop",
+    "offload_limiter",
+    "offload_stats",
     "on_shutdown",
     "paginate",
     "policy",
@@ -201,6 +224,7 @@ __all__ = [
     "remaining",
     "request_shutdown",
     "run",
+    "run_blocking",
     "run_process",
     "select",
     "shield",
@@ -276,6 +300,18 @@ _HOMES = {
     "lifespan": ("run",),
     "loop": ("EventLoop", "Guest", "Runner", "guest", "install", "new_event_loop"),
     "outcome": ("Outcome",),
+    "checkpoints": ("checkpoint",),
+    "offload": (
+        "OffloadStats",
+        "OffloadTimeout",
+        "blocking",
+        "check_cancelled",
+        "offload_limiter",
+        "offload_stats",
+        "run_blocking",
+    ),
+    "thread_iterators": ("ThreadIterator", "ThreadIteratorStats", "iter_in_thread"),
+    "worker_processes": ("WorkerDied",),
     "policies": (
         "AttemptTimeout",
         "Policy",

@@ -232,6 +232,11 @@ def _awaitable(
     return call
 
 
+def submit(job: Job) -> None:
+    """Have a thread do a job, whose permit is there. For modules of this package."""
+    _thread.pool.submit(job)
+
+
 # --- what is not asked for often --------------------------------------------------------------------
 
 
@@ -314,11 +319,9 @@ async def _leave(job: Job, call: ForeignCall | None, on_cancel: str, cancelled: 
         return
     if on_cancel == "kill" and call is not None:
         call.kill()
-    while not job.done and not job.expired:
-        job.future = job.loop.create_future()
-        # However often it is cancelled: it is, in the end.
-        with contextlib.suppress(asyncio.CancelledError):
-            await job.future
+    # However often it is cancelled meanwhile: it is, in the end.
+    with contextlib.suppress(asyncio.CancelledError):
+        await job.outlast()
     if not job.done:
         _abandon(job, call)
     elif job.error is not None and not isinstance(job.error, asyncio.CancelledError):

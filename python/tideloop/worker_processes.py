@@ -11,6 +11,7 @@ ends when its end of the pipe says that the parent is gone. It does not hear Ctr
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import os
@@ -24,12 +25,16 @@ from collections.abc import Callable
 from multiprocessing import connection, get_context
 from typing import Any, cast
 
-from tideloop.worker_threads import Worker
+from tideloop.worker_threads import Worker, close_all
 
 __all__ = ["ProcessCall", "RemoteTraceback", "WorkerDied", "serve"]
 
 # Seconds in which an idle process has to end once its pipe is closed.
 _PATIENCE = 1.0
+
+
+# Once more, since multiprocessing, which was imported after that module, would first wait for each process that works.
+atexit.register(close_all)
 
 
 class WorkerDied(RuntimeError):

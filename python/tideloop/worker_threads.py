@@ -39,7 +39,7 @@ from typing import Any, Protocol
 
 from tideloop.limits import Limiter
 
-__all__ = ["ForeignCall", "Job", "Tool", "Worker", "WorkerPool"]
+__all__ = ["ForeignCall", "Job", "Tool", "Worker", "WorkerPool", "close_all"]
 
 _log = logging.getLogger("tideloop.offload")
 
@@ -138,6 +138,19 @@ class Job:
             self.future.set_result(None)
         elif self.abandoned:
             self.report()
+
+    async def outlast(self) -> None:
+        """Wait for its end, or until it takes too long. If cancelled meanwhile, raise that when it has come."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self.done and not self.expired:
+            if self.future.done():
+                self.future = self.loop.create_future()
+            try:
+                await self.future
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def expire(self) -> None:
         """It takes too long; called on the loop."""
@@ -264,7 +277,8 @@ class WorkerPool:
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """The interpreter exits: end all threads that are idle, and what can be ended of the others."""
     for pool in list(_pools):
         pool.close()
 
@@ -274,6 +288,6 @@ def _forget_all() -> None:
         pool.forget()
 
 
-atexit.register(_close_all)
+atexit.register(close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
