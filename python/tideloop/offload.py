@@ -255,7 +255,9 @@ def _checked(kind: str, on_cancel: str) -> _Kind:
         raise ValueError(f"on_cancel='kill' is for kind='process': a {kind} cannot be killed")
     if kind == "interpreter" and sys.version_info < (3, 14):
         here_is = ".".join(map(str, sys.version_info[:3]))
-        raise RuntimeError(f"kind='interpreter' needs Python 3.14 or newer (concurrent.interpreters); this is {here_is}")
+        raise RuntimeError(
+            f"kind='interpreter' needs Python 3.14 or newer (concurrent.interpreters); this is {here_is}"
+        )
     return here
 
 

@@ -207,5 +207,3 @@ def iter_in_thread(
     Cancelling a step loses no item. Belongs to the loop that has taken the first item.
     """
     return ThreadIterator(source, buffer, limit, name)
-
-

@@ -84,7 +84,7 @@ class ProcessCall:
         except (EOFError, OSError) as error:
             worker.tool = None
             code = process.reap()
-            if self._killed:
+            if process.killed:
                 raise asyncio.CancelledError from None
             raise WorkerDied(f"process {process.pid}, which did {self.title!r}, {_ending(code)}") from error
         finally:
@@ -115,6 +115,8 @@ class _WorkerProcess:
         self._lock = threading.Lock()
         self._pidfd: int | None = None
         self._poll: Any = None
+        # By us: then nobody has to be told.
+        self.killed = False
         try:
             self._process = context.Process(target=serve, args=(theirs,), name=name)
             self._process.start()
@@ -160,10 +162,16 @@ class _WorkerProcess:
 
     def kill(self) -> None:
         """End it at once. From any thread."""
-        with self._lock:  # Its number may be somebody else's after it was reaped.
-            if self._pipe.closed or self._process.exitcode is not None:
+        with self._lock:
+            if self._pipe.closed:
                 return
-            self._process.kill()
+            self.killed = True
+            if self._pidfd is not None:
+                # Its number may be another process's if its thread has just seen it end; the descriptor never is.
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            else:
+                self._process.kill()
 
     def close(self) -> None:
         """Let it end: it has nothing to do."""
