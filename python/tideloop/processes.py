@@ -276,11 +276,9 @@ class Process:
         self._options: dict[str, Any] = {
             "cwd": cwd,
             "env": env,
-            "stdin": _choice("stdin", stdin, {"pipe": subprocess.PIPE, "null": subprocess.DEVNULL, "inherit": None}),
+            "stdin": _choice("stdin", stdin, _INPUTS),
             "stdout": subprocess.PIPE,
-            "stderr": _choice(
-                "stderr", stderr, {"pipe": subprocess.PIPE, "stdout": subprocess.STDOUT, "inherit": None}
-            ),
+            "stderr": _choice("stderr", stderr, _ERRORS),
         }
         if sys.platform != "win32":
             self._options["start_new_session"] = True
@@ -326,10 +324,11 @@ class Process:
             start = loop.subprocess_exec(lambda: protocol, *self.args, **self._options)
         # Cancelled in the middle, a loop ends the child alone, and not what that has started meanwhile.
         starting = loop.create_task(start)
+        starting.add_done_callback(lambda _: self._changed())
         cancelled: asyncio.CancelledError | None = None
         while not starting.done():
             try:
-                await asyncio.wait([starting])
+                await self._change()
             except asyncio.CancelledError as error:
                 cancelled = error
         failed = starting.exception()
@@ -810,7 +809,7 @@ def _command(cmd: Command, shell: bool) -> Command:
     return tuple(cast("Sequence[str | bytes | os.PathLike[str]]", cmd))
 
 
-def _choice(name: str, value: str, choices: dict[str, int | None]) -> int | None:
+def _choice(name: str, value: str, choices: Mapping[str, int | None]) -> int | None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     return choices[value]

@@ -76,8 +76,12 @@ class ProcessLoop(LoopBase):
                 try:
                     watcher = events.get_child_watcher()
                 except NotImplementedError:  # a policy without watchers
-                    return _can_open_pidfds()
-        return type(watcher).__name__ in _DEFAULT_WATCHERS and _can_open_pidfds()
+                    return self._has_pidfds()
+        return type(watcher).__name__ in _DEFAULT_WATCHERS and self._has_pidfds()
+
+    def _has_pidfds(self) -> bool:
+        """Whether there are process descriptors. Once there was one, _watch_child() knows what to do without."""
+        return self._pidfds is not None or _can_open_pidfds()
 
     def _watch_child(self, transport: Any) -> None:
         pid = transport.get_pid()
@@ -123,7 +127,7 @@ class ProcessLoop(LoopBase):
 
 
 def _can_open_pidfds() -> bool:
-    """Asked each time: it costs two system calls, and a sandbox may come between."""
+    """Asked until a loop has had one: it costs two system calls."""
     if sys.platform != "linux":
         return False
     try:
