@@ -76,6 +76,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};
     #[pymodule_export]
+    use crate::toolkit::checkpoint::{Checkpoint, checkpoint};
+    #[pymodule_export]
     use crate::toolkit::group::GroupCore;
     #[pymodule_export]
     use crate::toolkit::limiter::{ClaimCore, LimitsCore};

@@ -9,6 +9,7 @@
 pub mod adaptive;
 pub mod arrival;
 pub mod channel;
+pub mod checkpoint;
 pub mod group;
 pub mod limiter;
 pub mod rate;
