@@ -426,6 +426,59 @@ def functions(**contenders: Callable[[int], Awaitable[None]]) -> dict[str, Make]
     return {name: (lambda function=function: function) for name, function in contenders.items()}  # type: ignore[misc]
 
 
+# --- off the loop --------------------------------------------------------------------------------
+
+
+def nothing_that_blocks() -> None:
+    pass
+
+
+async def to_thread(count: int) -> None:
+    for _ in range(count):
+        await asyncio.to_thread(nothing_that_blocks)
+
+
+async def run_blocking(count: int) -> None:
+    for _ in range(count):
+        await tideloop.run_blocking(nothing_that_blocks)
+
+
+async def anyio_to_thread(count: int) -> None:
+    run_sync = importlib.import_module("anyio.to_thread").run_sync
+    for _ in range(count):
+        await run_sync(nothing_that_blocks)
+
+
+async def elapsed(function: Callable[[int], Awaitable[Any]], count: int) -> Sample:
+    """As done(), and how long it took: two threads that take turns also wait."""
+    await function(10)
+    began = time.perf_counter()
+    sample = await done(function, count)
+    sample["wall ns"] = (time.perf_counter() - began) / count * 1e9
+    return sample
+
+
+async def sleep_zero(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def checkpoints(count: int) -> None:
+    for _ in range(count):
+        await tideloop.checkpoint(3600)
+
+
+async def each_to_thread(count: int) -> None:
+    items = iter(range(count))
+    while await asyncio.to_thread(next, items, None) is not None:
+        pass
+
+
+async def iterated_in_thread(count: int) -> None:
+    async for _ in tideloop.iter_in_thread(range(count), buffer=64):
+        pass
+
+
 # --- adaptive limits -----------------------------------------------------------------------------
 
 SHARE = Metric("share of the best static limit", ".3f", lower_is_better=False)
@@ -498,6 +551,18 @@ ROWS = [
         functions(**{"asyncio.TaskGroup": task_group, "tideloop.group": our_group}),
         done,
         goal="1.8 times less than asyncio",
+    ),
+    Row(
+        "offload",
+        "a function that does nothing, in a thread",
+        3_000,
+        {
+            **functions(**{"asyncio.to_thread": to_thread, "tideloop.run_blocking": run_blocking}),
+            "anyio.to_thread": needing("anyio", anyio_to_thread),
+        },
+        elapsed,
+        goal="20 µs",
+        metrics=(NS, Metric("wall ns")),
     ),
     Row(
         "adaptive",
@@ -587,5 +652,18 @@ ROWS = [
             "tideloop.RateLimiter, batch=256": rate_limiter(256),
         },
         closing(enter_and_leave),
+        "iterate",
+        "the items of an iterator that blocks",
+        3_000,
+        functions(**{"asyncio.to_thread(next)": each_to_thread, "tideloop.iter_in_thread": iterated_in_thread}),
+        elapsed,
+        metrics=(NS, Metric("wall ns")),
+    ),
+    Row(
+        "checkpoint",
+        "others have their turn if it is time, and it is not",
+        50_000,
+        functions(**{"asyncio.sleep(0)": sleep_zero, "tideloop.checkpoint": checkpoints}),
+        done,
     ),
 ]

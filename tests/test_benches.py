@@ -71,6 +71,11 @@ ROWS = [
     *GOALS,
     *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
     *("group_limit", "group_cancel", "timeout", "shared_crowd", "shared_rate"),
+GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "offload", "adaptive"]
+ROWS = [
+    *GOALS,
+    *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
+    *("group_limit", "group_cancel", "timeout", "iterate", "checkpoint"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""checkpoint(): a place in a computation where others may have their turn. Native, since it stands in innermost loops."""
+"""checkpoint(): a place in a computation where others may have their turn. Native: it stands in innermost loops."""
 
 from __future__ import annotations
 

@@ -101,22 +101,22 @@ async def run_blocking(
 ) -> _T:
     """Call ``fn(*args)`` in a thread, and return what it returns; what it raises is raised.
 
-    With `kind` "process" or "interpreter" (Python 3.14 on) it is called in a process or an interpreter of its
-    own, which work beside this one's lock; `fn`, `args` and the result must be such as pickle takes. In a thread `fn` sees
+    With `kind` "process" or "interpreter" (Python 3.14 on) it is called in a process or an interpreter of its own,
+    which work beside this one's lock; `fn`, `args` and the result must be such as pickle takes. In a thread `fn` sees
     the caller's context variables.
 
     `limit` is whose permit the call holds until it has really ended, also after its caller has left; without it that of
     the kind, see offload_limiter(). Waiting for the permit is first come, first served; a caller who is cancelled while
     he waits, or before a thread has begun, has called nothing.
 
-    Cancelled later, with `on_cancel` "wait" it waits for the end of the work and is cancelled then; what `fn` has raised
-    is the cancellation's cause. With "abandon" it is cancelled at once, and the work goes on by itself; its failure is
-    logged to ``tideloop.offload``. With "kill", for processes, the process is killed. In a thread `fn` may ask by
-    check_cancelled().
+    Cancelled later, with `on_cancel` "wait" it waits for the end of the work and is cancelled then; what `fn` has
+    raised is the cancellation's cause. With "abandon" it is cancelled at once, and the work goes on by itself; its
+    failure is logged to ``tideloop.offload``. With "kill", for processes, the process is killed. In a thread `fn` may
+    ask by check_cancelled().
 
     `timeout` is in seconds, from when it has its permit. After it OffloadTimeout is raised: a process is killed and
-    replaced, anything else goes on as if it was abandoned. The deadline() of the caller's context counts as well, also for
-    the time in which it waits for the permit, and raises DeadlineExceeded.
+    replaced, anything else goes on as if it was abandoned. The deadline() of the caller's context counts as well, also
+    for the time in which it waits for the permit, and raises DeadlineExceeded.
 
     Raises WorkerDied if a worker process ends by itself or is killed by somebody else, and RuntimeError when no
     thread can be started.
@@ -184,8 +184,8 @@ def blocking(
 ) -> Any:
     """Make a function that blocks one to await: ``@tideloop.blocking`` or ``@tideloop.blocking(limit=4)``.
 
-    The options are those of run_blocking(); a number as `limit` is a limit of the function's own, called `name`. That is
-    also its attribute ``limiter``, None if it shares that of its kind. The function itself is ``__wrapped__``.
+    The options are those of run_blocking(); a number as `limit` is a limit of the function's own, called `name`. That
+    is also its attribute ``limiter``, None if it shares that of its kind. The function itself is ``__wrapped__``.
     """
     if fn is None:
         return lambda fn: _awaitable(fn, limit, kind, on_cancel, timeout, name)

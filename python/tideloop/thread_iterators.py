@@ -1,8 +1,9 @@
 """iter_in_thread(): the items of an iterator that blocks, to ``async for``.
 
-A thread takes the items and puts them into a channel of bounded size, so it is ahead of the loop by as many items, and no
-more; a batch of them costs one wake-up. It knows the channel, not the asynchronous iterator: when nobody has that any more,
-the channel's receiving end is closed, the thread hears of it at its next item, closes the blocking iterator, and is free.
+A thread takes the items and puts them into a channel of bounded size, so it is ahead of the loop by as many items, and
+no more; a batch of them costs one wake-up. It knows the channel, not the asynchronous iterator: when nobody has that
+any more, the channel's receiving end is closed, the thread hears of it at its next item, closes the blocking iterator,
+and is free.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ def iter_in_thread(
 ) -> ThreadIterator[_T]:
     """The items of an iterable that blocks, taken in a thread: ``async for line in iter_in_thread(open(path)): ...``.
 
-    `source` is an iterable, or a function that returns one, which is then called in the thread as well. The thread is at most
-    `buffer` items ahead, and another one that it holds. It has a permit of `limit` until it has ended, see
+    `source` is an iterable, or a function that returns one, which is then called in the thread as well. The thread is
+    at most `buffer` items ahead, and another one that it holds. It has a permit of `limit` until it has ended, see
     run_blocking(). What the iterable raises is raised, after the items that were before it.
 
     Who stops early leaves an ``async with`` around it, or calls aclose(): that waits until the thread has let go of the

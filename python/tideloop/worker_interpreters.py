@@ -1,8 +1,8 @@
 """Interpreters that work for run_blocking(kind="interpreter"): each belongs to a thread of the pool. Python 3.14 on.
 
-An interpreter has a lock of its own, so what computes there runs beside this one, in the same process. It shares nothing:
-functions are found by their names, arguments and results go through pickle. Modules that do not know of interpreters,
-tideloop's own among them, cannot be imported there.
+An interpreter has a lock of its own, so what computes there runs beside this one, in the same process. It shares
+nothing: functions are found by their names, arguments and results go through pickle. Modules that do not know of
+interpreters, tideloop's own among them, cannot be imported there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Processes that work for run_blocking(kind="process"): each belongs to a thread of the pool, which waits for it.
 
-So there is one mechanism for permits, cancellation and idle times, that of the threads, and no pool that can break: if a
-process ends, the one call that it was doing fails, and its thread starts another process for the next. It also
-makes killing simple: the process of a call is known, and nobody else's work is in it.
+So there is one mechanism for permits, cancellation and idle times, that of the threads, and no pool that can break: if
+a process ends, the one call that it was doing fails, and its thread starts another process for the next. It also makes
+killing simple: the process of a call is known, and nobody else's work is in it.
 
 A process is started anew ("spawn"), not forked: a copy of a process that has threads may hold their locks for ever. It
 ends when its end of the pipe says that the parent is gone. It does not hear Ctrl-C, which is for the program to decide.

@@ -1,8 +1,8 @@
 """The threads behind run_blocking(): WorkerPool, Job.
 
-A pool starts a thread when there is work and nobody is idle, and a thread that has been idle for some seconds ends. How
-many there may be is not its business: whoever has a permit gets a thread, so there is no queue of work here, and nothing
-that a cancelled caller would have to be taken out of.
+A pool starts a thread when there is work and nobody is idle, and a thread that has been idle for some seconds ends.
+How many there may be is not its business: whoever has a permit gets a thread, so there is no queue of work here, and
+nothing that a cancelled caller would have to be taken out of.
 
 Who touches what, and why that is safe
 --------------------------------------

@@ -1,4 +1,4 @@
-"""checkpoint(): others have their turn, and not too often. Its clock is the system's, so only what holds of any is asked."""
+"""checkpoint(): others have their turn, and not too often. Its clock is the system's: asked is what holds of any."""
 
 from __future__ import annotations
 

@@ -63,3 +63,12 @@ def test_word_count(loop):
     assert words == "400000 words"
     assert numbers == "10 3 2"
     assert late == "'echo begun; sleep 1000' was not done in 0.5 s and was ended"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_off_the_loop(loop):
+    passed, digests, chain, primes = example("off_the_loop.py", f"--loop={loop}").splitlines()
+    assert passed == "a thousand is passed at 45"
+    assert len(set(digests.split())) == 2
+    assert chain == "longest chain from 2919"
+    assert primes == "primes 430"

@@ -114,7 +114,7 @@ def test_an_idle_process_that_was_killed_is_replaced(run):
     async def main():
         first = await run_blocking(os.getpid, kind="process")
         os.kill(first, signal.SIGKILL)
-        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  # it is being killed
         assert await run_blocking(os.getpid, kind="process") != first
 
     run(main())

@@ -65,11 +65,10 @@ async def test_a_function_is_called_in_the_thread(loop):
 
 
 async def test_errors_come_after_the_items_before_them(loop):
-    got = []
+    items = iter_in_thread(Source(3, LookupError("no more")), buffer=8)
+    assert [await anext(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(LookupError, match="no more"):
-        async for item in iter_in_thread(Source(3, LookupError("no more")), buffer=8):
-            got.append(item)  # noqa: PERF401
-    assert got == [0, 1, 2]
+        await anext(items)
 
     def fail():
         raise LookupError("none at all")
