@@ -122,7 +122,12 @@ async def run_blocking(
     thread can be started.
     """
     here = _thread if kind == "thread" and on_cancel == "wait" else _checked(kind, on_cancel)
-    limiter = here.limiter if limit is None else limit
+    if limit is None:
+        limiter = here.limiter
+    elif isinstance(limit, Limiter):
+        limiter = limit
+    else:
+        raise TypeError(f"limit must be a Limiter, not {limit!r}; a number can be given to blocking()")
     loop = asyncio.get_running_loop()
     call = None if kind == "thread" else _foreign(kind, fn, args)
     allowed = remaining() if timeout is None else min(seconds("timeout", timeout), remaining())

@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, process
 from typing import Any, cast
 
 from tideloop.worker_threads import Worker, close_all
@@ -58,7 +58,7 @@ class ProcessCall:
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.title = fn
         self._work = (_portable(fn), args)
-        self._process: _WorkerProcess | None = None
+        self._tool: _WorkerProcess | None = None
         self._killed = False
 
     def run(self) -> Any:
@@ -69,30 +69,36 @@ class ProcessCall:
         except Exception as error:
             error.add_note(f"{self.title!r} and its arguments go to another process, so pickle has to take them")
             raise
-        process = cast("_WorkerProcess | None", worker.tool)
-        if process is None or not process.is_alive():
-            if process is not None:
+        tool = cast("_WorkerProcess | None", worker.tool)
+        if tool is None or not tool.is_alive():
+            if tool is not None:
                 worker.tool = None
-                process.close()
-            process = worker.tool = _WorkerProcess(worker.name)
+                tool.close()
+            tool = worker.tool = _WorkerProcess(worker.name)
         # First this, then the look: kill() does it the other way round, so that one of them sees the other.
-        self._process = process
-        if self._killed:
-            raise asyncio.CancelledError
+        self._tool = tool
+        tool.begin(self)
         try:
-            reply = process.ask(work)
+            if self._killed:
+                raise asyncio.CancelledError
+            reply = tool.ask(work)
         except (EOFError, OSError) as error:
             worker.tool = None
-            code = process.reap()
-            if process.killed:
+            code = tool.reap()
+            if tool.killed:
                 raise asyncio.CancelledError from None
-            raise WorkerDied(f"process {process.pid}, which did {self.title!r}, {_ending(code)}") from error
+            raise WorkerDied(f"process {tool.pid}, which did {self.title!r}, {_ending(code)}") from error
         finally:
-            self._process = None
+            # From here on kill() leaves it alone: it may work for another call.
+            tool.begin(None)
+            if tool.killed and worker.tool is not None:
+                # In the moment in which it was done.
+                worker.tool = None
+                tool.reap()
         try:
             done, value, text = pickle.loads(reply)
         except Exception as error:
-            error.add_note(f"what {self.title!r} has returned or raised in process {process.pid} cannot be unpickled")
+            error.add_note(f"what {self.title!r} has returned or raised in process {tool.pid} cannot be unpickled")
             raise
         if done:
             return value
@@ -102,8 +108,8 @@ class ProcessCall:
     def kill(self) -> None:
         """Kill the process, if it works for this call, or prevent it."""
         self._killed = True
-        if (process := self._process) is not None:
-            process.kill()
+        if self._tool is not None:
+            self._tool.kill(self)
 
 
 class _WorkerProcess:
@@ -115,6 +121,7 @@ class _WorkerProcess:
         self._lock = threading.Lock()
         self._pidfd: int | None = None
         self._poll: Any = None
+        self._call: ProcessCall | None = None
         # By us: then nobody has to be told.
         self.killed = False
         try:
@@ -134,6 +141,11 @@ class _WorkerProcess:
             self._poll = select.poll()
             self._poll.register(self._pipe.fileno(), select.POLLIN)
             self._poll.register(self._process.sentinel if self._pidfd is None else self._pidfd, select.POLLIN)
+
+    def begin(self, call: ProcessCall | None) -> None:
+        """It works for this call from now on, or for none."""
+        with self._lock:
+            self._call = call
 
     def is_alive(self) -> bool:
         """Whether it waits for work."""
@@ -160,10 +172,10 @@ class _WorkerProcess:
         self._release()
         return code
 
-    def kill(self) -> None:
-        """End it at once. From any thread."""
+    def kill(self, call: ProcessCall | None = None) -> None:
+        """End it at once, if it works for this call, or in any case. From any thread."""
         with self._lock:
-            if self._pipe.closed:
+            if self._pipe.closed or (call is not None and self._call is not call):
                 return
             self.killed = True
             if self._pidfd is not None:
@@ -184,6 +196,8 @@ class _WorkerProcess:
 
     def forget(self) -> None:
         """This is a forked child, and the process is its parent's."""
+        # Or multiprocessing tries to wait for it when the child exits, and complains that it cannot.
+        getattr(process, "_children", set()).discard(self._process)
         self._pipe.close()
         if self._pidfd is not None:
             os.close(self._pidfd)

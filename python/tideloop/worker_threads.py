@@ -194,7 +194,6 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Do one job after the other, until there was none for a while."""
         pool = self.pool
-        pool.workers.add(self)
         try:
             while (job := self.job) is not None:
                 begun = job.run()
@@ -229,6 +228,7 @@ class WorkerPool:
         self.workers: set[Worker] = set()
         self.started = 0
         self.closed = False
+        self._lock = threading.Lock()
         _pools.add(self)
 
     def submit(self, job: Job) -> None:
@@ -238,11 +238,21 @@ class WorkerPool:
         except IndexError:
             if self.closed:
                 raise RuntimeError(f"{job.title!r} cannot run in a thread: the interpreter exits") from None
-            Worker(self, job).start()
-            self.started += 1
+            self._start(Worker(self, job))
         else:
             worker.job = job
             worker.ready.release()
+
+    def _start(self, worker: Worker) -> None:
+        # Known before it runs: it may end, or the process be forked, at once.
+        self.workers.add(worker)
+        try:
+            worker.start()
+        except BaseException:
+            self.workers.discard(worker)
+            raise
+        with self._lock:
+            self.started += 1
 
     def leaves(self, worker: Worker) -> bool:
         """Whether an idle thread may end: nobody has taken it."""
@@ -269,7 +279,7 @@ class WorkerPool:
         for worker in self.workers:
             if worker.tool is not None:
                 worker.tool.forget()
-        self.idle, self.workers = [], set()
+        self.idle, self.workers, self._lock = [], set(), threading.Lock()
         for job in jobs:
             job.lose()
 

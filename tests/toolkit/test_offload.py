@@ -424,6 +424,8 @@ async def test_wrong_arguments(loop, options, error, complaint):
     with pytest.raises(error, match=complaint):
         tideloop.blocking(**options)(int)
     assert limiter.in_use == 0
+    with pytest.raises(TypeError, match="limit must be a Limiter, not 3"):
+        await run_blocking(int, limit=3)
     with pytest.raises(TypeError, match="functions that block"):
         tideloop.blocking(turns)
 

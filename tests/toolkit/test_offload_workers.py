@@ -224,3 +224,34 @@ def test_processes_end_with_the_program(last, tmp_path):
     else:
         assert done.returncode == -signal.SIGKILL
         os.kill(busy, signal.SIGKILL)
+
+
+FORK = """
+import asyncio, os, sys, tideloop
+
+async def main():
+    assert await tideloop.run_blocking(os.getpid, kind="process") != os.getpid()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    if not (child := os.fork()):
+        asyncio.run(main())
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_has_processes_of_its_own(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(FORK)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=25,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
