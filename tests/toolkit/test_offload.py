@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import inspect
 import logging
 import os
 import random
@@ -398,7 +399,7 @@ async def test_blocking(loop):
     gate.opened.set()
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
     assert gate.most == 2
-    assert (read.__name__, read.__doc__, asyncio.iscoroutinefunction(read)) == ("read", "Read.", True)
+    assert (read.__name__, read.__doc__, inspect.iscoroutinefunction(read)) == ("read", "Read.", True)
 
     @tideloop.blocking
     def plain():

@@ -79,7 +79,7 @@ def test_what_pickle_does_not_take(run):
     async def main():
         with pytest.raises(Exception, match="ickle") as caught:
             await run_blocking(lambda: 1, kind="process")
-        assert "so pickle has to take them" in caught.value.__notes__[0]
+        assert "so pickle has to take them" in caught.value.__notes__[-1]
         assert await run_blocking(int, kind="process") == 0
 
     run(main())
