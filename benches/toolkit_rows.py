@@ -7,12 +7,15 @@ of them took, set-up excluded, and whatever else the row tells.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import tideloop
@@ -449,6 +452,27 @@ async def anyio_to_thread(count: int) -> None:
         await run_sync(nothing_that_blocks)
 
 
+@functools.cache
+def process_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+async def in_process_pool(count: int) -> None:
+    loop = asyncio.get_running_loop()
+    for _ in range(count):
+        await loop.run_in_executor(process_pool(), nothing_that_blocks)
+
+
+async def run_in_process(count: int) -> None:
+    for _ in range(count):
+        await tideloop.run_blocking(nothing_that_blocks, kind="process")
+
+
+async def run_in_interpreter(count: int) -> None:
+    for _ in range(count):
+        await tideloop.run_blocking(int, kind="interpreter")
+
+
 async def elapsed(function: Callable[[int], Awaitable[Any]], count: int) -> Sample:
     """As done(), and how long it took: two threads that take turns also wait."""
     await function(10)
@@ -656,6 +680,17 @@ ROWS = [
         "the items of an iterator that blocks",
         3_000,
         functions(**{"asyncio.to_thread(next)": each_to_thread, "tideloop.iter_in_thread": iterated_in_thread}),
+        elapsed,
+        metrics=(NS, Metric("wall ns")),
+    ),
+    Row(
+        "process",
+        "a function that does nothing, in a process or an interpreter; CPU time of this process only",
+        1_000,
+        {
+            **functions(**{"ProcessPoolExecutor": in_process_pool, "tideloop.run_blocking, process": run_in_process}),
+            "tideloop.run_blocking, interpreter": needing("concurrent.interpreters", run_in_interpreter),
+        },
         elapsed,
         metrics=(NS, Metric("wall ns")),
     ),

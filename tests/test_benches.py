@@ -75,7 +75,7 @@ GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "offl
 ROWS = [
     *GOALS,
     *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
-    *("group_limit", "group_cancel", "timeout", "iterate", "checkpoint"),
+    *("group_limit", "group_cancel", "timeout", "iterate", "process", "checkpoint"),
 ]
 
 
