@@ -676,6 +676,8 @@ ROWS = [
             "tideloop.RateLimiter, batch=256": rate_limiter(256),
         },
         closing(enter_and_leave),
+    ),
+    Row(
         "iterate",
         "the items of an iterator that blocks",
         3_000,

@@ -66,16 +66,11 @@ def test_a_wrong_argument_is_refused(arguments, complaint):
 # --- the toolkit's ---------------------------------------------------------------------------------
 
 TOOLKIT = MICRO.with_name("toolkit.py")
-GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "adaptive", "shared"]
+GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "offload", "adaptive", "shared"]
 ROWS = [
     *GOALS,
     *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
-    *("group_limit", "group_cancel", "timeout", "shared_crowd", "shared_rate"),
-GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "offload", "adaptive"]
-ROWS = [
-    *GOALS,
-    *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
-    *("group_limit", "group_cancel", "timeout", "iterate", "process", "checkpoint"),
+    *("group_limit", "group_cancel", "timeout", "shared_crowd", "shared_rate", "iterate", "process", "checkpoint"),
 ]
 
 
