@@ -12,11 +12,7 @@ import tideloop
 from tideloop import Background, Restart
 
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, fail, forever, give, tasks_left, turns
-
-
-def now():
-    return asyncio.get_running_loop().time()
+from tests.toolkit.work import Boom, fail, forever, give, now, tasks_left, turns
 
 
 def test_tasks_are_kept_and_waited_for(kind):
@@ -328,3 +324,134 @@ def test_bad_arguments(kind):
             await background.__aenter__()
 
     harness.run(kind, main())
+
+
+class TestTheWayOut:
+    """Who is told of what, when a block, its tasks and somebody outside end it at once."""
+
+    def test_a_survivor_that_fails_after_all_harms_nobody(self, kind, caplog):
+        async def stubborn():
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                await asyncio.sleep(10)
+                raise Boom("late") from None
+
+        async def main():
+            async with Background(on_error="raise", grace=0, patience=1) as background:
+                background.spawn(stubborn, name="rock")
+                await turns(2)
+            await asyncio.sleep(20)
+            assert asyncio.current_task().cancelling() == 0
+            assert "'rock' has failed after its block was left" in caplog.text
+
+        harness.run(kind, main())
+
+    def test_errors_of_the_block_and_of_tasks_are_all_raised(self, kind):
+        async def bad():
+            try:
+                await forever()
+            finally:
+                raise Boom("task")
+
+        async def main():
+            with pytest.raises(ExceptionGroup) as caught:
+                async with Background(on_error="raise") as background:
+                    background.spawn(bad)
+                    await turns(2)
+                    raise KeyError("block")
+            assert [type(error) for error in caught.value.exceptions] == [KeyError, Boom]
+            assert asyncio.current_task().cancelling() == 0
+
+        harness.run(kind, main())
+
+    def test_a_cancellation_from_outside_comes_first(self, kind, caplog):
+        async def bad():
+            try:
+                await forever()
+            finally:
+                raise Boom("task")
+
+        async def block():
+            async with Background(on_error="raise") as background:
+                background.spawn(bad)
+                await forever()
+
+        async def main():
+            task = asyncio.ensure_future(block())
+            await turns(3)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            (record,) = caplog.records
+            assert isinstance(record.exc_info[1], Boom)
+
+        harness.run(kind, main())
+
+    def test_a_cancellation_while_an_exception_leaves_the_block_is_not_lost(self, kind):
+        async def slow():
+            try:
+                await forever()
+            finally:
+                await asyncio.sleep(1)
+
+        async def block():
+            async with Background() as background:
+                background.spawn(slow)
+                await turns(2)
+                raise Boom
+
+        async def main():
+            task = asyncio.ensure_future(block())
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+        harness.run(kind, main())
+
+    def test_clean_up_is_cancelled_once(self, kind):
+        cleaned = []
+
+        async def careful():
+            try:
+                await forever()
+            finally:
+                await asyncio.sleep(1)
+                cleaned.append(now())
+
+        async def main():
+            with pytest.raises(ExceptionGroup):
+                async with Background(on_error="raise") as background:
+                    background.spawn(careful)
+                    background.spawn(fail, "no", 2)
+                    await forever()
+            with pytest.raises(KeyError):
+                async with Background() as background:
+                    background.spawn(careful)
+                    await turns(2)
+                    background.cancel()
+                    await turns(2)
+                    raise KeyError
+            assert len(cleaned) == 2
+
+        harness.run(kind, main())
+
+    def test_what_waits_to_begin_again_is_told_when_it_drains(self, kind):
+        calls = []
+
+        async def work():
+            calls.append(now())
+            raise Boom
+
+        async def main():
+            told = []
+            restart = Restart(first=5, jitter=0)
+            async with Background(restart=restart, on_error=lambda task, error: told.append(error)) as background:
+                background.spawn(work)
+                await asyncio.sleep(1)
+                assert await background.drain(10) == (1, 0, ())
+            assert len(calls) == 1
+            assert [type(error) for error in told] == [Boom]
+
+        harness.run(kind, main())

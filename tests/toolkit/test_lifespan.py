@@ -54,6 +54,24 @@ class TestWithoutSignals:
         (record,) = caplog.records
         assert isinstance(record.exc_info[1], ZeroDivisionError)
 
+    def test_one_that_awaits_what_was_cancelled(self, caplog):
+        called = []
+
+        async def main():
+            task = asyncio.ensure_future(asyncio.get_running_loop().create_future())
+
+            async def stop():
+                task.cancel()
+                await task
+
+            tideloop.on_shutdown(lambda: called.append("after"), order=1)
+            tideloop.on_shutdown(stop)
+
+        tideloop.run(main())
+        assert called == ["after"]
+        (record,) = caplog.records
+        assert isinstance(record.exc_info[1], asyncio.CancelledError)
+
     def test_one_that_registers_another(self):
         called = []
 
@@ -115,6 +133,20 @@ class TestWithoutSignals:
         # asyncio.Runner's own error, which 3.14 has changed.
         with pytest.raises((TypeError, ValueError), match="coroutine"):
             tideloop.run(3, signals=["INT"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_signal_that_cannot_be_handled_starts_nothing():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    async def main():
+        raise AssertionError
+
+    coroutine = main()
+    with pytest.raises((OSError, RuntimeError, ValueError)):
+        tideloop.run(coroutine, signals=("TERM", "KILL"))
+    assert coroutine.cr_frame is None
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals to another process")
