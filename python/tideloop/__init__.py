@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.hedges import Hedge
+    from tideloop.keyed_pools import KeyedPool
     from tideloop.lifespan import run
     from tideloop.limits import (
         Claim,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from tideloop.loop import EventLoop, Guest, Runner, guest, install, new_event_loop
     from tideloop.outcome import Outcome
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
-    from tideloop.pools import KeyedPool, Lease, Pool, PoolClosed, PoolStats, PoolTimeout
+    from tideloop.pools import Lease, Pool, PoolClosed, PoolStats, PoolTimeout
     from tideloop.processes import (
         Capture,
         Process,
@@ -286,8 +287,8 @@ _HOMES = {
     "retries": ("Retry",),
     "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
     "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
+    "keyed_pools": ("KeyedPool",),
     "pools": (
-        "KeyedPool",
         "Lease",
         "Pool",
         "PoolClosed",

@@ -1,4 +1,4 @@
-"""What pools are tested with: resources with numbers, made and closed on a virtual clock, of which an account is kept."""
+"""What pools are tested with: resources with numbers, of which an account is kept; on a virtual clock."""
 
 from __future__ import annotations
 

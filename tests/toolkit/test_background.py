@@ -354,12 +354,15 @@ class TestTheWayOut:
             finally:
                 raise Boom("task")
 
+        async def block():
+            async with Background(on_error="raise") as background:
+                background.spawn(bad)
+                await turns(2)
+                raise KeyError("block")
+
         async def main():
             with pytest.raises(ExceptionGroup) as caught:
-                async with Background(on_error="raise") as background:
-                    background.spawn(bad)
-                    await turns(2)
-                    raise KeyError("block")
+                await block()
             assert [type(error) for error in caught.value.exceptions] == [KeyError, Boom]
             assert asyncio.current_task().cancelling() == 0
 
@@ -420,19 +423,25 @@ class TestTheWayOut:
                 await asyncio.sleep(1)
                 cleaned.append(now())
 
+        async def beside_one_that_fails():
+            async with Background(on_error="raise") as background:
+                background.spawn(careful)
+                background.spawn(fail, "no", 2)
+                await forever()
+
+        async def by_hand():
+            async with Background() as background:
+                background.spawn(careful)
+                await turns(2)
+                background.cancel()
+                await turns(2)
+                raise KeyError
+
         async def main():
             with pytest.raises(ExceptionGroup):
-                async with Background(on_error="raise") as background:
-                    background.spawn(careful)
-                    background.spawn(fail, "no", 2)
-                    await forever()
+                await beside_one_that_fails()
             with pytest.raises(KeyError):
-                async with Background() as background:
-                    background.spawn(careful)
-                    await turns(2)
-                    background.cancel()
-                    await turns(2)
-                    raise KeyError
+                await by_hand()
             assert len(cleaned) == 2
 
         harness.run(kind, main())

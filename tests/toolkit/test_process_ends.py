@@ -57,9 +57,10 @@ class TestReaders:
     async def test_one_who_writes_to_a_child_that_waits_for_him(self, loop):
         async with Process(["cat"], grace=0) as process:
             await process.write(b"x\n")
+            lines = process.lines()
+            await anext(lines)
             with pytest.raises(RuntimeError, match="waits for its output to be read"):
-                async for _ in process.lines():
-                    await process.write(b"x" * (8 * MIB))
+                await process.write(b"x" * (8 * MIB))
 
 
 class TestLimits:
@@ -78,8 +79,7 @@ class TestLimits:
         await gone(*pids)
 
     async def test_a_deadline_keeps_what_was_left(self, loop):
-        with pytest.raises(tideloop.DeadlineExceeded) as caught:
-            with tideloop.deadline(0.2):
-                await run_process(f"echo partial; {FOREVER}", shell=True)
+        with pytest.raises(tideloop.DeadlineExceeded) as caught, tideloop.deadline(0.2):
+            await run_process(f"echo partial; {FOREVER}", shell=True)
         result = caught.value.__cause__.result
         assert (result.stdout, result.returncode) == (b"partial\n", -signal.SIGTERM)
