@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Survivor,
     )
     from tideloop.breakers import Breaker, BreakerOpen, BreakerStats
+    from tideloop.captures import Capture
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
     from tideloop.gathering import first_ok, gather, race
@@ -65,15 +66,9 @@ if TYPE_CHECKING:
     from tideloop.outcome import Outcome
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
     from tideloop.pools import Lease, Pool, PoolClosed, PoolStats, PoolTimeout
-    from tideloop.processes import (
-        Capture,
-        Process,
-        ProcessError,
-        ProcessResult,
-        ProcessStats,
-        ProcessTimeout,
-        run_process,
-    )
+    from tideloop.process_results import ProcessError, ProcessResult, ProcessStats, ProcessTimeout
+    from tideloop.process_runs import run_process
+    from tideloop.processes import Process
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.redis_store import RedisStore, StoreUnavailable
@@ -252,15 +247,10 @@ _HOMES = {
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
     "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
     "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
-    "processes": (
-        "Capture",
-        "Process",
-        "ProcessError",
-        "ProcessResult",
-        "ProcessStats",
-        "ProcessTimeout",
-        "run_process",
-    ),
+    "captures": ("Capture",),
+    "process_results": ("ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout"),
+    "process_runs": ("run_process",),
+    "processes": ("Process",),
     "shutdown": ("on_shutdown", "request_shutdown", "stopping"),
     "breakers": (
         "Breaker",

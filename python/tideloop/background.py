@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import weakref
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
 
 from tideloop import accelerated
 from tideloop.cancellation import Request
+from tideloop.changes import Changes
 from tideloop.durations import seconds
 from tideloop.limits import Limiter
 
@@ -126,7 +128,9 @@ class Background:
         self._grace = grace if grace is None else seconds("grace", grace)
         self._patience = seconds("patience", patience)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._ended = Changes()
+        # Those of the tasks that wait for the others to end; they do not wait for each other.
+        self._drainers: set[asyncio.Task[Any]] = set()
         self._entered = self._closed = self._left = False
         self._asked: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._parent: Request | None = None
@@ -200,20 +204,32 @@ class Background:
     async def drain(self, timeout: float | None = None, then: Literal["cancel", "leave"] = "cancel") -> Drained:  # noqa: ASYNC109
         """Take nothing new, and wait for what runs: at most `timeout` seconds, None is for ever.
 
-        What runs then is cancelled, or left alone with `then` "leave". Returns who ended how. The task that asks is not
-        waited for, if it is one of those. Cancelled, it stops waiting; nothing new is taken all the same.
+        What runs then is cancelled, or left alone with `then` "leave". Returns who ended how. If the task that asks is
+        one of those, neither it nor others of those that drain are waited for. Cancelled, it stops waiting; nothing new
+        is taken all the same.
         """
         if then not in ("cancel", "leave"):
             raise ValueError(f"then must be 'cancel' or 'leave', not {then!r}")
         limit = None if timeout is None else seconds("timeout", timeout)
         self._closed = True
+        task = asyncio.current_task()
+        if task is None or task not in self._tasks or task in self._drainers:
+            return await self._drain(limit, then)
+        self._drainers.add(task)
+        self._ended.tell()
+        try:
+            return await self._drain(limit, then)
+        finally:
+            self._drainers.discard(task)
+
+    async def _drain(self, limit: float | None, then: Literal["cancel", "leave"]) -> Drained:
         loop = asyncio.get_running_loop()
         before = len(self._others())
-        await self._settle(None if limit is None else loop.time() + limit)
+        await self._settle(math.inf if limit is None else loop.time() + limit)
         late = self._others()
         finished = before - len(late)
         if late and then == "cancel":
-            self.cancel()
+            self._cancel(late)
             await self._settle(loop.time() + self._patience)
         survivors = tuple(Survivor(task.get_name(), _stack(task)) for task in self._others())
         for survivor in survivors if then == "cancel" else ():
@@ -221,8 +237,12 @@ class Background:
         return Drained(finished, len(late) - len(survivors), survivors)
 
     def cancel(self) -> None:
-        """Cancel all tasks. They can be waited for by drain()."""
-        for task in self._others():
+        """Cancel all tasks, but the one that asks. They can be waited for by drain()."""
+        current = asyncio.current_task()
+        self._cancel([task for task in self._tasks if task is not current])
+
+    def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
             if task not in self._asked:
                 self._asked.add(task)
                 task.cancel()
@@ -269,8 +289,7 @@ class Background:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        for waiter in self._waiters:
-            _wake(waiter)
+        self._ended.tell()
         if task.cancelled():
             self._cancelled += 1
             return
@@ -296,28 +315,18 @@ class Background:
 
     # --- ending -----------------------------------------------------------------------------
 
-    def _others(self) -> list[asyncio.Task[Any]]:
-        current = asyncio.current_task()
-        return [task for task in self._tasks if task is not current]
+    def _excluded(self) -> set[asyncio.Task[Any]]:
+        """Whom this one does not wait for: if he is one of the tasks, those that drain, of whom he is one."""
+        return self._drainers if asyncio.current_task() in self._tasks else set()
 
-    async def _settle(self, deadline: float | None) -> None:
+    def _others(self) -> list[asyncio.Task[Any]]:
+        return list(self._tasks - self._excluded())
+
+    async def _settle(self, deadline: float) -> None:
         """Wait until all have ended, or until a time of the loop."""
         loop = asyncio.get_running_loop()
-        while self._others() and (deadline is None or loop.time() < deadline):
-            waiter = loop.create_future()
-            self._waiters.add(waiter)
-            timer = None if deadline is None else loop.call_at(deadline, _wake, waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
-                if timer is not None:
-                    timer.cancel()
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        while len(self._tasks) > len(self._excluded()) and loop.time() < deadline:
+            await self._ended.wait(deadline)
 
 
 def _stack(task: asyncio.Task[Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Literal
@@ -79,8 +80,11 @@ class Retry:
         if self.budget is not None:
             self._tokens = min(self._tokens + self.budget, self.reserve)
 
-    def pause(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the next attempt after so many failures; None if there is none. Takes it from the budget."""
+    def pause(self, error: Exception, failures: int, left: float = math.inf) -> float | None:
+        """Seconds until the next attempt after so many failures, with so many seconds left for all.
+
+        None if there is none. Takes it from the budget.
+        """
         if isinstance(error, BreakerOpen) or (self.attempts is not None and failures >= self.attempts):
             return None
         if not matches(self.on, error):
@@ -88,16 +92,20 @@ class Retry:
         asked = self.retry_after(error)
         if asked is not None and asked > self.longest:
             return None
-        if self.budget is not None:
-            if self._tokens < 1:
-                return None
-            self._tokens -= 1
+        if self.budget is not None and self._tokens < 1:
+            return None
         pause = min(self.first * self.factor ** min(failures - 1, 64), self.longest)
         if self.jitter == "full":
             pause *= random.random()  # spreads, hides nothing
         else:
             pause *= 1 + self.jitter * (2 * random.random() - 1)
-        return pause if asked is None else max(pause, asked)
+        if asked is not None:
+            pause = max(pause, asked)
+        if pause >= left:
+            return None
+        if self.budget is not None:
+            self._tokens -= 1
+        return pause
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -204,6 +204,44 @@ def test_drain_asked_for_by_one_of_its_tasks(kind):
     harness.run(kind, main())
 
 
+def test_drain_asked_for_by_several_of_its_tasks(kind):
+    async def main():
+        began = now()
+        async with Background() as background:
+
+            async def ask(limit):
+                await asyncio.sleep(1)
+                return await background.drain(limit)
+
+            background.spawn(asyncio.sleep, 5)
+            tasks = [background.spawn(ask, limit) for limit in (None, None, 3)]
+            for task in tasks:
+                # The third has what still runs cancelled, but not those that drain as it does.
+                assert (await task)[2] == ()
+            assert now() - began == pytest.approx(4)
+        assert background.stats()[2:5] == (3, 0, 1)
+
+    harness.run(kind, main())
+
+
+def test_cancel_asked_for_by_one_of_its_tasks(kind):
+    async def main():
+        async with Background() as background:
+
+            async def ask():
+                await turns(3)
+                background.cancel()
+                return "done"
+
+            draining = background.spawn(background.drain)
+            task = background.spawn(ask)
+            assert await task == "done"
+            await asyncio.wait([draining])
+            assert draining.cancelled()
+
+    harness.run(kind, main())
+
+
 def test_several_drain_at_once(kind):
     async def main():
         async with Background() as background:

@@ -135,6 +135,22 @@ class TestWithoutSignals:
             tideloop.run(3, signals=["INT"])
 
 
+def test_signals_are_handled_as_before_in_the_end():
+    async def main():
+        assert signal.getsignal(signal.SIGTERM) is not handler
+
+    def handler(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handler), signal.getsignal(signal.SIGINT)
+    try:
+        tideloop.run(main(), signals=("TERM", "INT", "TERM"))
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is before[1]
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_signal_that_cannot_be_handled_starts_nothing():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

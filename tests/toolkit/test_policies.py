@@ -8,7 +8,7 @@ import math
 
 import pytest
 import tideloop
-from tideloop import Breaker, Hedge, Limiter, Retry, policy
+from tideloop import AdaptiveLimiter, Breaker, Hedge, Limiter, Retry, policy
 
 from tests.toolkit import harness
 from tests.toolkit.work import Boom, Flaky, fail, forever, give, now, turns
@@ -102,6 +102,16 @@ class TestRetry:
 
         harness.run(kind, main())
 
+    def test_a_retry_that_the_deadline_forbids_costs_no_budget(self, kind):
+        async def main():
+            retry = Retry(first=10, longest=10, jitter=0, budget=0, reserve=1)
+            for _ in range(5):
+                with pytest.raises(Boom):
+                    await policy(retry=retry, deadline=5).call(fail)
+            assert await policy(retry=retry, deadline=50).call(Flaky(1)) == "answer"
+
+        harness.run(kind, main())
+
     def test_full_jitter_spreads(self):
         retry = Retry(first=8, longest=8)
         pauses = [retry.pause(Boom(), 1) for _ in range(500)]
@@ -139,6 +149,25 @@ class TestTimeout:
             guarded = policy(timeout=2, limit=limiter)
             await asyncio.gather(*(guarded.call(asyncio.sleep, 1.5) for _ in range(5)))
             assert limiter.stats().in_use == 0
+
+        harness.run(kind, main())
+
+    def test_tells_a_limit_that_learns(self, kind):
+        async def main():
+            limiter = AdaptiveLimiter()
+            guarded = policy(timeout=2, limit=limiter)
+            with pytest.raises(tideloop.AttemptTimeout):
+                await guarded.call(forever)
+            with pytest.raises(tideloop.AttemptTimeout):
+                async with guarded:
+                    await forever()
+            await guarded.call(give, 1)
+            task = asyncio.ensure_future(guarded.call(forever))
+            await turns(2)
+            task.cancel()
+            await asyncio.wait([task])
+            stats = limiter.stats()
+            assert (stats.ok, stats.dropped, stats.ignored) == (1, 2, 1)
 
         harness.run(kind, main())
 

@@ -40,7 +40,77 @@ class TestDaemons:
         os.kill(int(result.stdout), signal.SIGKILL)
 
 
+class TestTheUnkillable:
+    """A program of another user's is one; here the system refuses our signals to every group."""
+
+    @pytest.fixture(autouse=True)
+    def refusals(self, monkeypatch):
+        def refuse(pid, number):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "killpg", refuse)
+
+    async def test_is_logged_and_left_alone(self, loop, caplog):
+        async with Process(FOREVER, shell=True, grace=0.01, patience=0.02) as process:
+            await process.stop()
+            assert process.returncode is None
+            assert "could not be ended, and is left alone" in caplog.text
+            # The loop still knows it, and had it ended as well when its pipes were closed.
+            assert await process.wait() == -signal.SIGKILL
+
+    async def test_cannot_hold_whoever_is_cancelled(self, loop):
+        process = Process(FOREVER, shell=True, grace=1000, patience=0.02)
+
+        started = asyncio.Event()
+
+        async def work():
+            async with process:
+                started.set()
+                await asyncio.get_running_loop().create_future()
+
+        task = asyncio.ensure_future(work())
+        await started.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await process.wait()
+
+    async def test_a_timeout_is_one(self, loop):
+        with pytest.raises(tideloop.ProcessTimeout, match=r"was not done in 0\.02 s and could not be ended") as caught:
+            await run_process("sleep 0.3", shell=True, timeout=0.02, grace=0.01, patience=0.02)
+        assert caught.value.result.returncode is None
+        await gone(caught.value.result.pid)
+
+
 class TestReaders:
+    async def test_one_at_a_time(self, loop):
+        async with Process(["cat"]) as process:
+            lines = process.lines()
+            first = asyncio.ensure_future(anext(lines))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match=r"another task waits for a line of .* already"):
+                await anext(lines)
+            await process.write(b"1\n2\n")
+            assert await first == ("stdout", b"1\n")
+            assert await anext(lines) == ("stdout", b"2\n")
+            waiting = asyncio.ensure_future(anext(lines))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            process.close_stdin()
+            assert [line async for line in lines] == []
+
+    async def test_before_the_start(self, loop):
+        process = Process(["cat"])
+        for use in (process.close_stdin, process.lines):
+            with pytest.raises(RuntimeError, match="was not started"):
+                use()
+        for wait in (process.wait, lambda: process.write(b"x")):
+            with pytest.raises(RuntimeError, match="was not started"):
+                await wait()
+
     async def test_one_who_stops_while_another_waits(self, loop):
         async with Process("seq 1000000", shell=True, stdin="null") as process:
 
