@@ -24,6 +24,7 @@ from tideloop.cancellation import Request
 from tideloop.changes import Changes
 from tideloop.durations import seconds
 from tideloop.limits import Limiter
+from tideloop.shutdown import grace_left
 
 __all__ = ["Background", "BackgroundClosed", "BackgroundStats", "Drained", "Restart", "Survivor"]
 
@@ -101,8 +102,9 @@ class Background:
     those again that have failed, and their failures are told all the same, as a warning.
 
     Leaving the block in order drains: nothing new is let in, and what runs has `grace` seconds to end before it is
-    cancelled. Leaving it by an exception, or cancelled, cancels at once. Nobody is waited for longer than `patience`
-    seconds after that; who still runs then is logged with his stack.
+    cancelled. Leaving it by an exception, or cancelled, cancels at once; only if it is the first signal to
+    ``tideloop.run(main(), signals=...)`` that cancels main, it drains, as long as the grace of the program lasts, too.
+    Nobody is waited for longer than `patience` seconds after that; who still runs then is logged with his stack.
 
     Belongs to one loop; entered once. Tasks are the loop's own; `spawn` and the others are called on the loop.
     """
@@ -119,8 +121,7 @@ class Background:
     ) -> None:
         if on_error not in ("log", "raise") and not callable(on_error):
             raise ValueError(f"on_error must be 'log', 'raise' or a function, not {on_error!r}")
-        if restart is not None and not isinstance(restart, Restart):
-            raise TypeError(f"restart must be a Restart or None, not {restart!r}")
+        _check(restart)
         self.name = name
         self._limiter = None if limit is None else Limiter(limit, name=name)
         self._on_error = on_error
@@ -152,8 +153,14 @@ class Background:
     ) -> None:
         assert self._parent is not None
         cancelled: asyncio.CancelledError | None = None
+        grace = self._grace
+        if self._errors:
+            grace = 0
+        elif error is not None:
+            left = grace_left(self._parent.task) if isinstance(error, asyncio.CancelledError) else 0.0
+            grace = left if grace is None else min(grace, left)
         try:
-            await self.drain(0 if error is not None or self._errors else self._grace)
+            await self.drain(grace)
         except asyncio.CancelledError as late:
             # Whether by a task's failure or from outside: there is no more time.
             cancelled = late
@@ -191,6 +198,7 @@ class Background:
         """
         if not callable(fn):
             raise TypeError(f"fn must be a function that returns an awaitable, not {fn!r}")
+        _check(restart)
         if not self._entered:
             raise RuntimeError(f"{self!r} was not entered; spawn inside of its block")
         if self._closed:
@@ -327,6 +335,21 @@ class Background:
         loop = asyncio.get_running_loop()
         while len(self._tasks) > len(self._excluded()) and loop.time() < deadline:
             await self._ended.wait(deadline)
+
+
+def _check(restart: Restart | None) -> None:
+    if restart is None:
+        return
+    if not isinstance(restart, Restart):
+        raise TypeError(f"restart must be a Restart or None, not {restart!r}")
+    for what in ("first", "longest", "forgive"):
+        seconds(f"{what} of a Restart", getattr(restart, what))
+    if not isinstance(restart.factor, int | float) or restart.factor < 1:
+        raise ValueError(f"factor of a Restart must be a number of at least 1, not {restart.factor!r}")
+    if not isinstance(restart.jitter, int | float) or not 0 <= restart.jitter <= 1:
+        raise ValueError(f"jitter of a Restart must be a part between 0 and 1, not {restart.jitter!r}")
+    if restart.most is not None and (not isinstance(restart.most, int) or restart.most < 0):
+        raise ValueError(f"most of a Restart must be a number of at least 0, or None, not {restart.most!r}")
 
 
 def _stack(task: asyncio.Task[Any]) -> tuple[str, ...]:

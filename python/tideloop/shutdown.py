@@ -16,6 +16,7 @@ import asyncio
 import inspect
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -26,7 +27,17 @@ from weakref import WeakKeyDictionary
 from tideloop.cancellation import outlast
 from tideloop.changes import Changes
 
-__all__ = ["Ending", "attend", "finish", "has_plan", "on_shutdown", "request_shutdown", "signal_numbers", "stopping"]
+__all__ = [
+    "Ending",
+    "attend",
+    "finish",
+    "grace_left",
+    "has_plan",
+    "on_shutdown",
+    "request_shutdown",
+    "signal_numbers",
+    "stopping",
+]
 
 _T = TypeVar("_T")
 
@@ -51,6 +62,9 @@ class _Plan:
         # Whether somebody asks about the end: then main is not cancelled as soon as everything else is done.
         self.heeded = False
         self.announced = Changes()
+        # Main, once it was cancelled because of the first signal, and until when it may take its time.
+        self.cancelled: asyncio.Task[Any] | None = None
+        self.deadline = -math.inf
         self.request: Callable[[], None] | None = None
 
     def announce(self) -> None:
@@ -110,6 +124,13 @@ def request_shutdown() -> None:
             plan.request()
 
 
+def grace_left(task: asyncio.Task[Any]) -> float:
+    """Seconds that a task which is cancelled has to come to its end, since the first signal is why; otherwise 0."""
+    loop = task.get_loop()
+    plan = _plans.get(loop)
+    return max(plan.deadline - loop.time(), 0.0) if plan is not None and plan.cancelled is task else 0.0
+
+
 class Ending(NamedTuple, Generic[_T]):
     """How attend() has ended: what main has returned, or the signal that ended it."""
 
@@ -146,14 +167,15 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
 
     def give_up() -> None:
         if not ended:
+            plan.cancelled = task
             task.cancel("the program is to end")
 
     async def end(cancel: bool) -> None:
-        deadline = loop.time() + grace
-        await _call_all(plan, deadline)
+        plan.deadline = loop.time() + grace
+        await _call_all(plan, plan.deadline)
         if cancel and plan.heeded:
             # Main knows of it, and has the rest of the time.
-            loop.call_at(deadline, give_up)
+            loop.call_at(plan.deadline, give_up)
         elif cancel:
             give_up()
 
@@ -168,6 +190,7 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
             plan.announce()
             begin()
         elif len(received) == 2:
+            plan.deadline = -math.inf
             if ending is not None:
                 ending.cancel()
             if not ended:

@@ -348,6 +348,16 @@ def test_bad_arguments(kind):
         Background(restart=3)
     with pytest.raises(ValueError, match="grace must be"):
         Background(grace=-1)
+    for field, value in (
+        ("first", -1),
+        ("factor", 0.5),
+        ("longest", "x"),
+        ("jitter", 2),
+        ("most", -1),
+        ("forgive", None),
+    ):
+        with pytest.raises(ValueError, match=f"{field} of a Restart must be"):
+            Background(restart=Restart(**{field: value}))
 
     async def main():
         background = Background()
@@ -356,6 +366,8 @@ def test_bad_arguments(kind):
         async with background:
             with pytest.raises(TypeError, match="fn must be"):
                 background.spawn(3)
+            with pytest.raises(TypeError, match="restart must be"):
+                background.spawn(forever, restart=3)
             with pytest.raises(ValueError, match="then must be"):
                 await background.drain(then="kill")
         with pytest.raises(RuntimeError, match="entered before"):

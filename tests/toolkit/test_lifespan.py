@@ -258,6 +258,32 @@ tideloop.run(main(), signals=("TERM",), grace=1000)
         events = [("up", signal.SIGTERM), ("no", signal.SIGTERM), ("no", signal.SIGTERM)]
         assert self.child(code, *events) == (128 + signal.SIGTERM, ["up", "no", "no"])
 
+    def test_the_first_one_has_what_is_in_the_background_end_and_the_second_cancels_it(self):
+        code = """
+async def work(name):
+    try:
+        say(name)
+        await signalled.wait()
+        await asyncio.sleep(0.02 if name == "first" else 1000)
+        say("done")
+    except asyncio.CancelledError:
+        say("cancelled")
+        raise
+async def main():
+    global signalled
+    signalled = asyncio.Event()
+    tideloop.on_shutdown(lambda: signalled.set())
+    async with tideloop.Background() as background:
+        background.spawn(work, sys.argv[1])
+        await asyncio.get_running_loop().create_future()
+tideloop.run(main(), signals=("TERM",), grace=1000)
+"""
+        first = f"sys.argv[1:] = ['first']\n{code}"
+        assert self.child(first, ("first", signal.SIGTERM)) == (128 + signal.SIGTERM, ["first", "done"])
+        second = f"sys.argv[1:] = ['second']\n{code}".replace("signalled.set())", "(signalled.set(), say('draining')))")
+        events = [("second", signal.SIGTERM), ("draining", signal.SIGTERM)]
+        assert self.child(second, *events) == (128 + signal.SIGTERM, ["second", "draining", "cancelled"])
+
     def test_a_background_drains(self):
         code = """
 async def work():

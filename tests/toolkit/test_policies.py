@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import inspect
 import math
+import time
+from types import MappingProxyType
 
 import pytest
 import tideloop
@@ -82,6 +85,29 @@ class TestRetry:
             assert flaky.pauses() == pytest.approx([4.5])
 
         harness.run(kind, main())
+
+    @pytest.mark.parametrize(
+        ("header", "pause"),
+        [("3", 3), (" 120 ", 120), ("Thu, 01 Jan 1970 00:00:01 GMT", 0), ("soon", None), ("-1", None), ("1e3", None)],
+    )
+    def test_what_the_headers_of_a_response_ask_for(self, header, pause):
+        class Failure(Exception):
+            pass
+
+        class Response:
+            headers = MappingProxyType({"Retry-After": header})
+
+        retry = Retry(first=0, longest=1000)
+        failure = Failure()
+        failure.response = Response
+        assert retry.retry_after(failure) == pause
+        failure = Failure()
+        failure.headers = {"retry-after": header}
+        assert retry.retry_after(failure) == pause
+        assert retry.pause(failure, 1) == (pause or 0)
+        late = Failure()
+        late.headers = {"Retry-After": email.utils.formatdate(time.time() + 600, usegmt=True)}
+        assert 590 < retry.pause(late, 1) <= 600
 
     def test_budget(self, kind):
         async def main():

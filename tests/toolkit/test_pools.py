@@ -355,6 +355,22 @@ class TestEnding:
 
         harness.run(kind, main())
 
+    def test_leaks_of_those_who_had_to_wait_are_reported_with_their_stack_too(self, kind, caplog):
+        async def patient_borrower(pool):
+            async with pool.acquire():
+                await asyncio.sleep(20)
+
+        async def main():
+            async with pool_of(Maker(seconds=1), max=1, leak_after=10) as pool:
+                task = asyncio.create_task(patient_borrower(pool), name="sloth")
+                await asyncio.sleep(12)
+                (record,) = caplog.records
+                assert "lent by 'sloth' was not given back in 10 s" in record.getMessage()
+                assert "patient_borrower" in record.getMessage()
+                await task
+
+        harness.run(kind, main())
+
     def test_resize(self, kind):
         async def main():
             maker = Maker()
