@@ -62,14 +62,18 @@ class Lender(Upkeep[_T]):
     async def aclose(self) -> None:
         """Lend nothing any more, and close what is idle; what is lent is closed when it comes back.
 
-        Returns when all that is not lent is closed. Cancelled, closing goes on.
+        Returns when all that is not lent is closed. Creations have `close_timeout` seconds to come to their end before
+        they are cancelled: half-made, a resource may be lost that nobody closes. Cancelled, closing goes on.
         """
         self._enter_loop()
         self._shut()
-        for task in self._making:
-            task.cancel()
         # One that asks may be the pool's own, a hook's.
-        while tasks := self._tasks - {asyncio.current_task()}:
+        own = {asyncio.current_task()}
+        if making := self._making - own:
+            await asyncio.wait(making, timeout=None if self._close_timeout == math.inf else self._close_timeout)
+        for task in self._making - own:
+            task.cancel()
+        while tasks := self._tasks - own:
             await asyncio.wait(tasks)
 
     def resize(self, *, min: int | None = None, max: int | None = None) -> None:

@@ -53,13 +53,24 @@ class TestCreating:
 
     def test_one_that_hangs_does_not_hold_the_end_up(self, kind):
         async def main():
-            pool = Pool(forever, acquire_timeout=1)
+            pool = Pool(forever, acquire_timeout=1, close_timeout=5)
             with pytest.raises(tideloop.PoolTimeout, match="1 being made"):
                 await hold(pool, 0)
             began = now()
             await pool.aclose()
-            assert now() == began
+            assert now() - began == pytest.approx(5)
             assert await pool.drain(0)
+
+        harness.run(kind, main())
+
+    def test_one_that_is_under_way_at_the_end_is_not_torn(self, kind):
+        """Nor lost, as something half-made would be of which nobody knows."""
+
+        async def main():
+            maker = Maker(seconds=3)
+            async with pool_of(maker, min=1):
+                await asyncio.sleep(1)
+            assert maker.closed == [1]
 
         harness.run(kind, main())
 
