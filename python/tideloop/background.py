@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
 from tideloop import accelerated
 from tideloop.cancellation import Request
 from tideloop.changes import Changes
+from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
 from tideloop.limits import Limiter
 from tideloop.shutdown import grace_left
@@ -193,7 +194,8 @@ class Background:
     ) -> asyncio.Task[_T]:
         """Begin ``fn(*args)`` as a task, which need not be awaited, and may be.
 
-        `restart` is the task's own, instead of that of all. Raises BackgroundClosed while it is being drained and
+        `restart` is the task's own, instead of that of all. The task has a copy of the context, but no deadline: that
+        is about the work of who spawns. Raises BackgroundClosed while it is being drained and
         after.
         """
         if not callable(fn):
@@ -204,7 +206,9 @@ class Background:
         if self._closed:
             raise BackgroundClosed(f"{self!r} takes nothing new any more")
         work = self._work(fn, args, restart or self._restart)
-        task = asyncio.get_running_loop().create_task(work, name=name or getattr(fn, "__qualname__", None))
+        task = asyncio.get_running_loop().create_task(
+            work, name=name or getattr(fn, "__qualname__", None), context=without_deadline()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

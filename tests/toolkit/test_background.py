@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import itertools
 import logging
+import math
 
 import pytest
 import tideloop
@@ -250,6 +252,24 @@ def test_several_drain_at_once(kind):
             assert one == (1, 0, ())
             assert two[:2] == (0, 0)
             assert len(two.survivors) == 1
+
+    harness.run(kind, main())
+
+
+def test_tasks_inherit_the_context_without_its_deadline(kind):
+    word = contextvars.ContextVar("word", default="none")
+
+    async def work():
+        await asyncio.sleep(10)
+        return word.get(), tideloop.remaining()
+
+    async def main():
+        async with Background() as background:
+            word.set("request")
+            with tideloop.deadline(5):
+                task = background.spawn(work)
+            assert await task == ("request", math.inf)
+            assert tideloop.remaining() == math.inf
 
     harness.run(kind, main())
 

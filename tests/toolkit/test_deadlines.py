@@ -153,3 +153,58 @@ class TestDeadline:
             assert asyncio.current_task().cancelling() == 0
 
         harness.run(kind, main())
+
+
+class TestWhoWaits:
+    """A deadline ends what waits in its task, and nothing is lost by that."""
+
+    def test_for_an_item(self, kind):
+        async def main():
+            queue = tideloop.Queue()
+            sender, receiver = tideloop.Channel(1)
+            for wait in (queue.get, receiver.recv):
+                with pytest.raises(tideloop.DeadlineExceeded), tideloop.deadline(2):
+                    await wait()
+            queue.put_nowait("item")
+            sender.try_send("item")
+            assert await queue.get() == await receiver.recv() == "item"
+            for end in (sender, receiver):
+                end.close()
+
+        harness.run(kind, main())
+
+    def test_for_a_permit(self, kind):
+        async def main():
+            limiter, rate = tideloop.Limiter(1), tideloop.RateLimiter(tideloop.rate(1, per=10))
+            await limiter.acquire()
+            await rate.acquire()
+            began = now()
+            for wait in (limiter.acquire, rate.acquire):
+                with pytest.raises(tideloop.DeadlineExceeded), tideloop.deadline(2):
+                    await wait()
+            assert now() - began == pytest.approx(4)
+            limiter.release()
+            await limiter.acquire()
+            await rate.acquire()
+            assert now() - began == pytest.approx(10)
+            limiter.release()
+
+        harness.run(kind, main())
+
+    def test_for_a_resource_in_a_task_that_was_made_under_it(self, kind):
+        async def main():
+            async with tideloop.Pool(forever, acquire_timeout=None, close_timeout=0) as pool:
+
+                async def borrow():
+                    async with pool.acquire():
+                        raise AssertionError
+
+                began = now()
+                with tideloop.deadline(3):
+                    task = asyncio.ensure_future(borrow())
+                    await turns(2)
+                with pytest.raises(tideloop.PoolTimeout):
+                    await task
+                assert now() - began == pytest.approx(3)
+
+        harness.run(kind, main())
