@@ -10,13 +10,10 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from tideloop.captures import Capture, Kept
 from tideloop.changes import Changes
-
-if TYPE_CHECKING:
-    from tideloop.processes import Process
 
 __all__ = ["NAMES", "Lines", "Output", "StreamName", "longest_line"]
 
@@ -167,11 +164,13 @@ class Output:
 
 
 class Lines(AsyncIterator[tuple[StreamName, bytes]]):
-    """``p.lines()``. The process knows it weakly: whoever breaks out of the loop is no reader any more."""
+    """``p.lines()``. The output knows it weakly: whoever breaks out of the loop is no reader any more."""
 
-    __slots__ = ("__weakref__", "_process", "_waiting", "task")
+    __slots__ = ("__weakref__", "_output", "_process", "_waiting", "task")
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, output: Output, process: object) -> None:
+        self._output = output
+        # For messages, and so that it lives as long as somebody reads.
         self._process = process
         self._waiting = False
         self.task: asyncio.Task[object] | None = None
@@ -182,7 +181,7 @@ class Lines(AsyncIterator[tuple[StreamName, bytes]]):
         self.task = asyncio.current_task()
         self._waiting = True
         try:
-            return await self._process._output.next_line()
+            return await self._output.next_line()
         finally:
             self._waiting = False
 

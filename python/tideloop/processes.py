@@ -228,7 +228,7 @@ class Process:
             raise RuntimeError(f"somebody reads the lines of {self!r} already")
         if self._output.dropping:
             raise RuntimeError(f"lines() of {self!r} comes too late: output was dropped that nobody read")
-        reader = Lines(self)
+        reader = Lines(self._output, self)
         self._output.give_to(reader, max_line)
         return reader
 
