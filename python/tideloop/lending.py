@@ -122,13 +122,14 @@ class Lender(Upkeep[_T]):
     def _take(self, shelf: Shelf[_T]) -> Resource[_T] | None:
         """A resource that can be lent without waiting."""
         loop = self._loop
-        if loop is None or self._check is not None or shelf.waiters or not shelf.idle:
+        idle = shelf.idle
+        if not idle or self._check is not None or shelf.waiters or loop is None:
             return None
         if _running_loop() is not loop:
             self._enter_loop()
         now = loop.time()
-        while shelf.idle:
-            resource = shelf.idle.pop()
+        while idle:
+            resource = idle.pop()
             if not self._is_worn(resource, now):
                 self._lend(resource)
                 return resource
@@ -232,8 +233,8 @@ class Lender(Upkeep[_T]):
         assert self._loop is not None
         if resource.uses >= self._max_uses:
             self._last_loans -= 1
-        resource.idle_since = self._loop.time()
-        if broken or self._closed or self._lasting() > self._max or self._is_worn(resource, resource.idle_since):
+        resource.idle_since = now = self._loop.time()
+        if broken or self._closed or self._size - self._leaving > self._max or self._is_worn(resource, now):
             self._retire(resource)
         elif self._reset is not None:
             self._spawn(self._reset_and_put_back(resource))
@@ -252,9 +253,8 @@ class Lender(Upkeep[_T]):
             shelf.give_first(resource)
             return
         shelf.idle.append(resource)
-        due = self._due(resource)
-        if due < self._planned:
-            self._schedule_housekeeping(due)
+        if resource.idle_since + self._max_idle < self._planned or resource.expires < self._planned:
+            self._schedule_housekeeping(self._due(resource))
         if self._size >= self._max:
             self._serve()
 

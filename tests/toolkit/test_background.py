@@ -396,6 +396,13 @@ def test_bad_arguments(kind):
     harness.run(kind, main())
 
 
+async def fail_when_cancelled():
+    try:
+        await forever()
+    finally:
+        raise Boom("task")
+
+
 class TestTheWayOut:
     """Who is told of what, when a block, its tasks and somebody outside end it at once."""
 
@@ -418,15 +425,9 @@ class TestTheWayOut:
         harness.run(kind, main())
 
     def test_errors_of_the_block_and_of_tasks_are_all_raised(self, kind):
-        async def bad():
-            try:
-                await forever()
-            finally:
-                raise Boom("task")
-
         async def block():
             async with Background(on_error="raise") as background:
-                background.spawn(bad)
+                background.spawn(fail_when_cancelled)
                 await turns(2)
                 raise KeyError("block")
 
@@ -439,15 +440,9 @@ class TestTheWayOut:
         harness.run(kind, main())
 
     def test_a_cancellation_from_outside_comes_first(self, kind, caplog):
-        async def bad():
-            try:
-                await forever()
-            finally:
-                raise Boom("task")
-
         async def block():
             async with Background(on_error="raise") as background:
-                background.spawn(bad)
+                background.spawn(fail_when_cancelled)
                 await forever()
 
         async def main():
