@@ -26,13 +26,14 @@ _SHOWN = 12
 class Lease(Generic[_T]):
     """A loan: ``async with pool.acquire() as resource:``; or ``lease = await pool.acquire()``, ``lease.release()``."""
 
-    __slots__ = ("_broken", "_pool", "_resource", "_shelf", "_timer", "_waiting")
+    __slots__ = ("_broken", "_pool", "_resource", "_shelf", "_timer")
 
     def __init__(self, pool: Lender[_T], shelf: Shelf[_T]) -> None:
         self._pool = pool
         self._shelf = shelf
         self._resource: Resource[_T] | None = None
-        self._broken = self._waiting = False
+        # None while a task waits for it.
+        self._broken: bool | None = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -43,16 +44,16 @@ class Lease(Generic[_T]):
         return self._resource.value
 
     async def _begin(self) -> Lease[_T]:
-        if self._resource is not None or self._waiting:
+        if self._resource is not None or self._broken is None:
             raise RuntimeError(f"this loan of {self._pool!r} has begun already")
         pool, shelf = self._pool, self._shelf
         resource = pool._take(shelf)
         if resource is None:
-            self._waiting = True
+            self._broken = None
             try:
                 resource = await pool._wait(shelf)
             finally:
-                self._waiting = False
+                self._broken = False
         self._resource = resource
         if pool._leak_after is not None:
             self._watch(pool._leak_after)
@@ -67,7 +68,7 @@ class Lease(Generic[_T]):
         if (
             self._resource is None
             and pool._leak_after is None
-            and not self._waiting
+            and self._broken is not None
             and (resource := pool._take(self._shelf)) is not None
         ):
             self._resource = resource
@@ -97,7 +98,7 @@ class Lease(Generic[_T]):
             self._timer.cancel()
             self._timer = None
         broken, self._broken = self._broken, False
-        self._pool._take_back(resource, broken)
+        self._pool._take_back(resource, bool(broken))
 
     def discard(self) -> None:
         """Have it closed instead of lent again, when it is given back: it is broken."""

@@ -224,14 +224,15 @@ class Lender(Upkeep[_T]):
         resource.uses += 1
         self._lent += 1
         self._borrowed += 1
-        if resource.uses >= self._max_uses:
+        if self._min and resource.uses >= self._max_uses:
+            resource.is_last_loan = True
             self._last_loans += 1
             self._refill()
 
     def _take_back(self, resource: Resource[_T], broken: bool) -> None:
         self._borrowed -= 1
         assert self._loop is not None
-        if resource.uses >= self._max_uses:
+        if resource.is_last_loan:
             self._last_loans -= 1
         resource.idle_since = now = self._loop.time()
         if broken or self._closed or self._size - self._leaving > self._max or self._is_worn(resource, now):

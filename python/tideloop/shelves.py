@@ -15,12 +15,13 @@ _T = TypeVar("_T")
 class Resource(Generic[_T]):
     """Something that is lent, with its age."""
 
-    __slots__ = ("expires", "idle_since", "shelf", "uses", "value")
+    __slots__ = ("expires", "idle_since", "is_last_loan", "shelf", "uses", "value")
 
     def __init__(self, value: _T, shelf: Shelf[_T], now: float, expires: float) -> None:
         self.value = value
         self.shelf = shelf
         self.uses = 0
+        self.is_last_loan = False
         self.idle_since = now
         self.expires = expires
 
