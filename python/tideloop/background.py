@@ -195,20 +195,19 @@ class Background:
         """Begin ``fn(*args)`` as a task, which need not be awaited, and may be.
 
         `restart` is the task's own, instead of that of all. The task has a copy of the context, but no deadline: that
-        is about the work of who spawns. Raises BackgroundClosed while it is being drained and
-        after.
+        is about the work of who spawns. Raises RuntimeError on another loop, and BackgroundClosed while it is being
+        drained and after.
         """
         if not callable(fn):
             raise TypeError(f"fn must be a function that returns an awaitable, not {fn!r}")
         _check(restart)
         if not self._entered:
             raise RuntimeError(f"{self!r} was not entered; spawn inside of its block")
+        loop = self._running_loop()
         if self._closed:
             raise BackgroundClosed(f"{self!r} takes nothing new any more")
         work = self._work(fn, args, restart or self._restart)
-        task = asyncio.get_running_loop().create_task(
-            work, name=name or getattr(fn, "__qualname__", None), context=without_deadline()
-        )
+        task = loop.create_task(work, name=name or getattr(fn, "__qualname__", None), context=without_deadline())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -223,6 +222,8 @@ class Background:
         if then not in ("cancel", "leave"):
             raise ValueError(f"then must be 'cancel' or 'leave', not {then!r}")
         limit = None if timeout is None else seconds("timeout", timeout)
+        if self._entered:
+            self._running_loop()
         self._closed = True
         task = asyncio.current_task()
         if task is None or task not in self._tasks or task in self._drainers:
@@ -269,6 +270,13 @@ class Background:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._entered else "unused"
         return f"<tideloop.Background {f'{self.name!r} ' if self.name else ''}{state} tasks={len(self._tasks)}>"
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        assert self._parent is not None
+        loop = asyncio.get_running_loop()
+        if loop is not self._parent.task.get_loop():
+            raise RuntimeError(f"{self!r} belongs to another event loop")
+        return loop
 
     # --- one task ---------------------------------------------------------------------------
 

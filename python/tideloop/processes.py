@@ -203,6 +203,7 @@ class Process:
         """
         if self._transport is None:
             raise RuntimeError(f"{self!r} was not started; there is nothing to wait for")
+        self._check_loop()
         output = self._output
         while True:
             if not output.dropping and not output.is_read_elsewhere():
@@ -224,6 +225,7 @@ class Process:
         longest_line(max_line)
         if self._transport is None:
             raise RuntimeError(f"{self!r} was not started; there is nothing to read")
+        self._check_loop()
         if self._output.reader is not None:
             raise RuntimeError(f"somebody reads the lines of {self!r} already")
         if self._output.dropping:
@@ -294,6 +296,7 @@ class Process:
         """
         if self._transport is None:
             return
+        self._check_loop()
         limit = self._grace if grace is None else seconds("grace", grace)
         until = self._loop.time() + limit
         self._output.drop()
@@ -389,6 +392,7 @@ class Process:
     def _open_stdin(self) -> asyncio.WriteTransport:
         if self._transport is None:
             raise RuntimeError(f"{self!r} was not started; there is nothing to write to")
+        self._check_loop()
         if self._options["stdin"] != subprocess.PIPE:
             raise RuntimeError(f"{self!r} has no pipe for its input; ask for stdin='pipe'")
         pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
@@ -397,6 +401,10 @@ class Process:
         if not self._stdin_open or pipe is None or pipe.is_closing():
             raise BrokenPipeError(f"{self!r} does not read its input any more")
         return pipe
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(f"{self!r} belongs to another event loop")
 
     def _group_is_alive(self) -> bool:
         if self.returncode is None:

@@ -361,6 +361,22 @@ class TestRestart:
                 assert 0.5 * middle <= restart.pause(failures) <= 1.5 * middle
 
 
+def test_belongs_to_one_loop(kind):
+    async def main():
+        async with Background(name="mail") as background:
+            pass
+        return background
+
+    async def elsewhere():
+        with pytest.raises(RuntimeError, match=r"'mail' .* belongs to another event loop"):
+            background.spawn(forever)
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await background.drain()
+
+    background = harness.run(kind, main())
+    harness.run(kind, elsewhere())
+
+
 def test_bad_arguments(kind):
     with pytest.raises(ValueError, match="on_error must be"):
         Background(on_error="ignore")

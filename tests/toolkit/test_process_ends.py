@@ -102,6 +102,19 @@ class TestReaders:
             process.close_stdin()
             assert [line async for line in lines] == []
 
+    async def test_in_another_loop(self, loop):
+        async with Process(["true"]) as process:
+            await process.wait()
+
+        async def elsewhere():
+            for use in (process.wait, process.stop, lambda: process.write(b"x")):
+                with pytest.raises(RuntimeError, match=r"'true' .* belongs to another event loop"):
+                    await use()
+            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                process.lines()
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+
     async def test_before_the_start(self, loop):
         process = Process(["cat"])
         for use in (process.close_stdin, process.lines):
