@@ -275,7 +275,12 @@ class Upkeep(Generic[_T]):
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         assert self._loop is not None
         name = f"pool {self.name}" if self.name else "pool"
-        task = self._loop.create_task(work, name=name, context=self._context.copy())
+        try:
+            task = self._loop.create_task(work, name=name, context=self._context.copy())
+        except BaseException:
+            # The loop is closed; the error says so.
+            work.close()
+            raise
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
