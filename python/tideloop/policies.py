@@ -218,7 +218,7 @@ class Policy:
             while True:
                 pause = self.retry.pause(error, failures, remaining())
                 if pause is None:
-                    self._exhausted += 1
+                    self._exhausted += failures > 1 or self.retry.covers(error)
                     if failures > 1:
                         error.add_note(f"the last of {failures} attempts by {self!r}")
                     raise error

@@ -82,14 +82,16 @@ class Retry:
         if self.budget is not None:
             self._tokens = min(self._tokens + self.budget, self.reserve)
 
+    def covers(self, error: Exception) -> bool:
+        """Whether a failure is one of those that may be tried again."""
+        return not isinstance(error, BreakerOpen) and matches(self.on, error)
+
     def pause(self, error: Exception, failures: int, left: float = math.inf) -> float | None:
         """Seconds until the next attempt after so many failures, with so many seconds left for all.
 
         None if there is none. Takes it from the budget.
         """
-        if isinstance(error, BreakerOpen) or (self.attempts is not None and failures >= self.attempts):
-            return None
-        if not matches(self.on, error):
+        if (self.attempts is not None and failures >= self.attempts) or not self.covers(error):
             return None
         asked = self.retry_after(error)
         if asked is not None and asked > self.longest:

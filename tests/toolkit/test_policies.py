@@ -45,9 +45,11 @@ class TestRetry:
         async def main():
             for retry in (Retry(on=KeyError), Retry(on=(KeyError, OSError)), Retry(on=lambda error: False)):
                 flaky = Flaky(1)
+                guarded = policy(retry=retry)
                 with pytest.raises(Boom):
-                    await policy(retry=retry).call(flaky)
+                    await guarded.call(flaky)
                 assert len(flaky.times) == 1
+                assert guarded.stats().exhausted == 0
             flaky = Flaky(1)
             assert await policy(retry=Retry(on=lambda error: isinstance(error, Boom))).call(flaky) == "answer"
 
