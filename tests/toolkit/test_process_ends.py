@@ -77,11 +77,19 @@ class TestTheUnkillable:
         assert task.cancelled()
         await process.wait()
 
-    async def test_a_timeout_is_one(self, loop):
+    async def test_a_timeout_is_one(self, loop, monkeypatch):
+        made = []
+
+        class Known(Process):
+            async def __aenter__(self):
+                made.append(self)
+                return await super().__aenter__()
+
+        monkeypatch.setattr("tideloop.process_runs.Process", Known)
         with pytest.raises(tideloop.ProcessTimeout, match=r"was not done in 0\.02 s and could not be ended") as caught:
-            await run_process("sleep 0.3", shell=True, timeout=0.02, grace=0.01, patience=0.02)
+            await run_process(FOREVER, shell=True, timeout=0.02, grace=0.01, patience=0.02)
         assert caught.value.result.returncode is None
-        await gone(caught.value.result.pid)
+        await made[0].wait()
 
 
 class TestReaders:
