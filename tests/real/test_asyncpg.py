@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 
 import pytest
 
@@ -156,16 +155,3 @@ async def test_a_server_that_ends_the_connection(loop, address):
     finally:
         await connection.close()
         await other.close()
-
-
-def test_in_a_pool_of_ours(postgres):
-    """examples/postgres_pool.py, with a pool of tideloop in the place of asyncpg's own."""
-    address = f"postgresql://{postgres.user}@{postgres.host}:{postgres.port}/{postgres.database}"
-    for loop in ("asyncio", "tideloop"):
-        done = subprocess.run(
-            [*peers.PYTHON, peers.ROOT / "examples" / "postgres_pool.py", address, f"--loop={loop}"],
-            capture_output=True,
-            text=True,
-            timeout=peers.PATIENCE,
-        )
-        assert done.stdout == "all right: True\nat most 4 connections: True\nafterwards: 42 closed: 1\n", done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 
 import pytest
 
@@ -38,17 +36,3 @@ def test_requests_through_the_driver(run):
         assert texts == [f"/page/{number}" for number in range(20)]
 
     run(main())
-
-
-@pytest.mark.limit(90)
-def test_pages_in_a_pool_of_ours():
-    """examples/browser_pages.py, on a Chromium that the system has."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or peers.absent("there is no chromium")
-    for loop in ("asyncio", "tideloop"):
-        done = subprocess.run(
-            [*peers.PYTHON, peers.ROOT / "examples" / "browser_pages.py", chromium, f"--loop={loop}"],
-            capture_output=True,
-            text=True,
-            timeout=2 * peers.PATIENCE,
-        )
-        assert done.stdout == "all right: True\nat most 3 contexts: True recycled: True\nleft: 0\n", done.stderr

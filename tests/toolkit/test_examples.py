@@ -57,12 +57,6 @@ def test_first_answer():
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
-def test_file_handles(loop):
-    said = example("file_handles.py", f"--loop={loop}")
-    assert said == "all found\nat most 6 open: True and lent more often: True\n"
-
-
-@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
 @pytest.mark.skipif(sys.platform == "win32", reason="wc, sort and a shell")
 def test_word_count(loop):
     words, numbers, late = example("word_count.py", f"--loop={loop}").splitlines()
