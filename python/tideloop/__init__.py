@@ -41,12 +41,14 @@ if TYPE_CHECKING:
         Survivor,
     )
     from tideloop.breakers import Breaker, BreakerOpen, BreakerStats
+    from tideloop.captures import Capture
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.checkpoints import checkpoint
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
     from tideloop.gathering import first_ok, gather, race
     from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.hedges import Hedge
+    from tideloop.keyed_pools import KeyedPool
     from tideloop.lifespan import run
     from tideloop.limits import (
         Claim,
@@ -73,16 +75,10 @@ if TYPE_CHECKING:
     )
     from tideloop.outcome import Outcome
     from tideloop.policies import AttemptTimeout, Policy, PolicyStats, policy
-    from tideloop.pools import KeyedPool, Lease, Pool, PoolClosed, PoolStats, PoolTimeout
-    from tideloop.processes import (
-        Capture,
-        Process,
-        ProcessError,
-        ProcessResult,
-        ProcessStats,
-        ProcessTimeout,
-        run_process,
-    )
+    from tideloop.pools import Lease, Pool, PoolClosed, PoolStats, PoolTimeout
+    from tideloop.process_results import ProcessError, ProcessResult, ProcessStats, ProcessTimeout
+    from tideloop.process_runs import run_process
+    from tideloop.processes import Process
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
     from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
     from tideloop.redis_store import RedisStore, StoreUnavailable
@@ -275,15 +271,10 @@ _HOMES = {
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
     "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
     "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
-    "processes": (
-        "Capture",
-        "Process",
-        "ProcessError",
-        "ProcessResult",
-        "ProcessStats",
-        "ProcessTimeout",
-        "run_process",
-    ),
+    "captures": ("Capture",),
+    "process_results": ("ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout"),
+    "process_runs": ("run_process",),
+    "processes": ("Process",),
     "shutdown": ("on_shutdown", "request_shutdown", "stopping"),
     "breakers": (
         "Breaker",
@@ -322,8 +313,8 @@ _HOMES = {
     "retries": ("Retry",),
     "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
     "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
+    "keyed_pools": ("KeyedPool",),
     "pools": (
-        "KeyedPool",
         "Lease",
         "Pool",
         "PoolClosed",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import weakref
 from collections.abc import Awaitable, Callable
@@ -20,8 +21,11 @@ from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
 
 from tideloop import accelerated
 from tideloop.cancellation import Request
+from tideloop.changes import Changes
+from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
 from tideloop.limits import Limiter
+from tideloop.shutdown import grace_left
 
 __all__ = ["Background", "BackgroundClosed", "BackgroundStats", "Drained", "Restart", "Survivor"]
 
@@ -99,8 +103,9 @@ class Background:
     those again that have failed, and their failures are told all the same, as a warning.
 
     Leaving the block in order drains: nothing new is let in, and what runs has `grace` seconds to end before it is
-    cancelled. Leaving it by an exception, or cancelled, cancels at once. Nobody is waited for longer than `patience`
-    seconds after that; who still runs then is logged with his stack.
+    cancelled. Leaving it by an exception, or cancelled, cancels at once; only if it is the first signal to
+    ``tideloop.run(main(), signals=...)`` that cancels main, it drains, as long as the grace of the program lasts, too.
+    Nobody is waited for longer than `patience` seconds after that; who still runs then is logged with his stack.
 
     Belongs to one loop; entered once. Tasks are the loop's own; `spawn` and the others are called on the loop.
     """
@@ -117,8 +122,7 @@ class Background:
     ) -> None:
         if on_error not in ("log", "raise") and not callable(on_error):
             raise ValueError(f"on_error must be 'log', 'raise' or a function, not {on_error!r}")
-        if restart is not None and not isinstance(restart, Restart):
-            raise TypeError(f"restart must be a Restart or None, not {restart!r}")
+        _check(restart)
         self.name = name
         self._limiter = None if limit is None else Limiter(limit, name=name)
         self._on_error = on_error
@@ -126,7 +130,9 @@ class Background:
         self._grace = grace if grace is None else seconds("grace", grace)
         self._patience = seconds("patience", patience)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._ended = Changes()
+        # Those of the tasks that wait for the others to end; they do not wait for each other.
+        self._drainers: set[asyncio.Task[Any]] = set()
         self._entered = self._closed = self._left = False
         self._asked: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._parent: Request | None = None
@@ -148,8 +154,14 @@ class Background:
     ) -> None:
         assert self._parent is not None
         cancelled: asyncio.CancelledError | None = None
+        grace = self._grace
+        if self._errors:
+            grace = 0
+        elif error is not None:
+            left = grace_left(self._parent.task) if isinstance(error, asyncio.CancelledError) else 0.0
+            grace = left if grace is None else min(grace, left)
         try:
-            await self.drain(0 if error is not None or self._errors else self._grace)
+            await self.drain(grace)
         except asyncio.CancelledError as late:
             # Whether by a task's failure or from outside: there is no more time.
             cancelled = late
@@ -182,17 +194,20 @@ class Background:
     ) -> asyncio.Task[_T]:
         """Begin ``fn(*args)`` as a task, which need not be awaited, and may be.
 
-        `restart` is the task's own, instead of that of all. Raises BackgroundClosed while it is being drained and
-        after.
+        `restart` is the task's own, instead of that of all. The task has a copy of the context, but no deadline: that
+        is about the work of who spawns. Raises RuntimeError on another loop, and BackgroundClosed while it is being
+        drained and after.
         """
         if not callable(fn):
             raise TypeError(f"fn must be a function that returns an awaitable, not {fn!r}")
+        _check(restart)
         if not self._entered:
             raise RuntimeError(f"{self!r} was not entered; spawn inside of its block")
+        loop = self._running_loop()
         if self._closed:
             raise BackgroundClosed(f"{self!r} takes nothing new any more")
         work = self._work(fn, args, restart or self._restart)
-        task = asyncio.get_running_loop().create_task(work, name=name or getattr(fn, "__qualname__", None))
+        task = loop.create_task(work, name=name or getattr(fn, "__qualname__", None), context=without_deadline())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -200,20 +215,34 @@ class Background:
     async def drain(self, timeout: float | None = None, then: Literal["cancel", "leave"] = "cancel") -> Drained:  # noqa: ASYNC109
         """Take nothing new, and wait for what runs: at most `timeout` seconds, None is for ever.
 
-        What runs then is cancelled, or left alone with `then` "leave". Returns who ended how. The task that asks is not
-        waited for, if it is one of those. Cancelled, it stops waiting; nothing new is taken all the same.
+        What runs then is cancelled, or left alone with `then` "leave". Returns who ended how. If the task that asks is
+        one of those, neither it nor others of those that drain are waited for. Cancelled, it stops waiting; nothing new
+        is taken all the same.
         """
         if then not in ("cancel", "leave"):
             raise ValueError(f"then must be 'cancel' or 'leave', not {then!r}")
         limit = None if timeout is None else seconds("timeout", timeout)
+        if self._entered:
+            self._running_loop()
         self._closed = True
+        task = asyncio.current_task()
+        if task is None or task not in self._tasks or task in self._drainers:
+            return await self._drain(limit, then)
+        self._drainers.add(task)
+        self._ended.tell()
+        try:
+            return await self._drain(limit, then)
+        finally:
+            self._drainers.discard(task)
+
+    async def _drain(self, limit: float | None, then: Literal["cancel", "leave"]) -> Drained:
         loop = asyncio.get_running_loop()
         before = len(self._others())
-        await self._settle(None if limit is None else loop.time() + limit)
+        await self._settle(math.inf if limit is None else loop.time() + limit)
         late = self._others()
         finished = before - len(late)
         if late and then == "cancel":
-            self.cancel()
+            self._cancel(late)
             await self._settle(loop.time() + self._patience)
         survivors = tuple(Survivor(task.get_name(), _stack(task)) for task in self._others())
         for survivor in survivors if then == "cancel" else ():
@@ -221,8 +250,12 @@ class Background:
         return Drained(finished, len(late) - len(survivors), survivors)
 
     def cancel(self) -> None:
-        """Cancel all tasks. They can be waited for by drain()."""
-        for task in self._others():
+        """Cancel all tasks, but the one that asks. They can be waited for by drain()."""
+        current = asyncio.current_task()
+        self._cancel([task for task in self._tasks if task is not current])
+
+    def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
             if task not in self._asked:
                 self._asked.add(task)
                 task.cancel()
@@ -237,6 +270,13 @@ class Background:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._entered else "unused"
         return f"<tideloop.Background {f'{self.name!r} ' if self.name else ''}{state} tasks={len(self._tasks)}>"
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        assert self._parent is not None
+        loop = asyncio.get_running_loop()
+        if loop is not self._parent.task.get_loop():
+            raise RuntimeError(f"{self!r} belongs to another event loop")
+        return loop
 
     # --- one task ---------------------------------------------------------------------------
 
@@ -269,8 +309,7 @@ class Background:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        for waiter in self._waiters:
-            _wake(waiter)
+        self._ended.tell()
         if task.cancelled():
             self._cancelled += 1
             return
@@ -296,28 +335,33 @@ class Background:
 
     # --- ending -----------------------------------------------------------------------------
 
-    def _others(self) -> list[asyncio.Task[Any]]:
-        current = asyncio.current_task()
-        return [task for task in self._tasks if task is not current]
+    def _excluded(self) -> set[asyncio.Task[Any]]:
+        """Whom this one does not wait for: if he is one of the tasks, those that drain, of whom he is one."""
+        return self._drainers if asyncio.current_task() in self._tasks else set()
 
-    async def _settle(self, deadline: float | None) -> None:
+    def _others(self) -> list[asyncio.Task[Any]]:
+        return list(self._tasks - self._excluded())
+
+    async def _settle(self, deadline: float) -> None:
         """Wait until all have ended, or until a time of the loop."""
         loop = asyncio.get_running_loop()
-        while self._others() and (deadline is None or loop.time() < deadline):
-            waiter = loop.create_future()
-            self._waiters.add(waiter)
-            timer = None if deadline is None else loop.call_at(deadline, _wake, waiter)
-            try:
-                await waiter
-            finally:
-                self._waiters.discard(waiter)
-                if timer is not None:
-                    timer.cancel()
+        while len(self._tasks) > len(self._excluded()) and loop.time() < deadline:
+            await self._ended.wait(deadline)
 
 
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _check(restart: Restart | None) -> None:
+    if restart is None:
+        return
+    if not isinstance(restart, Restart):
+        raise TypeError(f"restart must be a Restart or None, not {restart!r}")
+    for what in ("first", "longest", "forgive"):
+        seconds(f"{what} of a Restart", getattr(restart, what))
+    if not isinstance(restart.factor, int | float) or restart.factor < 1:
+        raise ValueError(f"factor of a Restart must be a number of at least 1, not {restart.factor!r}")
+    if not isinstance(restart.jitter, int | float) or not 0 <= restart.jitter <= 1:
+        raise ValueError(f"jitter of a Restart must be a part between 0 and 1, not {restart.jitter!r}")
+    if restart.most is not None and (not isinstance(restart.most, int) or restart.most < 0):
+        raise ValueError(f"most of a Restart must be a number of at least 0, or None, not {restart.most!r}")
 
 
 def _stack(task: asyncio.Task[Any]) -> tuple[str, ...]:

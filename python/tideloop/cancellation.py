@@ -21,13 +21,14 @@ import asyncio
 import contextlib
 import sys
 import weakref
+from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Literal
 
 from tideloop._tideloop import forgive, keep_contexts
 
-__all__ = ["Request", "Shield"]
+__all__ = ["Request", "Shield", "outlast"]
 
 _inside: ContextVar[Shield | None] = ContextVar("tideloop.shield", default=None)
 
@@ -91,6 +92,28 @@ class Request:
     def others(self) -> bool:
         """Whether, this request apart, the task was cancelled since it was made."""
         return self.task.cancelling() - (self._state is True) > self._before
+
+
+async def outlast(
+    tasks: Collection[asyncio.Task[Any]], on_cancel: Callable[[], object] | None = None
+) -> asyncio.CancelledError | None:
+    """Wait until tasks have ended, also when cancelled meanwhile, of which it tells `on_cancel` each time.
+
+    Returns that CancelledError, which the caller raises when he has done what he has to.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        while running := [task for task in tasks if not task.done()]:
+            try:
+                await asyncio.wait(running)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if on_cancel is not None:
+                    on_cancel()
+        return cancelled
+    finally:
+        # Else the exception's traceback refers to this frame, and this frame to the exception.
+        cancelled = None
 
 
 _MARK_STAYS = sys.version_info < (3, 13)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from types import TracebackType
 from typing import Any
 
 from tideloop.cancellation import Request
 from tideloop.durations import seconds
 
-__all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining"]
+__all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining", "without_deadline"]
 
 _deadline: ContextVar[float] = ContextVar("tideloop.deadline", default=math.inf)
 # Whose timer that is: a task that was made inside of the block has none.
@@ -29,6 +29,13 @@ def remaining() -> float:
     if when is math.inf:
         return math.inf
     return max(when - asyncio.get_running_loop().time(), 0.0)
+
+
+def without_deadline() -> Context:
+    """A copy of this context that has no deadline: for what is done for others as well, like filling a pool."""
+    context = copy_context()
+    context.run(_deadline.set, math.inf)
+    return context
 
 
 class Deadline:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from tideloop import accelerated
 from tideloop.breakers import Breaker
-from tideloop.cancellation import Request
+from tideloop.cancellation import Request, outlast
 from tideloop.deadlines import Deadline, remaining
 from tideloop.durations import seconds
 from tideloop.hedges import Hedge
@@ -59,7 +59,11 @@ class PolicyStats(NamedTuple):
 
 
 class Policy:
-    """How something unreliable is called: ``@tideloop.policy(...)``. See policy()."""
+    """How something unreliable is called: ``@tideloop.policy(timeout=2, deadline=10, retry=tideloop.Retry())``.
+
+    `deadline` is for all of a call, in seconds; `timeout` for one attempt, from when it has its place in `limit`. Use
+    it as a decorator, by ``await policy.call(fn, ...)``, or, without `retry` and `hedge`, as ``async with policy:``.
+    """
 
     __slots__ = (
         "_blocks",
@@ -212,9 +216,9 @@ class Policy:
         failures = 1
         try:
             while True:
-                pause = self.retry.pause(error, failures)
-                if pause is None or pause >= remaining():
-                    self._exhausted += 1
+                pause = self.retry.pause(error, failures, remaining())
+                if pause is None:
+                    self._exhausted += failures > 1 or self.retry.covers(error)
                     if failures > 1:
                         error.add_note(f"the last of {failures} attempts by {self!r}")
                     raise error
@@ -275,7 +279,12 @@ class Policy:
             took = loop.time() - began
             for task in attempts:
                 task.cancel()
-            await _ended(attempts)
+            cancelled = await outlast(attempts)
+            for task in attempts:
+                if not task.cancelled():
+                    task.exception()
+            if cancelled is not None:
+                raise cancelled
         for task in attempts:
             if task in done and not task.cancelled() and task.exception() is None:
                 hedge.took(took)
@@ -325,42 +334,13 @@ class _Block:
         try:
             if policy.breaker is not None:
                 policy.breaker.leave(self._entered, raised)
+            if late:
+                assert raised is not None
+                raise raised from error
         finally:
+            # A limit that learns sees the exception that is under way.
             if policy.limit is not None:
                 policy.limit.release()
-        if late:
-            assert raised is not None
-            raise raised from error
 
 
-async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
-    """Wait until all have ended, also if cancelled meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    while running := [task for task in tasks if not task.done()]:
-        try:
-            await asyncio.wait(running)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()
-    if cancelled is not None:
-        raise cancelled
-
-
-def policy(
-    *,
-    timeout: float | None = None,
-    deadline: float | None = None,
-    retry: Retry | None = None,
-    breaker: Breaker | None = None,
-    hedge: Hedge | None = None,
-    limit: Acquirable | None = None,
-    name: str | None = None,
-) -> Policy:
-    """How something unreliable is called: ``@tideloop.policy(timeout=2, deadline=10, retry=tideloop.Retry())``.
-
-    `deadline` is for all of a call, in seconds; `timeout` for one attempt, from when it has its place in `limit`. Use
-    it as a decorator, by ``await policy.call(fn, ...)``, or, without `retry` and `hedge`, as ``async with policy:``.
-    """
-    return Policy(timeout=timeout, deadline=deadline, retry=retry, breaker=breaker, hedge=hedge, limit=limit, name=name)
+policy = Policy

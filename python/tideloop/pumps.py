@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
+from tideloop.cancellation import outlast
+
 __all__ = ["Pumps", "cancel_and_wait", "close", "closing"]
 
 _T = TypeVar("_T")
@@ -44,15 +46,10 @@ async def cancel_and_wait(tasks: set[asyncio.Task[Any]]) -> None:
 
     What is being cancelled already is not cancelled again: that would interrupt its clean-up.
     """
-    interrupted: asyncio.CancelledError | None = None
     for task in tasks:
         if not task.cancelling():
             task.cancel()
-    while pending := [task for task in tasks if not task.done()]:
-        try:
-            await asyncio.wait(pending)
-        except asyncio.CancelledError as error:
-            interrupted = error
+    interrupted = await outlast(tasks)
     try:
         if interrupted is not None:
             raise interrupted

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from tideloop.breakers import BreakerOpen, Failures, matches
@@ -19,8 +22,8 @@ class Retry:
     all; before the n-th again a pause of ``first * factor ** (n - 1)`` seconds, `longest` at most. With `jitter`
     "full" it is drawn between 0 and that (Brooker, "Exponential Backoff And Jitter", AWS 2015), a number is the part
     that it varies by. `retry_after` is asked with the exception for the seconds that the server wants us to wait, by
-    default its attribute of that name; a longer pause than `longest` that it wants is not waited for: the failure is
-    final.
+    default its attribute of that name, or the Retry-After header among its `headers` or those of its `response`; a
+    longer pause than `longest` that it wants is not waited for: the failure is final.
 
     `budget` is how many retries there may be per call, over many calls: with 0.1 a tenth, besides `reserve` that may
     be used up first. So that an outage does not multiply the load on what is out (as gRPC's retry throttling and
@@ -79,27 +82,55 @@ class Retry:
         if self.budget is not None:
             self._tokens = min(self._tokens + self.budget, self.reserve)
 
-    def pause(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the next attempt after so many failures; None if there is none. Takes it from the budget."""
-        if isinstance(error, BreakerOpen) or (self.attempts is not None and failures >= self.attempts):
-            return None
-        if not matches(self.on, error):
+    def covers(self, error: Exception) -> bool:
+        """Whether a failure is one of those that may be tried again."""
+        return not isinstance(error, BreakerOpen) and matches(self.on, error)
+
+    def pause(self, error: Exception, failures: int, left: float = math.inf) -> float | None:
+        """Seconds until the next attempt after so many failures, with so many seconds left for all.
+
+        None if there is none. Takes it from the budget.
+        """
+        if (self.attempts is not None and failures >= self.attempts) or not self.covers(error):
             return None
         asked = self.retry_after(error)
         if asked is not None and asked > self.longest:
             return None
-        if self.budget is not None:
-            if self._tokens < 1:
-                return None
-            self._tokens -= 1
+        if self.budget is not None and self._tokens < 1:
+            return None
         pause = min(self.first * self.factor ** min(failures - 1, 64), self.longest)
         if self.jitter == "full":
             pause *= random.random()  # spreads, hides nothing
         else:
             pause *= 1 + self.jitter * (2 * random.random() - 1)
-        return pause if asked is None else max(pause, asked)
+        if asked is not None:
+            pause = max(pause, asked)
+        if pause >= left:
+            return None
+        if self.budget is not None:
+            self._tokens -= 1
+        return pause
 
 
 def _retry_after(error: Exception) -> float | None:
+    """What an exception says itself, or the Retry-After header (RFC 9110, 10.2.3) of the response that it has."""
     found = getattr(error, "retry_after", None)
+    for holder in (error, getattr(error, "response", None)):
+        # A mapping, or urllib's message; most know no case.
+        look_up = getattr(getattr(holder, "headers", None), "get", None)
+        if found is None and callable(look_up):
+            found = look_up("Retry-After") or look_up("retry-after")
+    if isinstance(found, str):
+        found = _seconds_of(found.strip())
     return found if isinstance(found, int | float) and found >= 0 else None
+
+
+def _seconds_of(header: str) -> float | None:
+    """A Retry-After header is a whole number of seconds, or a date of the wall clock."""
+    if header.isascii() and header.isdecimal():
+        return float(header)
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(date.timestamp() - time.time(), 0.0)

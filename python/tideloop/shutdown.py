@@ -16,6 +16,7 @@ import asyncio
 import inspect
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -23,7 +24,20 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["Ending", "attend", "finish", "has_plan", "on_shutdown", "request_shutdown", "signal_numbers", "stopping"]
+from tideloop.cancellation import outlast
+from tideloop.changes import Changes
+
+__all__ = [
+    "Ending",
+    "attend",
+    "finish",
+    "grace_left",
+    "has_plan",
+    "on_shutdown",
+    "request_shutdown",
+    "signal_numbers",
+    "stopping",
+]
 
 _T = TypeVar("_T")
 
@@ -47,14 +61,15 @@ class _Plan:
         self.requested = False
         # Whether somebody asks about the end: then main is not cancelled as soon as everything else is done.
         self.heeded = False
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.announced = Changes()
+        # Main, once it was cancelled because of the first signal, and until when it may take its time.
+        self.cancelled: asyncio.Task[Any] | None = None
+        self.deadline = -math.inf
         self.request: Callable[[], None] | None = None
 
     def announce(self) -> None:
         self.requested = True
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.announced.tell()
 
 
 _plans: WeakKeyDictionary[asyncio.AbstractEventLoop, _Plan] = WeakKeyDictionary()
@@ -92,14 +107,8 @@ async def stopping() -> None:
     """Wait until the program is to end: the first signal, or request_shutdown()."""
     plan = _plan()
     plan.heeded = True
-    if plan.requested:
-        return
-    waiter = asyncio.get_running_loop().create_future()
-    plan.waiters.add(waiter)
-    try:
-        await waiter
-    finally:
-        plan.waiters.discard(waiter)
+    if not plan.requested:
+        await plan.announced.wait()
 
 
 def request_shutdown() -> None:
@@ -113,6 +122,13 @@ def request_shutdown() -> None:
         plan.announce()
         if plan.request is not None:
             plan.request()
+
+
+def grace_left(task: asyncio.Task[Any]) -> float:
+    """Seconds that a task which is cancelled has to come to its end, since the first signal is why; otherwise 0."""
+    loop = task.get_loop()
+    plan = _plans.get(loop)
+    return max(plan.deadline - loop.time(), 0.0) if plan is not None and plan.cancelled is task else 0.0
 
 
 class Ending(NamedTuple, Generic[_T]):
@@ -151,14 +167,15 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
 
     def give_up() -> None:
         if not ended:
+            plan.cancelled = task
             task.cancel("the program is to end")
 
     async def end(cancel: bool) -> None:
-        deadline = loop.time() + grace
-        await _call_all(plan, deadline)
+        plan.deadline = loop.time() + grace
+        await _call_all(plan, plan.deadline)
         if cancel and plan.heeded:
             # Main knows of it, and has the rest of the time.
-            loop.call_at(deadline, give_up)
+            loop.call_at(plan.deadline, give_up)
         elif cancel:
             give_up()
 
@@ -173,6 +190,7 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
             plan.announce()
             begin()
         elif len(received) == 2:
+            plan.deadline = -math.inf
             if ending is not None:
                 ending.cancel()
             if not ended:
@@ -181,12 +199,13 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
             os._exit(128 + number)
 
     plan.request = begin
-    handled: list[signal.Signals] = []
+    handled: dict[signal.Signals, Any] = {}
     try:
         try:
             for number in signals:
+                before = signal.getsignal(number)
                 _handle(loop, number, on_signal)
-                handled.append(number)
+                handled.setdefault(number, before)
         except BaseException:
             main.close()
             raise
@@ -204,13 +223,15 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
             plan.announce()
             if ending is None:
                 ending = loop.create_task(end(False), name="shutdown")
-            await _outlast(ending)
+            # What cancels main ends it at once; the second signal cancels it itself.
+            if (cancelled := await outlast([ending], ending.cancel)) is not None:
+                raise cancelled
         return Ending(value, interrupted)
     finally:
         plan.request = None
         _plans.pop(loop, None)
-        for number in handled:
-            _unhandle(loop, number)
+        for number, before in handled.items():
+            _unhandle(loop, number, before)
 
 
 def has_plan(loop: asyncio.AbstractEventLoop) -> bool:
@@ -226,19 +247,6 @@ async def finish(grace: float) -> None:
         await _call_all(plan, asyncio.get_running_loop().time() + grace)
     finally:
         _plans.pop(asyncio.get_running_loop(), None)
-
-
-async def _outlast(ending: asyncio.Task[None]) -> None:
-    """Wait for the shutdown, which a cancellation of main does not shorten; the second signal cancels it itself."""
-    cancelled: asyncio.CancelledError | None = None
-    while not ending.done():
-        try:
-            await asyncio.wait([ending])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            ending.cancel()
-    if cancelled is not None:
-        raise cancelled
 
 
 async def _call_all(plan: _Plan, deadline: float) -> None:
@@ -273,8 +281,11 @@ def _handle(loop: asyncio.AbstractEventLoop, number: signal.Signals, handler: Ca
         signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(handler, number))
 
 
-def _unhandle(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+def _unhandle(loop: asyncio.AbstractEventLoop, number: signal.Signals, before: Any) -> None:
+    """Have a signal handled as it was before; one that was not set from Python has the system's default."""
     if sys.platform != "win32":
         loop.remove_signal_handler(number)
-    else:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if before is not None:
+        signal.signal(number, before)
+    elif sys.platform == "win32":
+        signal.signal(number, signal.SIG_DFL)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import itertools
 import logging
+import math
 
 import pytest
 import tideloop
 from tideloop import Background, Restart
 
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, fail, forever, give, tasks_left, turns
-
-
-def now():
-    return asyncio.get_running_loop().time()
+from tests.toolkit.work import Boom, fail, forever, give, now, tasks_left, turns
 
 
 def test_tasks_are_kept_and_waited_for(kind):
@@ -208,6 +206,44 @@ def test_drain_asked_for_by_one_of_its_tasks(kind):
     harness.run(kind, main())
 
 
+def test_drain_asked_for_by_several_of_its_tasks(kind):
+    async def main():
+        began = now()
+        async with Background() as background:
+
+            async def ask(limit):
+                await asyncio.sleep(1)
+                return await background.drain(limit)
+
+            background.spawn(asyncio.sleep, 5)
+            tasks = [background.spawn(ask, limit) for limit in (None, None, 3)]
+            for task in tasks:
+                # The third has what still runs cancelled, but not those that drain as it does.
+                assert (await task)[2] == ()
+            assert now() - began == pytest.approx(4)
+        assert background.stats()[2:5] == (3, 0, 1)
+
+    harness.run(kind, main())
+
+
+def test_cancel_asked_for_by_one_of_its_tasks(kind):
+    async def main():
+        async with Background() as background:
+
+            async def ask():
+                await turns(3)
+                background.cancel()
+                return "done"
+
+            draining = background.spawn(background.drain)
+            task = background.spawn(ask)
+            assert await task == "done"
+            await asyncio.wait([draining])
+            assert draining.cancelled()
+
+    harness.run(kind, main())
+
+
 def test_several_drain_at_once(kind):
     async def main():
         async with Background() as background:
@@ -216,6 +252,24 @@ def test_several_drain_at_once(kind):
             assert one == (1, 0, ())
             assert two[:2] == (0, 0)
             assert len(two.survivors) == 1
+
+    harness.run(kind, main())
+
+
+def test_tasks_inherit_the_context_without_its_deadline(kind):
+    word = contextvars.ContextVar("word", default="none")
+
+    async def work():
+        await asyncio.sleep(10)
+        return word.get(), tideloop.remaining()
+
+    async def main():
+        async with Background() as background:
+            word.set("request")
+            with tideloop.deadline(5):
+                task = background.spawn(work)
+            assert await task == ("request", math.inf)
+            assert tideloop.remaining() == math.inf
 
     harness.run(kind, main())
 
@@ -307,6 +361,22 @@ class TestRestart:
                 assert 0.5 * middle <= restart.pause(failures) <= 1.5 * middle
 
 
+def test_belongs_to_one_loop(kind):
+    async def main():
+        async with Background(name="mail") as background:
+            pass
+        return background
+
+    async def elsewhere():
+        with pytest.raises(RuntimeError, match=r"'mail' .* belongs to another event loop"):
+            background.spawn(forever)
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await background.drain()
+
+    background = harness.run(kind, main())
+    harness.run(kind, elsewhere())
+
+
 def test_bad_arguments(kind):
     with pytest.raises(ValueError, match="on_error must be"):
         Background(on_error="ignore")
@@ -314,6 +384,16 @@ def test_bad_arguments(kind):
         Background(restart=3)
     with pytest.raises(ValueError, match="grace must be"):
         Background(grace=-1)
+    for field, value in (
+        ("first", -1),
+        ("factor", 0.5),
+        ("longest", "x"),
+        ("jitter", 2),
+        ("most", -1),
+        ("forgive", None),
+    ):
+        with pytest.raises(ValueError, match=f"{field} of a Restart must be"):
+            Background(restart=Restart(**{field: value}))
 
     async def main():
         background = Background()
@@ -322,9 +402,146 @@ def test_bad_arguments(kind):
         async with background:
             with pytest.raises(TypeError, match="fn must be"):
                 background.spawn(3)
+            with pytest.raises(TypeError, match="restart must be"):
+                background.spawn(forever, restart=3)
             with pytest.raises(ValueError, match="then must be"):
                 await background.drain(then="kill")
         with pytest.raises(RuntimeError, match="entered before"):
             await background.__aenter__()
 
     harness.run(kind, main())
+
+
+async def fail_when_cancelled():
+    try:
+        await forever()
+    finally:
+        raise Boom("task")
+
+
+class TestTheWayOut:
+    """Who is told of what, when a block, its tasks and somebody outside end it at once."""
+
+    def test_a_survivor_that_fails_after_all_harms_nobody(self, kind, caplog):
+        async def stubborn():
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                await asyncio.sleep(10)
+                raise Boom("late") from None
+
+        async def main():
+            async with Background(on_error="raise", grace=0, patience=1) as background:
+                background.spawn(stubborn, name="rock")
+                await turns(2)
+            await asyncio.sleep(20)
+            assert asyncio.current_task().cancelling() == 0
+            assert "'rock' has failed after its block was left" in caplog.text
+
+        harness.run(kind, main())
+
+    def test_errors_of_the_block_and_of_tasks_are_all_raised(self, kind):
+        async def block():
+            async with Background(on_error="raise") as background:
+                background.spawn(fail_when_cancelled)
+                await turns(2)
+                raise KeyError("block")
+
+        async def main():
+            with pytest.raises(ExceptionGroup) as caught:
+                await block()
+            assert [type(error) for error in caught.value.exceptions] == [KeyError, Boom]
+            assert asyncio.current_task().cancelling() == 0
+
+        harness.run(kind, main())
+
+    def test_a_cancellation_from_outside_comes_first(self, kind, caplog):
+        async def block():
+            async with Background(on_error="raise") as background:
+                background.spawn(fail_when_cancelled)
+                await forever()
+
+        async def main():
+            task = asyncio.ensure_future(block())
+            await turns(3)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            (record,) = caplog.records
+            assert isinstance(record.exc_info[1], Boom)
+
+        harness.run(kind, main())
+
+    def test_a_cancellation_while_an_exception_leaves_the_block_is_not_lost(self, kind):
+        async def slow():
+            try:
+                await forever()
+            finally:
+                await asyncio.sleep(1)
+
+        async def block():
+            async with Background() as background:
+                background.spawn(slow)
+                await turns(2)
+                raise Boom
+
+        async def main():
+            task = asyncio.ensure_future(block())
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+        harness.run(kind, main())
+
+    def test_clean_up_is_cancelled_once(self, kind):
+        cleaned = []
+
+        async def careful():
+            try:
+                await forever()
+            finally:
+                await asyncio.sleep(1)
+                cleaned.append(now())
+
+        async def beside_one_that_fails():
+            async with Background(on_error="raise") as background:
+                background.spawn(careful)
+                background.spawn(fail, "no", 2)
+                await forever()
+
+        async def by_hand():
+            async with Background() as background:
+                background.spawn(careful)
+                await turns(2)
+                background.cancel()
+                await turns(2)
+                raise KeyError
+
+        async def main():
+            with pytest.raises(ExceptionGroup):
+                await beside_one_that_fails()
+            with pytest.raises(KeyError):
+                await by_hand()
+            assert len(cleaned) == 2
+
+        harness.run(kind, main())
+
+    def test_what_waits_to_begin_again_is_told_when_it_drains(self, kind):
+        calls = []
+
+        async def work():
+            calls.append(now())
+            raise Boom
+
+        async def main():
+            told = []
+            restart = Restart(first=5, jitter=0)
+            async with Background(restart=restart, on_error=lambda task, error: told.append(error)) as background:
+                background.spawn(work)
+                await asyncio.sleep(1)
+                assert await background.drain(10) == (1, 0, ())
+            assert len(calls) == 1
+            assert [type(error) for error in told] == [Boom]
+
+        harness.run(kind, main())

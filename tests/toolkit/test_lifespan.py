@@ -54,6 +54,24 @@ class TestWithoutSignals:
         (record,) = caplog.records
         assert isinstance(record.exc_info[1], ZeroDivisionError)
 
+    def test_one_that_awaits_what_was_cancelled(self, caplog):
+        called = []
+
+        async def main():
+            task = asyncio.ensure_future(asyncio.get_running_loop().create_future())
+
+            async def stop():
+                task.cancel()
+                await task
+
+            tideloop.on_shutdown(lambda: called.append("after"), order=1)
+            tideloop.on_shutdown(stop)
+
+        tideloop.run(main())
+        assert called == ["after"]
+        (record,) = caplog.records
+        assert isinstance(record.exc_info[1], asyncio.CancelledError)
+
     def test_one_that_registers_another(self):
         called = []
 
@@ -115,6 +133,36 @@ class TestWithoutSignals:
         # asyncio.Runner's own error, which 3.14 has changed.
         with pytest.raises((TypeError, ValueError), match="coroutine"):
             tideloop.run(3, signals=["INT"])
+
+
+def test_signals_are_handled_as_before_in_the_end():
+    async def main():
+        assert signal.getsignal(signal.SIGTERM) is not handler
+
+    def handler(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handler), signal.getsignal(signal.SIGINT)
+    try:
+        tideloop.run(main(), signals=("TERM", "INT", "TERM"))
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is before[1]
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_signal_that_cannot_be_handled_starts_nothing():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    async def main():
+        raise AssertionError
+
+    coroutine = main()
+    with pytest.raises((OSError, RuntimeError, ValueError)):
+        tideloop.run(coroutine, signals=("TERM", "KILL"))
+    assert coroutine.cr_frame is None
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals to another process")
@@ -209,6 +257,32 @@ tideloop.run(main(), signals=("TERM",), grace=1000)
 """
         events = [("up", signal.SIGTERM), ("no", signal.SIGTERM), ("no", signal.SIGTERM)]
         assert self.child(code, *events) == (128 + signal.SIGTERM, ["up", "no", "no"])
+
+    def test_the_first_one_has_what_is_in_the_background_end_and_the_second_cancels_it(self):
+        code = """
+async def work(name):
+    try:
+        say(name)
+        await signalled.wait()
+        await asyncio.sleep(0.02 if name == "first" else 1000)
+        say("done")
+    except asyncio.CancelledError:
+        say("cancelled")
+        raise
+async def main():
+    global signalled
+    signalled = asyncio.Event()
+    tideloop.on_shutdown(lambda: signalled.set())
+    async with tideloop.Background() as background:
+        background.spawn(work, sys.argv[1])
+        await asyncio.get_running_loop().create_future()
+tideloop.run(main(), signals=("TERM",), grace=1000)
+"""
+        first = f"sys.argv[1:] = ['first']\n{code}"
+        assert self.child(first, ("first", signal.SIGTERM)) == (128 + signal.SIGTERM, ["first", "done"])
+        second = f"sys.argv[1:] = ['second']\n{code}".replace("signalled.set())", "(signalled.set(), say('draining')))")
+        events = [("second", signal.SIGTERM), ("draining", signal.SIGTERM)]
+        assert self.child(second, *events) == (128 + signal.SIGTERM, ["second", "draining", "cancelled"])
 
     def test_a_background_drains(self):
         code = """

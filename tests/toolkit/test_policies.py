@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import inspect
-import itertools
 import math
+import time
+from types import MappingProxyType
 
 import pytest
 import tideloop
-from tideloop import Breaker, Hedge, Limiter, Retry, policy
+from tideloop import AdaptiveLimiter, Breaker, Hedge, Limiter, Retry, policy
 
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, fail, forever, give, turns
-
-
-def now():
-    return asyncio.get_running_loop().time()
-
-
-class Flaky:
-    """Fails so often, then answers; notes when it was called."""
-
-    def __init__(self, failures, error=Boom):
-        self.failures = failures
-        self.error = error
-        self.times = []
-
-    async def __call__(self, value="answer"):
-        self.times.append(now())
-        if len(self.times) <= self.failures:
-            raise self.error
-        return value
-
-    def pauses(self):
-        return [later - earlier for earlier, later in itertools.pairwise(self.times)]
+from tests.toolkit.work import Boom, Flaky, fail, forever, give, now, turns
 
 
 class TestRetry:
@@ -65,9 +45,11 @@ class TestRetry:
         async def main():
             for retry in (Retry(on=KeyError), Retry(on=(KeyError, OSError)), Retry(on=lambda error: False)):
                 flaky = Flaky(1)
+                guarded = policy(retry=retry)
                 with pytest.raises(Boom):
-                    await policy(retry=retry).call(flaky)
+                    await guarded.call(flaky)
                 assert len(flaky.times) == 1
+                assert guarded.stats().exhausted == 0
             flaky = Flaky(1)
             assert await policy(retry=Retry(on=lambda error: isinstance(error, Boom))).call(flaky) == "answer"
 
@@ -106,6 +88,29 @@ class TestRetry:
 
         harness.run(kind, main())
 
+    @pytest.mark.parametrize(
+        ("header", "pause"),
+        [("3", 3), (" 120 ", 120), ("Thu, 01 Jan 1970 00:00:01 GMT", 0), ("soon", None), ("-1", None), ("1e3", None)],
+    )
+    def test_what_the_headers_of_a_response_ask_for(self, header, pause):
+        class Failure(Exception):
+            pass
+
+        class Response:
+            headers = MappingProxyType({"Retry-After": header})
+
+        retry = Retry(first=0, longest=1000)
+        failure = Failure()
+        failure.response = Response
+        assert retry.retry_after(failure) == pause
+        failure = Failure()
+        failure.headers = {"retry-after": header}
+        assert retry.retry_after(failure) == pause
+        assert retry.pause(failure, 1) == (pause or 0)
+        late = Failure()
+        late.headers = {"Retry-After": email.utils.formatdate(time.time() + 600, usegmt=True)}
+        assert 590 < retry.pause(late, 1) <= 600
+
     def test_budget(self, kind):
         async def main():
             calls = 0
@@ -125,123 +130,22 @@ class TestRetry:
 
         harness.run(kind, main())
 
+    def test_a_retry_that_the_deadline_forbids_costs_no_budget(self, kind):
+        async def main():
+            retry = Retry(first=10, longest=10, jitter=0, budget=0, reserve=1)
+            for _ in range(5):
+                with pytest.raises(Boom):
+                    await policy(retry=retry, deadline=5).call(fail)
+            assert await policy(retry=retry, deadline=50).call(Flaky(1)) == "answer"
+
+        harness.run(kind, main())
+
     def test_full_jitter_spreads(self):
         retry = Retry(first=8, longest=8)
         pauses = [retry.pause(Boom(), 1) for _ in range(500)]
         assert 0 <= min(pauses) < 1
         assert 7 < max(pauses) <= 8
         assert Retry(first=1, longest=9, jitter=0, attempts=None).pause(Boom(), 10**9) == 9
-
-
-class TestDeadline:
-    def test_a_block(self, kind):
-        async def main():
-            began = now()
-
-            async def block():
-                with tideloop.deadline(3):
-                    assert tideloop.remaining() == pytest.approx(3)
-                    await asyncio.sleep(1)
-                    assert tideloop.remaining() == pytest.approx(2)
-                    await forever()
-
-            with pytest.raises(tideloop.DeadlineExceeded, match="not done within the deadline of 3 s"):
-                await block()
-            assert now() - began == pytest.approx(3)
-            assert tideloop.remaining() == math.inf
-            assert asyncio.current_task().cancelling() == 0
-            with tideloop.deadline(3):
-                await asyncio.sleep(1)
-            await asyncio.sleep(10)
-
-        harness.run(kind, main())
-
-    def test_the_earliest_holds(self, kind):
-        async def main():
-            began = now()
-
-            async def block():
-                with tideloop.deadline(2), tideloop.deadline(5):
-                    assert tideloop.remaining() == pytest.approx(2)
-                    await forever()
-
-            with pytest.raises(tideloop.DeadlineExceeded, match="of 2 s"):
-                await block()
-            assert now() - began == pytest.approx(2)
-            with tideloop.deadline(5):
-                with pytest.raises(tideloop.DeadlineExceeded, match="of 1 s"), tideloop.deadline(1):
-                    await forever()
-                assert tideloop.remaining() == pytest.approx(4)
-
-        harness.run(kind, main())
-
-    def test_tasks_inherit_it(self, kind):
-        async def main():
-            async def left():
-                return tideloop.remaining()
-
-            with tideloop.deadline(2):
-                task = asyncio.ensure_future(left())
-                await asyncio.sleep(1)
-            assert await task == pytest.approx(2)
-
-        harness.run(kind, main())
-
-    def test_a_cancellation_from_outside_is_none_of_its_business(self, kind):
-        async def main():
-            async def block():
-                with tideloop.deadline(5):
-                    await forever()
-
-            task = asyncio.ensure_future(block())
-            await turns(2)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-        harness.run(kind, main())
-
-    def test_no_pause_goes_beyond_it(self, kind):
-        async def main():
-            flaky = Flaky(9)
-            began = now()
-            with pytest.raises(Boom):
-                await policy(deadline=5, retry=Retry(first=2, factor=2, longest=100, jitter=0, attempts=None)).call(
-                    flaky
-                )
-            # After 2 s once more; the next pause is 4 s, and there are 3.
-            assert flaky.pauses() == pytest.approx([2])
-            assert now() - began == pytest.approx(2)
-
-        harness.run(kind, main())
-
-    def test_it_is_final(self, kind):
-        async def main():
-            began = now()
-            with pytest.raises(tideloop.DeadlineExceeded):
-                await policy(deadline=3, timeout=2, retry=Retry(first=0)).call(forever)
-            assert now() - began == pytest.approx(3)
-
-            # A deadline of the function's own is its error like any other.
-            async def outer():
-                with tideloop.deadline(1):
-                    await policy(retry=Retry(first=0, attempts=None)).call(policy(deadline=0.4).call, forever)
-
-            with pytest.raises(tideloop.DeadlineExceeded):
-                await outer()
-            assert now() - began == pytest.approx(4)
-
-        harness.run(kind, main())
-
-    def test_entered_once_by_a_task(self, kind):
-        async def main():
-            block = tideloop.deadline(3)
-            with block, pytest.raises(RuntimeError, match="entered before"):
-                block.__enter__()
-
-        harness.run(kind, main())
-        with pytest.raises(ValueError, match="limit must be"):
-            tideloop.deadline(-1)
 
 
 class TestTimeout:
@@ -273,6 +177,25 @@ class TestTimeout:
             guarded = policy(timeout=2, limit=limiter)
             await asyncio.gather(*(guarded.call(asyncio.sleep, 1.5) for _ in range(5)))
             assert limiter.stats().in_use == 0
+
+        harness.run(kind, main())
+
+    def test_tells_a_limit_that_learns(self, kind):
+        async def main():
+            limiter = AdaptiveLimiter()
+            guarded = policy(timeout=2, limit=limiter)
+            with pytest.raises(tideloop.AttemptTimeout):
+                await guarded.call(forever)
+            with pytest.raises(tideloop.AttemptTimeout):
+                async with guarded:
+                    await forever()
+            await guarded.call(give, 1)
+            task = asyncio.ensure_future(guarded.call(forever))
+            await turns(2)
+            task.cancel()
+            await asyncio.wait([task])
+            stats = limiter.stats()
+            assert (stats.ok, stats.dropped, stats.ignored) == (1, 2, 1)
 
         harness.run(kind, main())
 
@@ -380,6 +303,25 @@ class TestBreaker:
 
         harness.run(kind, main())
 
+    def test_what_it_counts_by_may_fail(self, kind):
+        """A mistake in `on` is raised, and costs neither a probe nor a place in the limit."""
+
+        def on(error):
+            return 1 // int(str(error))
+
+        async def main():
+            limiter = Limiter(1)
+            breaker = Breaker(window=1, pause=0, probes=1, on=on)
+            guarded = policy(breaker=breaker, limit=limiter)
+            for message, error in (("1", Boom), ("0", ZeroDivisionError), ("0", ZeroDivisionError)):
+                with pytest.raises(error):
+                    await guarded.call(fail, message)
+                assert limiter.stats().in_use == 0
+            assert await guarded.call(give, 1) == 1
+            assert breaker.state == "closed"
+
+        harness.run(kind, main())
+
 
 class TestHedge:
     def test_the_second_answers(self, kind):
@@ -458,6 +400,30 @@ class TestHedge:
 
             await guarded(ask)()
             assert now() - began == pytest.approx(2)
+
+        harness.run(kind, main())
+
+    def test_learns_how_long_the_answer_took_and_not_the_losers_end(self, kind):
+        async def main():
+            first = True
+
+            async def ask():
+                nonlocal first
+                if not first:
+                    await asyncio.sleep(1)
+                    return
+                first = False
+                try:
+                    await forever()
+                finally:
+                    await asyncio.sleep(50)
+
+            guarded = policy(hedge=Hedge(after="p50", share=1))
+            guarded.hedge.after = 2
+            await guarded(ask)()
+            for _ in range(19):
+                guarded.hedge.took(100)
+            assert min(guarded.hedge._durations) == pytest.approx(3)
 
         harness.run(kind, main())
 

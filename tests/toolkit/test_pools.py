@@ -4,56 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-import random
 
 import pytest
 import tideloop
 from tideloop import KeyedPool, Pool
 
 from tests.toolkit import harness
-from tests.toolkit.work import Boom, forever, turns
-
-
-def now():
-    return asyncio.get_running_loop().time()
-
-
-class Maker:
-    """Makes and closes numbered resources, and keeps account of them."""
-
-    def __init__(self, seconds=0.0, closing=0.0):
-        self.seconds = seconds
-        self.closing = closing
-        self.numbers = itertools.count(1)
-        self.open = set()
-        self.most = 0
-        self.closed = []
-        self.failures = []
-
-    async def create(self, key=None):
-        await asyncio.sleep(self.seconds)
-        if self.failures:
-            raise self.failures.pop(0)
-        made = (key, next(self.numbers)) if key is not None else next(self.numbers)
-        self.open.add(made)
-        self.most = max(self.most, len(self.open))
-        return made
-
-    async def close(self, made):
-        await asyncio.sleep(self.closing)
-        self.open.remove(made)
-        self.closed.append(made)
-
-
-def pool_of(maker, **options):
-    return Pool(maker.create, maker.close, **options)
-
-
-async def hold(pool, seconds, *key):
-    async with pool.acquire(*key) as made:
-        await asyncio.sleep(seconds)
-        return made
+from tests.toolkit.maker import Maker, hold, pool_of
+from tests.toolkit.work import Boom, forever, now, turns
 
 
 class TestLending:
@@ -397,6 +355,22 @@ class TestEnding:
 
         harness.run(kind, main())
 
+    def test_leaks_of_those_who_had_to_wait_are_reported_with_their_stack_too(self, kind, caplog):
+        async def patient_borrower(pool):
+            async with pool.acquire():
+                await asyncio.sleep(20)
+
+        async def main():
+            async with pool_of(Maker(seconds=1), max=1, leak_after=10) as pool:
+                task = asyncio.create_task(patient_borrower(pool), name="sloth")
+                await asyncio.sleep(12)
+                (record,) = caplog.records
+                assert "lent by 'sloth' was not given back in 10 s" in record.getMessage()
+                assert "patient_borrower" in record.getMessage()
+                await task
+
+        harness.run(kind, main())
+
     def test_resize(self, kind):
         async def main():
             maker = Maker()
@@ -419,138 +393,6 @@ class TestEnding:
                 assert len(maker.open) == 1
 
         harness.run(kind, main())
-
-
-class TestKeys:
-    def test_limits_of_keys_and_of_all(self, kind):
-        async def main():
-            maker = Maker()
-            async with KeyedPool(maker.create, maker.close, max_per_key=2, max=3, create_limit=9) as pool:
-                tasks = [asyncio.ensure_future(hold(pool, 10, key)) for key in "aaabbb"]
-                await turns(9)
-                assert sorted(key for key, _ in maker.open) == ["a", "a", "b"]
-                await asyncio.gather(*tasks)
-                assert maker.most <= 3
-            assert not maker.open
-
-        harness.run(kind, main())
-
-    def test_idle_ones_make_room(self, kind):
-        async def main():
-            maker = Maker(closing=1)
-            async with KeyedPool(maker.create, maker.close, max=2) as pool:
-                await hold(pool, 0, "a")
-                await asyncio.sleep(1)
-                await hold(pool, 0, "b")
-                began = now()
-                assert (await hold(pool, 0, "c"))[0] == "c"
-                assert now() - began == pytest.approx(1)
-                assert maker.closed == [("a", 1)]
-
-        harness.run(kind, main())
-
-    def test_nobody_starves(self, kind):
-        async def main():
-            maker = Maker()
-            async with KeyedPool(maker.create, maker.close, max=1) as pool:
-
-                async def greedy():
-                    while True:
-                        await hold(pool, 1, "hot")
-
-                greedies = [asyncio.ensure_future(greedy()) for _ in range(5)]
-                await asyncio.sleep(3)
-                began = now()
-                assert (await hold(pool, 0, "cold"))[0] == "cold"
-                assert now() - began <= 7
-                for task in greedies:
-                    task.cancel()
-                await asyncio.wait(greedies)
-            assert not maker.open
-
-        harness.run(kind, main())
-
-    def test_keys_are_forgotten(self, kind):
-        async def main():
-            maker = Maker()
-            async with KeyedPool(maker.create, maker.close, max=5) as pool:
-                for number in range(1000):
-                    await hold(pool, 0, number)
-                assert len(pool._shelves) <= 5
-                maker.failures = [Boom()]
-                with pytest.raises(Boom):
-                    await hold(pool, 0, "bad")
-                assert "bad" not in pool._shelves
-
-        harness.run(kind, main())
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_programs_lose_nothing(kind, seed):
-    """Borrowers of all kinds, cancelled at any moment, failing creations, checks and resets: the books balance."""
-
-    async def main():
-        dice = random.Random(seed)
-        maker = Maker(seconds=0.5, closing=0.3)
-        lent = set()
-
-        async def check(made):
-            await asyncio.sleep(0.1)
-            return dice.random() > 0.2
-
-        async def reset(made):
-            await asyncio.sleep(0.1)
-            if dice.random() < 0.1:
-                raise Boom
-
-        async def borrow():
-            key = dice.choice("abc")
-            try:
-                async with pool.acquire(key) as made:
-                    assert made in maker.open
-                    assert made not in lent, "lent twice"
-                    assert made[0] == key
-                    lent.add(made)
-                    try:
-                        await asyncio.sleep(dice.random() * 3)
-                    finally:
-                        lent.discard(made)
-            except (Boom, tideloop.PoolTimeout):
-                pass
-
-        pool = KeyedPool(
-            maker.create, maker.close, check=check, reset=reset, max=4, max_per_key=3, max_uses=5, max_idle=5,
-            max_lifetime=20, acquire_timeout=20,
-        )  # fmt: skip
-        async with pool:
-            tasks = []
-            for _ in range(150):
-                if dice.random() < 0.1:
-                    maker.failures.append(Boom())
-                tasks.append(asyncio.ensure_future(borrow()))
-                await asyncio.sleep(dice.random() * 0.6)
-                if dice.random() < 0.3:
-                    dice.choice(tasks).cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                if not task.cancelled():
-                    task.result()
-            stats = pool.stats()
-            assert (stats.borrowed, stats.waiting) == (0, 0)
-            await asyncio.sleep(2)
-            assert len(maker.open) == pool._size == pool.stats().idle + pool._leaving
-            assert maker.most <= 4
-            # All places can be had.
-            maker.failures.clear()
-            leases = [pool.acquire(key) for key in "aabb"]
-            await asyncio.gather(*(lease._begin() for lease in leases))
-            for lease in leases:
-                lease.release()
-        assert not maker.open
-        assert pool._size == 0
-        assert not pool._shelves
-
-    harness.run(kind, main())
 
 
 def test_a_pool_and_its_resources_can_be_collected(kind):

@@ -70,6 +70,7 @@ class TestRun:
             (["sh"], {"timeout": -1}, ValueError),
             (["sh"], {"grace": "1"}, ValueError),
             (["sh"], {"capture": -1}, ValueError),
+            (["sh"], {"capture": True}, ValueError),
             (["sh"], {"capture": Capture(1, "middle")}, ValueError),
             (["sh"], {"stderr": "nowhere"}, ValueError),
             (["sh"], {"on_line": print, "max_line": 0}, ValueError),

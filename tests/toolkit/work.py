@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 
@@ -32,3 +33,25 @@ async def forever() -> None:
 def tasks_left(before: Any = ()) -> set[asyncio.Task[Any]]:
     """Tasks that are alive, besides those that were and the one that asks."""
     return asyncio.all_tasks() - {asyncio.current_task(), *before}  # type: ignore[arg-type]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Flaky:
+    """Fails so often, then answers; notes when it was called."""
+
+    def __init__(self, failures, error=Boom):
+        self.failures = failures
+        self.error = error
+        self.times = []
+
+    async def __call__(self, value="answer"):
+        self.times.append(now())
+        if len(self.times) <= self.failures:
+            raise self.error
+        return value
+
+    def pauses(self):
+        return [later - earlier for earlier, later in itertools.pairwise(self.times)]

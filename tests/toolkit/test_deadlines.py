@@ -1,0 +1,210 @@
+"""Deadlines: blocks, contexts, tasks, and what heeds them; on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+import tideloop
+from tideloop import Retry, policy
+
+from tests.toolkit import harness
+from tests.toolkit.work import Boom, Flaky, forever, now, turns
+
+
+class TestDeadline:
+    def test_a_block(self, kind):
+        async def main():
+            began = now()
+
+            async def block():
+                with tideloop.deadline(3):
+                    assert tideloop.remaining() == pytest.approx(3)
+                    await asyncio.sleep(1)
+                    assert tideloop.remaining() == pytest.approx(2)
+                    await forever()
+
+            with pytest.raises(tideloop.DeadlineExceeded, match="not done within the deadline of 3 s"):
+                await block()
+            assert now() - began == pytest.approx(3)
+            assert tideloop.remaining() == math.inf
+            assert asyncio.current_task().cancelling() == 0
+            with tideloop.deadline(3):
+                await asyncio.sleep(1)
+            await asyncio.sleep(10)
+
+        harness.run(kind, main())
+
+    def test_the_earliest_holds(self, kind):
+        async def main():
+            began = now()
+
+            async def block():
+                with tideloop.deadline(2), tideloop.deadline(5):
+                    assert tideloop.remaining() == pytest.approx(2)
+                    await forever()
+
+            with pytest.raises(tideloop.DeadlineExceeded, match="of 2 s"):
+                await block()
+            assert now() - began == pytest.approx(2)
+            with tideloop.deadline(5):
+                with pytest.raises(tideloop.DeadlineExceeded, match="of 1 s"), tideloop.deadline(1):
+                    await forever()
+                assert tideloop.remaining() == pytest.approx(4)
+
+        harness.run(kind, main())
+
+    def test_tasks_inherit_it(self, kind):
+        async def main():
+            async def left():
+                return tideloop.remaining()
+
+            with tideloop.deadline(2):
+                task = asyncio.ensure_future(left())
+                await asyncio.sleep(1)
+            assert await task == pytest.approx(2)
+
+        harness.run(kind, main())
+
+    def test_a_cancellation_from_outside_is_none_of_its_business(self, kind):
+        async def main():
+            async def block():
+                with tideloop.deadline(5):
+                    await forever()
+
+            task = asyncio.ensure_future(block())
+            await turns(2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        harness.run(kind, main())
+
+    def test_no_pause_goes_beyond_it(self, kind):
+        async def main():
+            flaky = Flaky(9)
+            began = now()
+            with pytest.raises(Boom):
+                await policy(deadline=5, retry=Retry(first=2, factor=2, longest=100, jitter=0, attempts=None)).call(
+                    flaky
+                )
+            # After 2 s once more; the next pause is 4 s, and there are 3.
+            assert flaky.pauses() == pytest.approx([2])
+            assert now() - began == pytest.approx(2)
+
+        harness.run(kind, main())
+
+    def test_it_is_final(self, kind):
+        async def main():
+            began = now()
+            with pytest.raises(tideloop.DeadlineExceeded):
+                await policy(deadline=3, timeout=2, retry=Retry(first=0)).call(forever)
+            assert now() - began == pytest.approx(3)
+
+            # A deadline of the function's own is its error like any other.
+            async def outer():
+                with tideloop.deadline(1):
+                    await policy(retry=Retry(first=0, attempts=None)).call(policy(deadline=0.4).call, forever)
+
+            with pytest.raises(tideloop.DeadlineExceeded):
+                await outer()
+            assert now() - began == pytest.approx(4)
+
+        harness.run(kind, main())
+
+    def test_entered_once_by_a_task(self, kind):
+        async def main():
+            block = tideloop.deadline(3)
+            with block, pytest.raises(RuntimeError, match="entered before"):
+                block.__enter__()
+
+        harness.run(kind, main())
+        with pytest.raises(ValueError, match="limit must be"):
+            tideloop.deadline(-1)
+
+    def test_a_task_that_was_made_under_one_has_its_own(self, kind):
+        async def main():
+            async def child():
+                with tideloop.deadline(5):
+                    await forever()
+
+            began = now()
+            with tideloop.deadline(2):
+                task = asyncio.ensure_future(child())
+                await turns(2)
+            with pytest.raises(tideloop.DeadlineExceeded):
+                await task
+            # The inherited one is the earlier.
+            assert now() - began == pytest.approx(2)
+
+        harness.run(kind, main())
+
+    def test_left_in_another_context(self, kind):
+        async def main():
+            async def numbers():
+                with tideloop.deadline(2):
+                    yield 1
+
+            stream = numbers()
+            assert await anext(stream) == 1
+            await asyncio.create_task(stream.aclose())
+            await asyncio.sleep(5)
+            assert asyncio.current_task().cancelling() == 0
+
+        harness.run(kind, main())
+
+
+class TestWhoWaits:
+    """A deadline ends what waits in its task, and nothing is lost by that."""
+
+    def test_for_an_item(self, kind):
+        async def main():
+            queue = tideloop.Queue()
+            sender, receiver = tideloop.Channel(1)
+            for wait in (queue.get, receiver.recv):
+                with pytest.raises(tideloop.DeadlineExceeded), tideloop.deadline(2):
+                    await wait()
+            queue.put_nowait("item")
+            sender.try_send("item")
+            assert await queue.get() == await receiver.recv() == "item"
+            for end in (sender, receiver):
+                end.close()
+
+        harness.run(kind, main())
+
+    def test_for_a_permit(self, kind):
+        async def main():
+            limiter, rate = tideloop.Limiter(1), tideloop.RateLimiter(tideloop.rate(1, per=10))
+            await limiter.acquire()
+            await rate.acquire()
+            began = now()
+            for wait in (limiter.acquire, rate.acquire):
+                with pytest.raises(tideloop.DeadlineExceeded), tideloop.deadline(2):
+                    await wait()
+            assert now() - began == pytest.approx(4)
+            limiter.release()
+            await limiter.acquire()
+            await rate.acquire()
+            assert now() - began == pytest.approx(10)
+            limiter.release()
+
+        harness.run(kind, main())
+
+    def test_for_a_resource_in_a_task_that_was_made_under_it(self, kind):
+        async def main():
+            async with tideloop.Pool(forever, acquire_timeout=None, close_timeout=0) as pool:
+
+                async def borrow():
+                    async with pool.acquire():
+                        raise AssertionError
+
+                began = now()
+                with tideloop.deadline(3):
+                    task = asyncio.ensure_future(borrow())
+                    await turns(2)
+                with pytest.raises(tideloop.PoolTimeout):
+                    await task
+                assert now() - began == pytest.approx(3)
+
+        harness.run(kind, main())
