@@ -14,6 +14,7 @@ pub mod cache;
 pub mod channel;
 pub mod datagram;
 pub mod flow;
+pub mod graph;
 pub mod heap;
 pub mod histogram;
 pub mod hold;
