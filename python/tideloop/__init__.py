@@ -46,6 +46,19 @@ if TYPE_CHECKING:
     from tideloop.checkpoints import checkpoint
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
     from tideloop.gathering import first_ok, gather, race
+    from tideloop.graphs import (
+        Graph,
+        GraphCycle,
+        GraphFailed,
+        GraphResult,
+        GraphRun,
+        GraphRunStats,
+        GraphStats,
+        Node,
+        NodeResult,
+        NodeSkipped,
+        graph_run,
+    )
     from tideloop.groups import Group, GroupStats, TaskHandle, group
     from tideloop.hedges import Hedge
     from tideloop.keyed_pools import KeyedPool
@@ -123,6 +136,13 @@ __all__ = [
     "EventLoop",
     "EventStats",
     "Gradient2",
+    "Graph",
+    "GraphCycle",
+    "GraphFailed",
+    "GraphResult",
+    "GraphRun",
+    "GraphRunStats",
+    "GraphStats",
     "Group",
     "GroupStats",
     "Guest",
@@ -141,6 +161,9 @@ __all__ = [
     "LockStats",
     "OffloadStats",
     "OffloadTimeout",
+    "Node",
+    "NodeResult",
+    "NodeSkipped",
     "Outcome",
     "Policy",
     "PolicyStats",
@@ -202,6 +225,7 @@ __all__ = [
     "first_ok",
     "flat_map",
     "gather",
+    "graph_run",
     "group",
     "guest",
     "install",
@@ -248,6 +272,19 @@ _HOMES = {
     "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
     "selection": ("Selected", "select"),
     "gathering": ("first_ok", "gather", "race"),
+    "graphs": (
+        "Graph",
+        "GraphCycle",
+        "GraphFailed",
+        "GraphResult",
+        "GraphRun",
+        "GraphRunStats",
+        "GraphStats",
+        "Node",
+        "NodeResult",
+        "NodeSkipped",
+        "graph_run",
+    ),
     "groups": ("Group", "GroupStats", "TaskHandle", "group"),
     "limits": (
         "Claim",

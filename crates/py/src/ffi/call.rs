@@ -57,6 +57,29 @@ pub fn method0<'py>(
     }
 }
 
+/// `function(*arguments)`, the last ones by these keywords.
+#[inline]
+pub fn vector<'py>(
+    function: &Bound<'py, PyAny>,
+    arguments: &[Bound<'py, PyAny>],
+    keywords: Option<&Bound<'py, PyTuple>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let names = keywords.map_or(std::ptr::null_mut(), |names| names.as_ptr());
+    let named = keywords.map_or(0, PyTupleMethods::len);
+    // SAFETY: a Bound is a pointer to its object, and there are as many as is said; the keywords name the last ones.
+    unsafe {
+        Bound::from_owned_ptr_or_err(
+            function.py(),
+            ffi::PyObject_Vectorcall(
+                function.as_ptr(),
+                arguments.as_ptr().cast(),
+                arguments.len() - named,
+                names,
+            ),
+        )
+    }
+}
+
 /// `object.name(argument)`.
 #[inline]
 pub fn method1<'py>(

@@ -25,6 +25,7 @@ pub mod future;
 pub mod handed;
 pub mod handle;
 pub mod hidden;
+pub mod imprint;
 pub mod layout;
 pub mod methods;
 pub mod native;

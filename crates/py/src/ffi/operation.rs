@@ -9,6 +9,7 @@
 //! **Waiting.** A step that returns [`Step::Wait`] hands the future to whoever drives the operation,
 //! as `await future` does; the next step gets the outcome. [`Step::Yield`] is a bare `yield`.
 //! [`Step::Delegate`] is `await` of anything else: until that has ended, what is sent and thrown goes there.
+//! [`Step::Awaits`] is the same for what was begun within the step ([`begin`]), in which it may as well have ended.
 //! [`Step::Become`] leaves all that remains to a coroutine of asyncio's.
 //!
 //! **Looking in.** An operation stands for a coroutine of asyncio's and for those that this one would await; what it
@@ -75,6 +76,8 @@ pub enum Step<'py> {
     Yield,
     /// Awaits what [`iterator_of`] has given; the next step finds its value in [`Frame::awaited`].
     Delegate(Bound<'py, PyAny>),
+    /// Goes on with `await` of what [`begin`] has begun, which has yielded the second one.
+    Awaits(Bound<'py, PyAny>, Bound<'py, PyAny>),
     /// Is from now on this coroutine of its template: it ends as that one ends, and shows its frames. With an
     /// exception, the coroutine waits, and this is thrown into it.
     Become(Bound<'py, PyAny>, Option<PyErr>),
@@ -712,6 +715,13 @@ unsafe fn drive<'py>(
                 ffi::Py_XDECREF(old);
                 Ok(Moved::Yielded(py.None().into_bound(py)))
             }
+            Ok(Step::Awaits(iterator, yielded)) => {
+                let old = ptr::replace(&raw mut (*operation).awaited, iterator.into_ptr());
+                (*operation).rest |= DELEGATES;
+                (*operation).set_state(State::Suspended);
+                ffi::Py_XDECREF(old);
+                Ok(Moved::Yielded(yielded))
+            }
             Ok(Step::Wait(future)) => {
                 (*operation).set_state(State::Suspended);
                 let new = future.clone().into_ptr();
@@ -922,6 +932,38 @@ pub fn iterator_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny
         match slots.as_ref().and_then(|slots| slots.am_await) {
             Some(am_await) => Bound::from_owned_ptr_or_err(py, am_await(object.as_ptr())),
             None => Err(PyTypeError::new_err("an awaitable is required")),
+        }
+    }
+}
+
+/// Whether `await object` means something.
+pub fn is_awaitable(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: a live object, whose type is alive as well.
+    unsafe {
+        let slots = (*ffi::Py_TYPE(object.as_ptr())).tp_as_async;
+        slots.as_ref().is_some_and(|slots| slots.am_await.is_some())
+    }
+}
+
+/// What came of [`begin`].
+pub enum Begun<'py> {
+    /// It waits, and has yielded this: for [`Step::Awaits`].
+    Waits(Bound<'py, PyAny>),
+    Returned(Bound<'py, PyAny>),
+}
+
+/// Takes the first step of what [`iterator_of`] has given, within a step of an operation.
+pub fn begin<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Begun<'py>> {
+    let py = iterator.py();
+    let mut result = null_mut();
+    // SAFETY: a live iterator; the result is a new reference unless there is an error.
+    unsafe {
+        match ffi::PyIter_Send(iterator.as_ptr(), ffi::Py_None(), &mut result) {
+            ffi::PySendResult::PYGEN_NEXT => Ok(Begun::Waits(Bound::from_owned_ptr(py, result))),
+            ffi::PySendResult::PYGEN_RETURN => {
+                Ok(Begun::Returned(Bound::from_owned_ptr(py, result)))
+            }
+            ffi::PySendResult::PYGEN_ERROR => Err(PyErr::fetch(py)),
         }
     }
 }

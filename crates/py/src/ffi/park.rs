@@ -232,6 +232,28 @@ pub fn spawn<'py>(
     task::spawn(core, native, coro, name.as_ref(), context.as_ref())
 }
 
+/// `event_loop.create_task(coroutine, ...)` with what is given.
+pub fn create_task<'py>(
+    event_loop: &Bound<'py, PyAny>,
+    coroutine: &Bound<'py, PyAny>,
+    name: Option<Bound<'py, PyAny>>,
+    context: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    let method = intern!(py, "create_task");
+    if name.is_none() && context.is_none() {
+        return call::method1(event_loop, method, coroutine);
+    }
+    let keywords = PyDict::new(py);
+    if let Some(name) = name {
+        keywords.set_item(intern!(py, "name"), name)?;
+    }
+    if let Some(context) = context {
+        keywords.set_item(intern!(py, "context"), context)?;
+    }
+    event_loop.call_method(method, (coroutine,), Some(&keywords))
+}
+
 /// A loop of ours that runs with its own clock and timers, and does not have to show them.
 #[inline]
 fn with_own_timers<'a, 'py>(event_loop: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, LoopCore>> {

@@ -241,7 +241,7 @@ impl GroupCore {
         let made = if direct && park::spawns(&event_loop) {
             park::spawn(&event_loop, &coroutine, name, call.context.cloned())
         } else {
-            create_task(&event_loop, &coroutine, name, call.context)
+            park::create_task(&event_loop, &coroutine, name, call.context)
         };
         made.or_else(|error| {
             call::method0(&coroutine, intern!(py, "close"))?;
@@ -439,28 +439,6 @@ impl GroupCore {
         self.task_ended(slf, handle, &Ending::Cancelled(message.cloned()), false)?;
         told
     }
-}
-
-/// `event_loop.create_task(coroutine, ...)` with what is given.
-fn create_task<'py>(
-    event_loop: &Bound<'py, PyAny>,
-    coroutine: &Bound<'py, PyAny>,
-    name: Option<Bound<'py, PyAny>>,
-    context: Option<&Bound<'py, PyAny>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let py = event_loop.py();
-    let method = intern!(py, "create_task");
-    if name.is_none() && context.is_none() {
-        return call::method1(event_loop, method, coroutine);
-    }
-    let keywords = PyDict::new(py);
-    if let Some(name) = name {
-        keywords.set_item(intern!(py, "name"), name)?;
-    }
-    if let Some(context) = context {
-        keywords.set_item(intern!(py, "context"), context)?;
-    }
-    event_loop.call_method(method, (coroutine,), Some(&keywords))
 }
 
 #[pymethods]

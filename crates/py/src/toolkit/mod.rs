@@ -10,6 +10,7 @@ pub mod adaptive;
 pub mod arrival;
 pub mod channel;
 pub mod checkpoint;
+pub mod graph;
 pub mod group;
 pub mod limiter;
 pub mod rate;
@@ -34,6 +35,7 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<channel::threads::TryReceive>("Receiver.try_recv"),
     Entry::method::<channel::threads::BlockingSend>("Sender.blocking_send"),
     Entry::method::<channel::threads::BlockingReceive>("Receiver.blocking_recv"),
+    Entry::coroutine::<graph::Carry>("GraphRun._carry"),
     Entry::coroutine::<rate::Acquire>("RateLimiter.acquire"),
     Entry::coroutine::<rate::Enter>("RateLimiter.__aenter__"),
     Entry::coroutine::<rate::Exit>("RateLimiter.__aexit__"),

@@ -1,0 +1,929 @@
+//! GraphRunCore: the native half of a run of a `tideloop.Graph`, which is what happens once per node.
+//!
+//! **In which task a node runs.** A node's coroutine may ask for its task, limit itself in time, be cancelled; so it has to
+//! run in a task from its first step on, and that has to be its own task if it waits. A task for each node costs more than all
+//! else that is done for one, though, and most nodes of a large graph return without waiting. So nodes are run by
+//! *carriers*: tasks of the loop whose coroutine ([`Carry`]) takes ready nodes one after another and takes the first step of
+//! each. A node that waits has the carrier, and so the task, for itself from then on, until its end; others go on with
+//! what is ready. A carrier takes another node only if the one before has left no trace on its task or its context
+//! ([`Imprint`]: nobody keeps a reference to the task, it was not cancelled, has no callback, no variable was set, …).
+//! So a node cannot tell its task from one that is only its own, but for this: a weak reference to the task outlives the
+//! node, and the task's name is that of the node only once it waits.
+//!
+//! **How many carriers.** Those that were scheduled and have not begun are `starting`. When a node waits, or ends after it
+//! has waited, there have to be as many of them as may run: at first one, twice as many for each node that waits, half as
+//! many when one finds nothing to do. So nodes that do not wait cost no tasks, and of those that do a hundred thousand have begun within
+//! twenty turns. A carrier stops after [`QUANTUM`] or [`MOST`] nodes, so that the loop gets its turn.
+//!
+//! **Order.** A node that has ended is entered here before anything else is started; the parent of the run, which waits
+//! in Python, is told once the last carrier's task is done: then nothing of the run is left.
+//!
+//! **Who cancels.** `_abort()` skips what was not started and cancels the tasks of the nodes that wait; a node that is in
+//! its first step is cancelled when that is over. A carrier that is cancelled before its first step never was: its done
+//! callback sees to it that another one comes.
+
+mod plan;
+
+use pyo3::exceptions::{PyGeneratorExit, PyKeyboardInterrupt, PyRuntimeError, PySystemExit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+use tideloop_core::graph::{Cycle, Joined, Progress, Refused, State as Stage};
+use tideloop_core::waiters::Ticket;
+
+pub use plan::GraphPlan;
+use plan::{Call, Described};
+
+use crate::ffi::call::{self, Callback, Definition};
+use crate::ffi::cell::LoopCell;
+use crate::ffi::function::Coroutine;
+use crate::ffi::imprint::Imprint;
+use crate::ffi::operation::{self, Begun, Frame, Input, Step};
+use crate::ffi::park::{self, Ending};
+use crate::ffi::snapshot;
+
+/// Nanoseconds after which a carrier lets the loop have its turn.
+const QUANTUM: i64 = 500_000;
+/// Nodes after which it does, also if the clock stands still.
+const MOST: u32 = 1024;
+/// Carriers that are scheduled at once.
+const MOST_STARTING: usize = 4096;
+/// A time that has not come.
+const NEVER: i64 = i64::MIN;
+
+/// What happens when a node fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum OnError {
+    #[default]
+    FailFast,
+    SkipDownstream,
+    Continue,
+}
+
+/// A node of a run.
+#[derive(Debug)]
+struct Slot {
+    call: Call,
+    value: Option<Py<PyAny>>,
+    error: Option<Py<PyAny>>,
+    /// While it waits.
+    task: Option<Py<PyAny>>,
+    ready: i64,
+    started: i64,
+    ended: i64,
+}
+
+impl Slot {
+    fn new(call: Call) -> Self {
+        Self {
+            call,
+            value: None,
+            error: None,
+            task: None,
+            ready: NEVER,
+            started: NEVER,
+            ended: NEVER,
+        }
+    }
+
+    /// What it passes on.
+    fn result(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let result = self.value.as_ref().or(self.error.as_ref());
+        result.map(|result| result.clone_ref(py))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    event_loop: Option<Py<PyAny>>,
+    parent: Option<Py<PyAny>>,
+    /// What carriers run in copies of.
+    context: Option<Py<PyAny>>,
+    /// The done callback that all carriers share.
+    callback: Option<Py<PyAny>>,
+    /// The future to be told when no carrier is left.
+    idle: Option<Py<PyAny>>,
+    progress: Option<Progress>,
+    slots: Vec<Slot>,
+    on_error: OnError,
+    limit: Option<usize>,
+    /// Whether the loop is one of ours, whose create_task() is its own.
+    direct: bool,
+    /// Nodes that were started and have not ended.
+    running: usize,
+    /// Tasks of carriers that are not done.
+    alive: usize,
+    starting: usize,
+    /// Carriers that have taken their last step, and whose tasks have not told yet.
+    leaving: usize,
+    /// How many carriers may be starting.
+    burst: usize,
+    /// Whether a carrier takes nodes right now.
+    active: bool,
+    spawning: bool,
+    aborted: Option<Py<PyAny>>,
+    failures: Vec<Py<PyAny>>,
+    fatal: Option<Py<PyAny>>,
+    succeeded: usize,
+    failed: usize,
+    cancelled: usize,
+    skipped: usize,
+}
+
+impl State {
+    /// How many carriers are to be scheduled.
+    fn missing_carriers(&self) -> usize {
+        if self.active || self.aborted.is_some() {
+            return 0;
+        }
+        let ready = self.progress.as_ref().map_or(0, Progress::ready);
+        let room = self
+            .limit
+            .map_or(ready, |limit| limit.saturating_sub(self.running));
+        ready
+            .min(room)
+            .min(self.burst)
+            .saturating_sub(self.starting)
+    }
+}
+
+/// What a carrier is to run next.
+struct Job<'py> {
+    node: u32,
+    function: Bound<'py, PyAny>,
+    keywords: Option<Bound<'py, PyTuple>>,
+}
+
+struct Done;
+
+impl Callback for Done {
+    type Receiver = GraphRunCore;
+
+    fn call<'py>(run: &Bound<'py, GraphRunCore>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        GraphRunCore::carrier_done(run, task)
+    }
+}
+
+static DONE: Definition = Definition::told::<Done>(c"_carrier_done");
+
+/// The native half of `tideloop.GraphRun`.
+#[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
+pub struct GraphRunCore {
+    state: LoopCell<State>,
+}
+
+/// The coroutine of a carrier.
+pub struct Carry;
+
+impl Coroutine for Carry {
+    type Receiver = GraphRunCore;
+    const KEEPS: usize = 1;
+
+    fn advance<'py>(
+        run: &Bound<'py, GraphRunCore>,
+        frame: &Frame<'_, 'py>,
+        input: Input,
+    ) -> PyResult<Step<'py>> {
+        let py = frame.py();
+        let outcome = match input {
+            Input::Start => return carry(run, frame),
+            Input::Resumed => Ok(frame.awaited()?),
+            // Nobody is to run any more: the loop has gone, or the task is garbage.
+            Input::Thrown(error) if error.is_instance_of::<PyGeneratorExit>(py) => {
+                return Err(error);
+            }
+            Input::Thrown(error) => Err(error),
+        };
+        let node = frame.ticket().to_u64() as u32;
+        let now = GraphRunCore::now(run)?;
+        let ended = GraphRunCore::ended(run, node, outcome, now);
+        GraphRunCore::leave(run)?;
+        ended.map(|()| Step::Finish)
+    }
+}
+
+/// Takes ready nodes until one of them waits.
+fn carry<'py>(run: &Bound<'py, GraphRunCore>, frame: &Frame<'_, 'py>) -> PyResult<Step<'py>> {
+    let py = frame.py();
+    let nested = run.get().state.with(py, |state| {
+        state.starting -= 1;
+        std::mem::replace(&mut state.active, true)
+    });
+    let waits = carry_on(run, py);
+    run.get().state.with(py, |state| state.active = nested);
+    match waits {
+        Ok(Some((node, iterator, yielded))) => {
+            frame.set_ticket(Ticket::from_u64(u64::from(node)));
+            GraphRunCore::waits(run, node)?;
+            Ok(Step::Awaits(iterator, yielded))
+        }
+        Ok(None) => GraphRunCore::leave(run).map(|()| Step::Finish),
+        Err(error) => GraphRunCore::leave(run).and(Err(error)),
+    }
+}
+
+/// A node that waits, what it steps through, and what that has yielded.
+type Waits<'py> = (u32, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+fn carry_on<'py>(run: &Bound<'py, GraphRunCore>, py: Python<'py>) -> PyResult<Option<Waits<'py>>> {
+    let imprint = Imprint::take(py)?;
+    let began = GraphRunCore::now(run)?;
+    let mut now = began;
+    let mut arguments = Vec::new();
+    for count in 1.. {
+        let Some(job) = GraphRunCore::take(run, now, &mut arguments) else {
+            if count == 1 {
+                let state = &run.get().state;
+                state.with(py, |state| state.burst = (state.burst / 2).max(1));
+            }
+            break;
+        };
+        let made = call::vector(&job.function, &arguments, job.keywords.as_ref());
+        arguments.clear();
+        let outcome = match made {
+            Ok(made) if operation::is_awaitable(&made) => {
+                let begun = operation::iterator_of(&made).and_then(|iterator| {
+                    let begun = operation::begin(&iterator)?;
+                    Ok((iterator, begun))
+                });
+                match begun {
+                    Ok((iterator, Begun::Waits(yielded))) => {
+                        return Ok(Some((job.node, iterator, yielded)));
+                    }
+                    Ok((_, Begun::Returned(value))) => Ok(value),
+                    Err(error) => Err(error),
+                }
+            }
+            other => other,
+        };
+        drop(job.function);
+        now = GraphRunCore::now(run)?;
+        GraphRunCore::ended(run, job.node, outcome, now)?;
+        let clean = imprint.as_ref().is_some_and(Imprint::holds);
+        if !clean || count >= MOST || now - began > QUANTUM {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+impl GraphRunCore {
+    fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let event_loop = self.state.with(py, |state| {
+            state.event_loop.as_ref().map(|it| it.bind(py).clone())
+        });
+        event_loop.ok_or_else(|| PyRuntimeError::new_err("the run of the graph was collected"))
+    }
+
+    fn now(run: &Bound<'_, Self>) -> PyResult<i64> {
+        park::time_ns(&run.get().event_loop(run.py())?)
+    }
+
+    /// Takes a node to run; its arguments go into a list.
+    fn take<'py>(
+        run: &Bound<'py, Self>,
+        now: i64,
+        arguments: &mut Vec<Bound<'py, PyAny>>,
+    ) -> Option<Job<'py>> {
+        let py = run.py();
+        run.get().state.with(py, |state| {
+            if state.limit.is_some_and(|limit| state.running >= limit) {
+                return None;
+            }
+            let node = state.progress.as_mut()?.take()?;
+            state.running += 1;
+            let slots = &mut state.slots;
+            for &argument in &slots[node as usize].call.arguments {
+                // Whatever a node depends on has ended.
+                let result = slots[argument as usize].result(py);
+                arguments.push(result.unwrap_or_else(|| py.None()).into_bound(py));
+            }
+            let slot = &mut slots[node as usize];
+            slot.started = now;
+            let call = &slot.call;
+            let function = call.function.as_ref();
+            Some(Job {
+                node,
+                function: function
+                    .map_or_else(|| py.None(), |it| it.clone_ref(py))
+                    .into_bound(py),
+                keywords: call.keywords.as_ref().map(|it| it.bind(py).clone()),
+            })
+        })
+    }
+
+    /// A node waits: the carrier's task is its own from now on.
+    fn waits(run: &Bound<'_, Self>, node: u32) -> PyResult<()> {
+        let py = run.py();
+        let task = park::current_task(py)?;
+        let kept = task.clone().unbind();
+        let (name, aborted) = run.get().state.with(py, |state| {
+            state.burst = (state.burst * 2).min(MOST_STARTING);
+            let slot = &mut state.slots[node as usize];
+            slot.task = Some(kept);
+            (
+                slot.call.name.bind(py).clone(),
+                state.aborted.as_ref().map(|it| it.bind(py).clone()),
+            )
+        });
+        let named = call::method1(&task, intern!(py, "set_name"), &name).map(drop);
+        if let Some(message) = aborted {
+            // In its first step the run was given up.
+            call::method1(&task, intern!(py, "cancel"), &message)?;
+        }
+        named.and(Self::spawn(run))
+    }
+
+    /// A node has ended.
+    fn ended<'py>(
+        run: &Bound<'py, Self>,
+        node: u32,
+        outcome: PyResult<Bound<'py, PyAny>>,
+        now: i64,
+    ) -> PyResult<()> {
+        let py = run.py();
+        let error = match outcome {
+            Ok(value) => {
+                let value = value.unbind();
+                let task = run.get().state.with(py, |state| {
+                    state.succeeded += 1;
+                    state.running -= 1;
+                    let task = state.end(node, now);
+                    state.slots[node as usize].value = Some(value);
+                    state.go_on(node, now);
+                    task
+                });
+                drop(task.map(|task| task.into_bound(py)));
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let fatal = error.is_instance_of::<PyKeyboardInterrupt>(py)
+            || error.is_instance_of::<PySystemExit>(py);
+        let error = error.into_value(py).into_bound(py).into_any();
+        let cancelled = park::is_cancelled_error(&error);
+        let kept = error.clone().unbind();
+        let (task, stops) = run.get().state.with(py, |state| {
+            state.running -= 1;
+            let task = state.end(node, now);
+            let slot = &mut state.slots[node as usize];
+            slot.error = Some(kept.clone_ref(py));
+            if cancelled {
+                state.cancelled += 1;
+            } else {
+                state.failed += 1;
+                state.failures.push(kept.clone_ref(py));
+            }
+            if fatal && state.fatal.is_none() {
+                state.fatal = Some(kept.clone_ref(py));
+            }
+            if state.on_error == OnError::Continue {
+                state.go_on(node, now);
+            } else if let Some(progress) = &mut state.progress {
+                state.skipped += progress.failed(node).len();
+            }
+            (
+                task,
+                fatal || (!cancelled && state.on_error == OnError::FailFast),
+            )
+        });
+        drop(kept.into_bound(py));
+        drop(task.map(|task| task.into_bound(py)));
+        if stops {
+            Self::abort(run, None)?;
+        }
+        if fatal {
+            return Err(PyErr::from_value(error));
+        }
+        Ok(())
+    }
+
+    /// The last step of a carrier.
+    fn leave(run: &Bound<'_, Self>) -> PyResult<()> {
+        run.get().state.with(run.py(), |state| state.leaving += 1);
+        Self::spawn(run)
+    }
+
+    /// Schedules as many carriers as there have to be.
+    fn spawn(run: &Bound<'_, Self>) -> PyResult<()> {
+        let py = run.py();
+        let wanted = run.get().state.with(py, |state| {
+            let wanted = !state.spawning && state.missing_carriers() > 0;
+            state.spawning |= wanted;
+            wanted
+        });
+        if !wanted {
+            return Ok(());
+        }
+        let result = Self::spawn_some(run);
+        run.get().state.with(py, |state| state.spawning = false);
+        result
+    }
+
+    fn spawn_some(run: &Bound<'_, Self>) -> PyResult<()> {
+        let py = run.py();
+        let event_loop = run.get().event_loop(py)?;
+        let direct = run.get().state.with(py, |state| state.direct);
+        // Counted before: an eager task takes its first step, or all, as it is made.
+        while run.get().state.with(py, |state| {
+            let wanted = state.missing_carriers() > 0;
+            state.starting += usize::from(wanted);
+            state.alive += usize::from(wanted);
+            wanted
+        }) {
+            let made = Self::make_carrier(run, &event_loop, direct);
+            if let Err(error) = made {
+                run.get().state.with(py, |state| {
+                    state.starting = state.starting.saturating_sub(1);
+                    state.alive -= 1;
+                });
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn make_carrier<'py>(
+        run: &Bound<'py, Self>,
+        event_loop: &Bound<'py, PyAny>,
+        direct: bool,
+    ) -> PyResult<()> {
+        let py = run.py();
+        let (context, callback, parent) = run.get().state.with(py, |state| {
+            let bound = |object: &Option<Py<PyAny>>| object.as_ref().map(|it| it.bind(py).clone());
+            (
+                bound(&state.context),
+                bound(&state.callback),
+                bound(&state.parent),
+            )
+        });
+        let (Some(context), Some(callback)) = (context, callback) else {
+            return Err(PyRuntimeError::new_err(
+                "the run of the graph was collected",
+            ));
+        };
+        let context = snapshot::copy(&context)?;
+        let coroutine = call::method0(run.as_any(), intern!(py, "_carry"))?;
+        let made = if direct && park::spawns(event_loop) {
+            park::spawn(event_loop, &coroutine, None, Some(context))
+        } else {
+            park::create_task(event_loop, &coroutine, None, Some(&context))
+        };
+        let task = match made {
+            Ok(task) => task,
+            Err(error) => {
+                call::method0(&coroutine, intern!(py, "close"))?;
+                return Err(error);
+            }
+        };
+        if park::is_done(&task)? {
+            // It was eager.
+            return Self::carrier_done(run, &task);
+        }
+        if let Some(parent) = parent {
+            park::note_awaiting(&task, &parent)?;
+        }
+        call::add_done_callback(&task, &callback)
+    }
+
+    /// The task of a carrier is done.
+    fn carrier_done<'py>(run: &Bound<'py, Self>, task: &Bound<'py, PyAny>) -> PyResult<()> {
+        let py = run.py();
+        let parent = run.get().state.with(py, |state| {
+            state.alive = state.alive.saturating_sub(1);
+            if state.leaving > 0 {
+                state.leaving -= 1;
+            } else {
+                // It was cancelled before its first step.
+                state.starting = state.starting.saturating_sub(1);
+            }
+            state.parent.as_ref().map(|parent| parent.bind(py).clone())
+        });
+        if let Some(parent) = parent {
+            park::forget_awaiting(task, &parent)?;
+        }
+        let ended = match park::ending(task)? {
+            Ending::Error(error) if !park::is_cancelled_error(&error) => {
+                // What a node raises is kept with the node: this cannot go on.
+                let kept = error.unbind();
+                let surplus = run.get().state.with(py, |state| match &mut state.fatal {
+                    None => {
+                        state.fatal = Some(kept);
+                        None
+                    }
+                    Some(_) => Some(kept),
+                });
+                drop(surplus.map(|surplus| surplus.into_bound(py)));
+                Self::abort(run, None)
+            }
+            _ => Self::spawn(run),
+        };
+        let idle = run.get().state.with(py, |state| {
+            let idle = state.idle.as_ref().filter(|_| state.alive == 0);
+            idle.map(|idle| idle.bind(py).clone())
+        });
+        if let Some(idle) = idle {
+            park::resolve(&idle, &py.None().into_bound(py))?;
+        }
+        ended
+    }
+
+    /// Skips what was not started and cancels what waits.
+    fn abort<'py>(run: &Bound<'py, Self>, message: Option<Bound<'py, PyAny>>) -> PyResult<()> {
+        let py = run.py();
+        let message = message.unwrap_or_else(|| py.None().into_bound(py));
+        let kept = message.clone().unbind();
+        let tasks = run.get().state.with(py, |state| {
+            if state.aborted.is_some() {
+                return Err(kept);
+            }
+            state.aborted = Some(kept);
+            if let Some(progress) = &mut state.progress {
+                state.skipped += progress.stop().len();
+            }
+            let tasks = state.slots.iter().filter_map(|slot| slot.task.as_ref());
+            Ok(tasks.map(|task| task.bind(py).clone()).collect::<Vec<_>>())
+        });
+        let tasks = match tasks {
+            Ok(tasks) => tasks,
+            Err(surplus) => {
+                drop(surplus.into_bound(py));
+                return Ok(());
+            }
+        };
+        // Each of them must be cancelled, whatever goes wrong with another.
+        let mut result = Ok(());
+        for task in tasks {
+            let cancelled = call::method1(&task, intern!(py, "cancel"), &message);
+            result = result.and(cancelled.map(drop));
+        }
+        result
+    }
+}
+
+impl State {
+    /// Takes note of a node's end; returns its task, for the caller to drop.
+    #[must_use]
+    fn end(&mut self, node: u32, now: i64) -> Option<Py<PyAny>> {
+        let slot = &mut self.slots[node as usize];
+        slot.ended = now;
+        slot.task.take()
+    }
+
+    /// What depends on a node may run.
+    fn go_on(&mut self, node: u32, now: i64) {
+        let slots = &mut self.slots;
+        if let Some(progress) = &mut self.progress {
+            progress.done(node, |next| slots[next as usize].ready = now);
+        }
+    }
+}
+
+/// The word for a node's state.
+fn word(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Waiting => "waiting",
+        Stage::Ready => "ready",
+        Stage::Running => "running",
+        Stage::Done => "done",
+        Stage::Failed => "failed",
+        Stage::Skipped => "skipped",
+        Stage::LeftOut => "left out",
+    }
+}
+
+#[pymethods]
+impl GraphRunCore {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            state: LoopCell::new(State::default()),
+        }
+    }
+
+    /// The run begins, now on the loop's clock, in nanoseconds. `targets`: numbers of the nodes that are asked for, or None for all; `given`: values by number;
+    /// `weights`: other estimates, by number.
+    #[expect(clippy::too_many_arguments, reason = "once per run, by one caller")]
+    fn _begin_with(
+        slf: &Bound<'_, Self>,
+        event_loop: Py<PyAny>,
+        parent: Py<PyAny>,
+        plan: &Bound<'_, GraphPlan>,
+        on_error: &str,
+        limit: Option<usize>,
+        targets: Option<Vec<u32>>,
+        given: &Bound<'_, PyDict>,
+        weights: Vec<(u32, f64)>,
+    ) -> PyResult<i64> {
+        let py = slf.py();
+        let callback = call::bound_function(&DONE, slf.as_any())?;
+        let direct = park::creates_tasks_itself(event_loop.bind(py))?;
+        let now = park::time_ns(event_loop.bind(py))?;
+        let shared = plan.get();
+        let mut slots: Vec<Slot> = (shared.calls.iter())
+            .map(|call| Slot::new(call.clone_ref(py)))
+            .collect();
+        let mut numbers = Vec::with_capacity(given.len());
+        for (number, value) in given.iter() {
+            let number: u32 = number.extract()?;
+            if let Some(slot) = slots.get_mut(number as usize) {
+                slot.value = Some(value.unbind());
+                numbers.push(number);
+            }
+        }
+        let mut plan = shared.plan.clone();
+        if !weights.is_empty() {
+            let count = plan.len();
+            plan.weigh_anew(weights.into_iter().filter(|(number, _)| *number < count));
+        }
+        let needed = targets.map(|targets| {
+            let has_value = |node: u32| slots[node as usize].value.is_some();
+            let targets = targets.into_iter().filter(|node| *node < plan.len());
+            plan.needed(targets, has_value)
+        });
+        let progress = Progress::new(plan, needed.as_deref(), &numbers);
+        for (slot, node) in slots.iter_mut().zip(0..) {
+            if progress.state(node) == Stage::Ready {
+                slot.ready = now;
+            }
+        }
+        let new = State {
+            event_loop: Some(event_loop),
+            parent: Some(parent),
+            context: Some(call::copy_context(py)?.unbind()),
+            callback: Some(callback.unbind()),
+            progress: Some(progress),
+            slots,
+            on_error: match on_error {
+                "continue" => OnError::Continue,
+                "skip_downstream" => OnError::SkipDownstream,
+                _ => OnError::FailFast,
+            },
+            limit,
+            direct,
+            burst: 1,
+            ..State::default()
+        };
+        let old = slf
+            .get()
+            .state
+            .with(py, |state| std::mem::replace(state, new));
+        drop(old);
+        Ok(now)
+    }
+
+    /// Numbers of the nodes that will run and have no function, so that their values are missing.
+    fn _without_value(&self, py: Python<'_>) -> Vec<u32> {
+        self.state.with(py, |state| {
+            let Some(progress) = &state.progress else {
+                return Vec::new();
+            };
+            let nodes = (0..progress.plan().len()).zip(&state.slots);
+            nodes
+                .filter(|(node, slot)| {
+                    slot.call.function.is_none()
+                        && matches!(progress.state(*node), Stage::Ready | Stage::Waiting)
+                })
+                .map(|(node, _)| node)
+                .collect()
+        })
+    }
+
+    /// Start what is ready.
+    fn _begin(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::spawn(slf)
+    }
+
+    /// Adds a node while it runs: its number.
+    fn _add(slf: &Bound<'_, Self>, node: &Bound<'_, PyAny>) -> PyResult<u32> {
+        let py = slf.py();
+        let count = slf.get().state.with(py, |state| state.slots.len());
+        let described = Described::read(node, count)?;
+        let now = Self::now(slf)?;
+        let added = slf.get().state.with(py, |state| {
+            let progress = state.progress.as_mut()?;
+            let (dependencies, weight) = (&described.dependencies, described.weight);
+            let (number, stage) = progress.add(dependencies, weight, described.priority);
+            let mut slot = Slot::new(described.call);
+            slot.ready = if stage == Stage::Ready { now } else { NEVER };
+            state.skipped += usize::from(stage == Stage::Skipped);
+            state.slots.push(slot);
+            Some(number)
+        });
+        let Some(number) = added else {
+            return Err(PyRuntimeError::new_err(
+                "the run of the graph was collected",
+            ));
+        };
+        Self::spawn(slf)?;
+        Ok(number)
+    }
+
+    /// Adds an edge while it runs: None, the word for the state of its second node, which has been started, or the
+    /// numbers of the nodes of a cycle.
+    fn _join<'py>(
+        slf: &Bound<'py, Self>,
+        from: u32,
+        to: u32,
+    ) -> PyResult<(Option<&'static str>, Option<Vec<u32>>)> {
+        let py = slf.py();
+        slf.get().state.with(py, |state| {
+            let count = state.slots.len() as u32;
+            let Some(progress) = state
+                .progress
+                .as_mut()
+                .filter(|_| from < count && to < count)
+            else {
+                return Ok((Some("collected"), None));
+            };
+            match progress.join(from, to) {
+                Ok(Joined::Known) => Ok((None, None)),
+                Ok(Joined::Added(skipped)) => {
+                    state.skipped += skipped.len();
+                    Ok((None, None))
+                }
+                Err(Refused::Late(stage)) => Ok((Some(word(stage)), None)),
+                Err(Refused::Cycle(Cycle(path))) => Ok((None, Some(path))),
+            }
+        })
+    }
+
+    /// Skip what was not started, cancel what runs.
+    #[pyo3(signature = (msg=None))]
+    fn _abort<'py>(slf: &Bound<'py, Self>, msg: Option<Bound<'py, PyAny>>) -> PyResult<()> {
+        Self::abort(slf, msg)
+    }
+
+    /// The parent has left; it is not kept alive by whoever keeps the run.
+    fn _close(&self, py: Python<'_>) {
+        let old = self.state.with(py, |state| {
+            (
+                state.parent.take(),
+                state.context.take(),
+                state.idle.take(),
+                state.callback.take(),
+            )
+        });
+        drop(old);
+    }
+
+    /// A node that had to be let in runs only from now on.
+    fn _started(slf: &Bound<'_, Self>, node: u32) -> PyResult<()> {
+        let now = Self::now(slf)?;
+        slf.get().state.with(slf.py(), |state| {
+            if let Some(slot) = state.slots.get_mut(node as usize) {
+                slot.started = now;
+            }
+        });
+        Ok(())
+    }
+
+    /// How urgent a node is to a limiter: by its priority, then by the longest way from it to the end.
+    fn _rank(&self, py: Python<'_>, node: u32) -> i64 {
+        self.state.with(py, |state| {
+            let progress = state.progress.as_ref();
+            let Some(progress) = progress.filter(|it| node < it.plan().len()) else {
+                return 0;
+            };
+            let plan = progress.plan();
+            // In milliseconds, of 32 bits, which a float does not overflow but ends at.
+            let longest = (plan.longest(node) * 1e3) as u32;
+            i64::from(plan.priority(node)) << 32 | i64::from(longest)
+        })
+    }
+
+    /// How a node is: the word for its state, its value, its exception, and when it was ready, started and ended, in
+    /// nanoseconds of the loop's clock.
+    fn _node<'py>(
+        &self,
+        py: Python<'py>,
+        node: u32,
+    ) -> (
+        &'static str,
+        Option<Bound<'py, PyAny>>,
+        Option<Bound<'py, PyAny>>,
+        Option<i64>,
+        Option<i64>,
+        Option<i64>,
+    ) {
+        self.state.with(py, |state| {
+            let (Some(slot), Some(progress)) =
+                (state.slots.get(node as usize), state.progress.as_ref())
+            else {
+                return ("unknown", None, None, None, None, None);
+            };
+            let time = |time: i64| (time != NEVER).then_some(time);
+            (
+                word(progress.state(node)),
+                slot.value.as_ref().map(|it| it.bind(py).clone()),
+                slot.error.as_ref().map(|it| it.bind(py).clone()),
+                time(slot.ready),
+                time(slot.started),
+                time(slot.ended),
+            )
+        })
+    }
+
+    /// How many nodes there are, are ready, run, and have succeeded, failed, been cancelled and been skipped.
+    fn _counts_by_state(&self, py: Python<'_>) -> (usize, usize, usize, usize, usize, usize, usize) {
+        self.state.with(py, |state| {
+            (
+                state.slots.len(),
+                state.progress.as_ref().map_or(0, Progress::ready),
+                state.running,
+                state.succeeded,
+                state.failed,
+                state.cancelled,
+                state.skipped,
+            )
+        })
+    }
+
+    /// Numbers of the nodes that the run was waiting for, in their order.
+    fn _chain(&self, py: Python<'_>) -> Vec<u32> {
+        self.state.with(py, |state| {
+            let Some(progress) = &state.progress else {
+                return Vec::new();
+            };
+            let end = |node: u32| {
+                let slot = state.slots.get(node as usize)?;
+                (slot.ended != NEVER).then_some(slot.ended)
+            };
+            progress.plan().chain(end)
+        })
+    }
+
+    /// Numbers of what a node depends on in this run.
+    fn _dependencies(&self, py: Python<'_>, node: u32) -> Vec<u32> {
+        self.state.with(py, |state| {
+            let progress = state.progress.as_ref();
+            let progress = progress.filter(|progress| node < progress.plan().len());
+            progress.map_or_else(Vec::new, |it| it.plan().dependencies(node).to_vec())
+        })
+    }
+
+    /// What has failed, in the order in which it did.
+    #[getter]
+    fn _failures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let failures: Vec<_> = self.state.with(py, |state| {
+            let failures = state.failures.iter();
+            failures.map(|failure| failure.bind(py).clone()).collect()
+        });
+        PyList::new(py, failures)
+    }
+
+    /// What must be raised bare, if anything.
+    #[getter]
+    fn _fatal<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.state.with(py, |state| {
+            state.fatal.as_ref().map(|fatal| fatal.bind(py).clone())
+        })
+    }
+
+    /// Tasks of the run that are not done.
+    #[getter]
+    fn _alive(&self, py: Python<'_>) -> usize {
+        self.state.with(py, |state| state.alive)
+    }
+
+    #[getter]
+    fn _aborted(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| state.aborted.is_some())
+    }
+
+    #[setter(_idle)]
+    fn set_idle(&self, py: Python<'_>, idle: Option<Py<PyAny>>) {
+        let old = self
+            .state
+            .with(py, |state| std::mem::replace(&mut state.idle, idle));
+        drop(old);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.state
+            .try_with(|state| {
+                visit.call(&state.event_loop)?;
+                visit.call(&state.parent)?;
+                visit.call(&state.context)?;
+                visit.call(&state.callback)?;
+                visit.call(&state.idle)?;
+                visit.call(&state.aborted)?;
+                visit.call(&state.fatal)?;
+                state.failures.iter().try_for_each(|it| visit.call(it))?;
+                state.slots.iter().try_for_each(|slot| {
+                    slot.call.traverse(&visit)?;
+                    visit.call(&slot.value)?;
+                    visit.call(&slot.error)?;
+                    visit.call(&slot.task)
+                })
+            })
+            .unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let old = self.state.with(py, std::mem::take);
+        drop(old);
+    }
+}

@@ -1,0 +1,115 @@
+"""What stands around a node's function: its cache, its policy (retries, limit, time limit), its place.
+
+A node without any of these is called by the driver directly.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from tideloop.graphs.places import PLACES
+from tideloop.limits import Limiter, ResourceLimits
+from tideloop.policies import Policy
+
+if TYPE_CHECKING:
+    from tideloop.graphs.nodes import Node
+
+__all__ = ["Acquirable", "Guard", "check_limits"]
+
+
+@runtime_checkable
+class Acquirable(Protocol):
+    """What a limit is: a Limiter, or whatever has these two."""
+
+    def acquire(self) -> Awaitable[Any]: ...
+    def release(self) -> Any: ...
+
+
+Limits = ResourceLimits | Mapping[str, "int | Acquirable"] | None
+
+
+def check_limits(limits: Limits) -> ResourceLimits | dict[str, Acquirable]:
+    """A graph's limits: numbers become a ResourceLimits, so that several can be had together."""
+    if limits is None:
+        return {}
+    if isinstance(limits, ResourceLimits):
+        return limits
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"limits must be ResourceLimits or a mapping of names to limits, not {limits!r}")
+    if limits and all(isinstance(limit, int) for limit in limits.values()):
+        return ResourceLimits(limits)  # type: ignore[arg-type]  # numbers, as was looked at
+    found: dict[str, Acquirable] = {}
+    for name, limit in limits.items():
+        if isinstance(limit, int):
+            found[name] = Limiter(limit, name=name)
+        elif isinstance(limit, Acquirable):
+            found[name] = limit
+        else:
+            raise TypeError(f"limits[{name!r}] must be a number or a Limiter, not {limit!r}")
+    return found
+
+
+class _Place:
+    """A node's place in its limit, for its policy: acquired by the node's rank in the run."""
+
+    __slots__ = ("_guard",)
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def acquire(self) -> None:
+        from tideloop.graphs.run import graph_run  # at the top it would be a circle
+
+        run, node = graph_run(), self._guard.node
+        limit = run._limit_of(node)
+        if isinstance(limit, Limiter):
+            await limit.acquire(1, run._rank(node._number))
+        else:
+            await limit.acquire()
+        run._admitted(node, limit)
+
+    def release(self) -> None:
+        from tideloop.graphs.run import graph_run
+
+        graph_run()._release(self._guard.node)
+
+
+class Guard:
+    """A node's function with what guards it, to be called in its place."""
+
+    __slots__ = ("_policy", "node")
+
+    def __init__(self, node: Node[Any]) -> None:
+        self.node = node
+        self._policy: Policy | None = None
+        if node.retry is not None or node.timeout is not None or node.limit is not None:
+            limit = None if node.limit is None else _Place(self)
+            self._policy = Policy(retry=node.retry, timeout=node.timeout, limit=limit, name=node.name)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = self.node.cache
+        if cache is None:
+            return await self._guarded(args, kwargs)
+        key = (self.node.name, args, tuple(sorted(kwargs.items())))
+        try:
+            if key in cache:
+                return cache[key]
+        except TypeError as error:
+            raise TypeError(f"{self.node!r} cannot be cached, since an argument cannot be a key: {error}") from error
+        value = cache[key] = await self._guarded(args, kwargs)
+        return value
+
+    async def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._policy is None:
+            return await self._call(*args, **kwargs)
+        return await self._policy.call(self._call, *args, **kwargs)
+
+    async def _call(self, *args: Any, **kwargs: Any) -> Any:
+        fn = self.node.fn
+        assert fn is not None
+        if self.node.where != "loop":
+            return await PLACES[self.node.where](fn, *args, **kwargs)
+        made = fn(*args, **kwargs)
+        return await made if inspect.isawaitable(made) else made

@@ -1,0 +1,307 @@
+"""GraphRun: one run of a graph.
+
+The driver (`GraphRunCore`) starts nodes, takes their values and failures, and cancels them; here is what happens once per
+run: what it is begun with, waiting for its end, what is raised then, and adding nodes meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tideloop._tideloop import GraphPlan, GraphRunCore, function
+from tideloop.cancellation import Request
+from tideloop.graphs.guards import Acquirable
+from tideloop.graphs.nodes import Builder, GraphCycle, Node, names_of
+from tideloop.graphs.progress import Bar
+from tideloop.graphs.results import GraphFailed, GraphResult
+from tideloop.limits import ResourceLimits
+
+if TYPE_CHECKING:
+    from tideloop.graphs.graph import Graph
+
+__all__ = ["GraphRun", "GraphRunStats", "OnError", "graph_run"]
+
+OnError = Literal["fail_fast", "skip_downstream", "continue"]
+
+_running: ContextVar[GraphRun] = ContextVar("tideloop.graph_run")
+
+
+def _native(name: str) -> Any:
+    """The native function of this name, with the looks of what it decorates."""
+    return lambda template: function(name, template)
+
+
+class GraphRunStats(NamedTuple):
+    """A run's nodes, by their state; those that wait, are given or left out are in none of these but the first."""
+
+    nodes: int
+    ready: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    skipped: int
+
+
+class GraphRun(GraphRunCore, Builder):
+    """One run of a graph, for its nodes: ``tideloop.graph_run()``. Belongs to the loop that it runs on.
+
+    ``node()`` adds a node to this run alone; it may depend on any node of the run, also on one that has ended.
+    """
+
+    __slots__ = (
+        "_began",
+        "_counts",
+        "_held",
+        "_joins",
+        "_limit",
+        "_loop",
+        "_named",
+        "_nodes",
+        "_open_for_nodes",
+        "_static",
+        "graph",
+        "on_error",
+        "results",
+    )
+
+    def __init__(self, graph: Graph, on_error: OnError, limit: int | None) -> None:
+        if on_error not in ("fail_fast", "skip_downstream", "continue"):
+            raise ValueError(f"on_error must be 'fail_fast', 'skip_downstream' or 'continue', not {on_error!r}")
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ValueError(f"limit must be a number of nodes, at least 1, or None, not {limit!r}")
+        self.graph = graph
+        self.on_error: OnError = on_error
+        self.results = GraphResult(self)
+        self._limit = limit
+        self._nodes = graph._nodes.copy()
+        self._named = graph._named.copy()
+        self._counts = graph._counts.copy()
+        self._static = len(self._nodes)
+        self._joins: list[tuple[int, int]] = []
+        self._held: dict[int, Acquirable] = {}
+        self._began = 0
+        self._open_for_nodes = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- for its nodes -------------------------------------------------------------------------
+
+    def add_edge(self, before: Node[Any] | str, after: Node[Any] | str) -> None:
+        """Let a node that has not been started wait for another one; its arguments stay as they are.
+
+        Raises RuntimeError for one that has been started, or does not run; GraphCycle if they would wait for each other.
+        """
+        self._check_open()
+        first, second = self._number_of(before), self._number_of(after)
+        state, cycle = self._join(first, second)
+        if cycle is not None:
+            raise GraphCycle(repr(self), names_of(self._nodes, cycle))
+        if state is not None:
+            raise RuntimeError(f"{self._nodes[second]!r} can wait for nothing more: it is {state}")
+        self._joins.append((first, second))
+
+    def cancel(self, msg: Any = None) -> None:
+        """Give the run up: what was not started is skipped, what runs is cancelled. run() then returns its results."""
+        if self._open_for_nodes:
+            self._abort(msg)
+
+    def stats(self) -> GraphRunStats:
+        """Counts of the nodes by state."""
+        return GraphRunStats(*self._counts_by_state())
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        counts = [f"{state}={count}" for state, count in stats._asdict().items() if count]
+        state = "running" if self._open_for_nodes else "ended" if self._loop is not None else "unused"
+        return f"<tideloop.GraphRun of {self.graph!r} {state} {' '.join(counts)}>"
+
+    # --- the run -------------------------------------------------------------------------------
+
+    async def _go(
+        self,
+        plan: GraphPlan,
+        inputs: Mapping[Node[Any] | str, Any],
+        only: Iterable[Node[Any] | str] | None,
+        estimates: Mapping[str, float] | GraphResult | None,
+        progress: bool,
+    ) -> GraphResult:
+        parent = asyncio.current_task()
+        if parent is None:
+            raise RuntimeError(f"{self.graph!r} must be run by a task")
+        loop = self._loop = asyncio.get_running_loop()
+        given = {self._number_of(node): value for node, value in inputs.items()}
+        targets = [only] if isinstance(only, Node | str) else only
+        wanted = None if targets is None else [self._number_of(node) for node in targets]
+        request = Request(parent)
+        token = _running.set(self)
+        try:
+            self._began = self._begin_with(
+                loop, parent, plan, self.on_error, self._limit, wanted, given, self._weights(estimates)
+            )
+        finally:
+            _running.reset(token)
+        bar = Bar(self) if progress else None
+        self.graph._runs += 1
+        self.graph._running += 1
+        interrupted: asyncio.CancelledError | None = None
+        try:
+            if missing := self._without_value():
+                named = ", ".join(map(repr, names_of(self._nodes, missing)))
+                raise ValueError(f"{self.graph!r} cannot run without values for its inputs {named}")
+            for first, second in self._joins:
+                self._join(first, second)
+            self._open_for_nodes = True
+            if bar is not None:
+                bar.begin(loop)
+            try:
+                self._begin()
+            except BaseException:
+                self._abort()
+                raise
+            finally:
+                interrupted = await self._ended(loop)
+            self._open_for_nodes = False
+            self._conclude(request, parent, interrupted)
+            return self.results
+        finally:
+            self._open_for_nodes = False
+            self.graph._running -= 1
+            if bar is not None:
+                bar.end()
+            self._close()
+            interrupted = None
+
+    async def _ended(self, loop: asyncio.AbstractEventLoop) -> asyncio.CancelledError | None:
+        """Wait until nothing of the run is left. The cancellation that came meanwhile, if one did."""
+        interrupted: asyncio.CancelledError | None = None
+        try:
+            while self._alive:
+                idle = loop.create_future()
+                self._idle = idle
+                try:
+                    await idle
+                except asyncio.CancelledError as error:
+                    interrupted = error
+                    self._abort()
+                finally:
+                    self._idle = None
+            return interrupted
+        finally:
+            interrupted = None
+
+    def _conclude(
+        self, request: Request, parent: asyncio.Task[Any], interrupted: asyncio.CancelledError | None
+    ) -> None:
+        """Raises what is to be raised."""
+        try:
+            if (fatal := self._fatal) is not None:
+                raise fatal
+            failures = self._failures
+            if failures and self.on_error == "fail_fast":
+                if interrupted is not None and request.others:
+                    # The errors go first; the cancellation comes at the parent's next await, its count unchanged.
+                    parent.uncancel()
+                    parent.cancel()
+                title = f"{len(failures)} of {len(self._nodes)} nodes of {self.graph!r} failed"
+                errors = [failure for failure in failures if isinstance(failure, Exception)]
+                if len(errors) < len(failures):
+                    raise BaseExceptionGroup(title, failures) from None
+                raise GraphFailed(title, errors, self.results) from None
+            if interrupted is not None:
+                raise interrupted
+        finally:
+            interrupted = fatal = None
+
+    def _weights(self, estimates: Mapping[str, float] | GraphResult | None) -> list[tuple[int, float]]:
+        if estimates is None:
+            return []
+        known = estimates.estimates() if isinstance(estimates, GraphResult) else estimates
+        return [(node._number, float(known[node.name])) for node in self._nodes if node.name in known]
+
+    def _inherit(self, previous: GraphRun) -> GraphPlan | None:
+        """Takes over the nodes that were added in a previous run; a plan with them, if there are any."""
+        from tideloop.graphs.graph import plan_of  # at the top it would be a circle
+
+        added = previous._nodes[previous._static :]
+        if not added:
+            return None
+        if previous._static != self._static:
+            raise ValueError(f"{self.graph!r} has other nodes than in {previous!r}, which has added some itself")
+        self._nodes += added
+        self._named = previous._named.copy()
+        self._counts = previous._counts.copy()
+        self._joins = previous._joins.copy()
+        return plan_of(repr(self.graph), self._nodes)
+
+    # --- for the nodes' guards and the results -------------------------------------------------
+
+    @property
+    def _title(self) -> str:
+        return self.graph.name or "graph"
+
+    def _limit_of(self, node: Node[Any]) -> Acquirable:
+        """What a node has to acquire."""
+        limits, wanted = self.graph._limits, node.limit
+        if isinstance(wanted, Acquirable):
+            return wanted
+        rank = self._rank(node._number)
+        if isinstance(limits, ResourceLimits):
+            return limits({wanted: 1} if isinstance(wanted, str) else wanted, priority=rank)
+        if not isinstance(wanted, str):
+            raise ValueError(f"{node!r}: several limits at once, {wanted!r}, need a graph whose limits are numbers")
+        if wanted not in limits:
+            known = ", ".join(map(repr, limits)) or "none"
+            raise ValueError(f"{node!r}: {self.graph!r} has no limit {wanted!r}, but {known}")
+        return limits[wanted]
+
+    def _admitted(self, node: Node[Any], limit: Acquirable) -> None:
+        self._held[node._number] = limit
+        self._started(node._number)
+
+    def _release(self, node: Node[Any]) -> None:
+        self._held.pop(node._number).release()
+
+    def _why_skipped(self, number: int) -> str:
+        for before in self._dependencies(number):
+            word = self._node(before)[0]
+            if word == "failed":
+                return f"{self._nodes[before]!r} has failed or was cancelled"
+            if word in ("skipped", "left out"):
+                return f"{self._nodes[before]!r} did not run"
+        return "the run was given up"
+
+    def _check_open(self) -> None:
+        if not self._open_for_nodes or self._aborted:
+            raise RuntimeError(f"{self!r} takes no more nodes")
+        try:
+            running: object = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            raise RuntimeError(f"{self!r} belongs to another event loop than the one that runs here, if any")
+
+    def _admit(self, node: Node[Any]) -> None:
+        self._check_open()
+        super()._admit(node)
+        try:
+            self._add(node)
+        except BaseException:
+            self._nodes.pop()
+            del self._named[node.name]
+            raise
+
+    @_native("GraphRun._carry")
+    async def _carry(self) -> None:
+        """Take ready nodes one after another, until one of them waits."""
+        raise TypeError(f"{self!r} is not a run of a graph")
+
+
+def graph_run() -> GraphRun:
+    """The run of a graph that the caller is a node of. Raises RuntimeError outside of one."""
+    try:
+        return _running.get()
+    except LookupError:
+        raise RuntimeError("graph_run() is for nodes of a graph that runs") from None
