@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import graphlib
 import importlib
 import threading
 import time
@@ -425,6 +426,71 @@ async def fail_afters(count: int) -> None:
             await nothing()
 
 
+# --- graphs --------------------------------------------------------------------------------------
+
+Needs = list[list[int]]
+
+
+def lattice(nodes: int) -> Needs:
+    """Layers of a hundred; each node needs two of the layer before."""
+    return [
+        [] if node < WIDE else [node - WIDE, (node - WIDE) // WIDE * WIDE + (node + 1) % WIDE] for node in range(nodes)
+    ]
+
+
+async def no_work(*values: object) -> None:
+    pass
+
+
+async def one_turn(*values: object) -> None:
+    await asyncio.sleep(0)
+
+
+def our_graph(work: Callable[..., Awaitable[None]]) -> Make:
+    def prepare(needs: Needs) -> Callable[[], Awaitable[Any]]:
+        graph = tideloop.Graph()
+        nodes: list[Any] = []
+        for need in needs:
+            nodes.append(graph.node(work, [nodes[number] for number in need]))
+        return graph.run
+
+    return lambda: prepare
+
+
+def graphlib_and_tasks(work: Callable[..., Awaitable[None]]) -> Make:
+    """What the standard library has: its sorter says what is ready, and each node is a task."""
+
+    def prepare(needs: Needs) -> Callable[[], Awaitable[Any]]:
+        async def run() -> dict[int, Any]:
+            sorter = graphlib.TopologicalSorter(dict(enumerate(needs)))
+            sorter.prepare()
+            values: dict[int, Any] = {}
+            finished: asyncio.Queue[int] = asyncio.Queue()
+
+            async def one(node: int) -> None:
+                values[node] = await work(*[values[need] for need in needs[node]])
+                finished.put_nowait(node)
+
+            async with asyncio.TaskGroup() as group:
+                while sorter.is_active():
+                    for node in sorter.get_ready():
+                        group.create_task(one(node))
+                    sorter.done(await finished.get())
+            return values
+
+        return run
+
+    return lambda: prepare
+
+
+async def graph_of(prepare: Callable[[Needs], Callable[[], Awaitable[Any]]], count: int) -> Sample:
+    """A run of a graph that was built before."""
+    run = prepare(lattice(count))
+    with spent(count) as sample:
+        await run()
+    return sample
+
+
 def functions(**contenders: Callable[[int], Awaitable[None]]) -> dict[str, Make]:
     return {name: (lambda function=function: function) for name, function in contenders.items()}  # type: ignore[misc]
 
@@ -702,5 +768,18 @@ ROWS = [
         50_000,
         functions(**{"asyncio.sleep(0)": sleep_zero, "tideloop.checkpoint": checkpoints}),
         done,
+        "graph_nodes",
+        "100,000 nodes in layers of 100, two dependencies each, that return at once",
+        100_000,
+        {"graphlib + tasks": graphlib_and_tasks(no_work), "tideloop.Graph": our_graph(no_work)},
+        graph_of,
+        goal="1 µs",
+    ),
+    Row(
+        "graph_tasks",
+        "the same with one sleep(0) in each node",
+        100_000,
+        {"graphlib + tasks": graphlib_and_tasks(one_turn), "tideloop.Graph": our_graph(one_turn)},
+        graph_of,
     ),
 ]

@@ -69,7 +69,9 @@ class Graph(Builder):
         described = {key: what if isinstance(what, tuple) else (what, ()) for key, what in nodes.items()}
         for key, what in described.items():
             if len(what) != 2:
-                raise TypeError(f"{graph!r}: {key!r} must be a function, or a function and its dependencies, not {what!r}")
+                raise TypeError(
+                    f"{graph!r}: {key!r} must be a function, or a function and its dependencies, not {what!r}"
+                )
             graph.node(what[0], name=key)
         for key, (_, deps) in described.items():
             graph._link(graph._named[key], deps, ())
@@ -105,7 +107,7 @@ class Graph(Builder):
 
     def add_node(self, name: str, fn: Callable[..., Any] | None = None, **options: Any) -> Node[Any]:
         """Add a node by name, its edges to follow; without `fn` it does nothing. `options` are those of node()."""
-        return self.node(_nothing if fn is None else fn, name=name, **options)  # type: ignore[no-any-return, call-overload]
+        return self.node(_nothing if fn is None else fn, name=name, **options)  # type: ignore[no-any-return]
 
     def add_edge(self, before: Node[Any] | str, after: Node[Any] | str, *, result: bool = True) -> None:
         """Let a node wait for another one, whose value becomes its next positional argument if `result` is true.
@@ -140,15 +142,15 @@ class Graph(Builder):
     ) -> GraphResult:
         """Run the graph: each node once, after those that it depends on, which may go on at the same time.
 
-        `inputs` are values of nodes, which then do not run. `only` runs what these targets need and nothing else. `limit` is
-        how many nodes run at once; those that wait for a limit of their own are among them. `estimates`, in seconds by
-        name, or a previous result, say what the longest way is, along which nodes are preferred. `progress` shows a
-        bar, if stderr is a terminal.
+        `inputs` are values of nodes, which then do not run. `only` runs what these targets need and nothing else.
+        `limit` is how many nodes run at once; those that wait for a limit of their own are among them. `estimates`,
+        in seconds by name, or a previous result, say what the longest way is, along which nodes are preferred.
+        `progress` shows a bar, if stderr is a terminal.
 
         By `on_error`, when a node has failed: "fail_fast" cancels what runs, waits for it, and raises GraphFailed, an
-        ExceptionGroup that has the results so far; "skip_downstream" skips what depends on it, and "continue" runs that,
-        too, with the exception in the place of the value. With these two, failures are in the results. What depends on a
-        node that was cancelled is treated like that as well, but it is no failure.
+        ExceptionGroup that has the results so far; "skip_downstream" skips what depends on it, and "continue" runs
+        that, too, with the exception in the place of the value. With these two, failures are in the results. What
+        depends on a node that was cancelled is treated like that as well, but it is no failure.
 
         Cancelled, it cancels what runs and waits for it. KeyboardInterrupt and SystemExit of a node do the same and
         are raised bare. Raises GraphCycle, and ValueError if an input is missing, before anything has run.

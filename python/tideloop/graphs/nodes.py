@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 from tideloop.durations import seconds
 from tideloop.graphs import guards, places
@@ -16,7 +16,6 @@ __all__ = ["Builder", "GraphCycle", "Node", "names_of"]
 _T = TypeVar("_T")
 Limit = str | Acquirable | Mapping[str, int] | None
 Cache = bool | MutableMapping[Any, Any] | None
-Dependencies = "Iterable[Node[Any] | str] | Mapping[str, Node[Any] | str] | Node[Any] | str"
 
 
 class GraphCycle(ValueError):
@@ -71,7 +70,11 @@ class Node(Generic[_T]):
         self.retry = retry
         self.timeout = timeout
         self.priority = priority
-        self.cache: MutableMapping[Any, Any] | None = {} if cache is True else cache or None if cache != {} else cache
+        self.cache: MutableMapping[Any, Any] | None = None
+        if not isinstance(cache, bool):
+            self.cache = cache
+        elif cache:
+            self.cache = {}
         self.where = where
         self.estimate = estimate
         # Numbers of what it depends on, each once, and of those whose values are its arguments, as they are given.
@@ -100,12 +103,6 @@ class Builder:
     _named: dict[str, Node[Any]]
     _counts: dict[str, int]
 
-    @overload
-    def node(self, fn: Callable[..., Any], deps: Dependencies = ..., **options: Any) -> Node[Any]: ...  # type: ignore[valid-type]
-
-    @overload
-    def node(self, *, deps: Dependencies = ..., **options: Any) -> Callable[[Callable[..., Any]], Node[Any]]: ...  # type: ignore[valid-type]
-
     def node(
         self,
         fn: Callable[..., Any] | None = None,
@@ -123,21 +120,21 @@ class Builder:
     ) -> Any:
         """Add a node that calls `fn`; without `fn`, a decorator that does.
 
-        `fn` is a function or a coroutine function; what it returns is awaited if it can be. `deps` are nodes or their names:
-        their values are its arguments, in that order, or by keyword for a mapping of keywords to nodes. `after` are
-        nodes that it has to wait for and gets nothing of. `name`, by default that of the function with a number if need be,
-        is what it is called in errors and results.
+        `fn` is a function or a coroutine function; what it returns is awaited if it can be. `deps` are nodes or their
+        names: their values are its arguments, in that order, or by keyword for a mapping of keywords to nodes.
+        `after` are nodes that it has to wait for and gets nothing of. `name`, by default that of the function with a
+        number if need be, is what it is called in errors and results.
 
-        `limit`: the name of a limit of the graph, a mapping of such names to how many permits, a Limiter, or whatever has
-        acquire() and release(). `retry`: a Retry, or how many attempts. `timeout`: seconds for one attempt, from when it
-        is let in. `cache`: True, or a mapping, keeps values by arguments, so that other runs need not compute them.
-        `where`: "loop", or "thread" for a function that blocks. Of those that may run a higher `priority` goes first, then
-        who has the longest way to the end behind it, by `estimate`, the seconds that a node may take.
+        `limit`: the name of a limit of the graph, a mapping of such names to how many permits, a Limiter, or whatever
+        has acquire() and release(). `retry`: a Retry, or how many attempts. `timeout`: seconds for one attempt, from
+        when it is let in. `cache`: True, or a mapping, keeps values by arguments, so that other runs need not compute
+        them. `where`: "loop", or "thread" for a function that blocks. Of those that may run a higher `priority` goes
+        first, then who has the longest way to the end behind it, by `estimate`, the seconds that a node may take.
 
         Raises ValueError for a name that is taken or unknown, TypeError for what is none of these.
         """
         if fn is None:
-            options = {
+            options: dict[str, Any] = {
                 "after": after,
                 "name": name,
                 "limit": limit,
@@ -150,19 +147,18 @@ class Builder:
             }
 
             def decorate(fn: Callable[..., Any]) -> Node[Any]:
-                made: Node[Any] = self.node(_function(fn), deps, **options)
-                return made
+                return self.node(_function(fn), deps, **options)  # type: ignore[no-any-return]
 
             return decorate
         _function(fn)
         if name is None:
             name = self._free_name(getattr(fn, "__name__", None) or type(fn).__name__)
         self._check_name(name)
-        if isinstance(retry, int) and not isinstance(retry, bool):
-            retry = Retry(attempts=retry)
-        _check(name, fn, limit, retry, timeout, priority, cache, where, estimate)
+        again = Retry(attempts=retry) if isinstance(retry, int) and not isinstance(retry, bool) else retry
+        _check(name, fn, limit, again, timeout, priority, cache, where, estimate)
+        assert again is None or isinstance(again, Retry)
         node = Node[Any](
-            self, len(self._nodes), name, fn, limit, retry, timeout, priority, cache, where, float(estimate)
+            self, len(self._nodes), name, fn, limit, again, timeout, priority, cache, where, float(estimate)
         )
         self._link(node, deps, after)
         self._admit(node)

@@ -108,9 +108,7 @@ def _bar(bar: Bar, top: float, scale: float) -> str:
         parts.append(
             f'<rect class="wait" x="{left:.1f}" y="{top + 7}" width="{start - left:.1f}" height="{_ROW - 18}"/>'
         )
-    parts.append(
-        f'<rect class="{kind}" x="{start:.1f}" y="{top}" width="{length:.1f}" height="{_ROW - 4}" rx="2"/>'
-    )
+    parts.append(f'<rect class="{kind}" x="{start:.1f}" y="{top}" width="{length:.1f}" height="{_ROW - 4}" rx="2"/>')
     if name := _short(bar.name, length - 8):
         parts.append(f'<text class="on" x="{start + 4:.1f}" y="{top + 13}">{escape(name)}</text>')
     return "".join(parts) + "</g>"
@@ -125,7 +123,12 @@ def _short(name: str, room: float) -> str:
 
 
 def _legend(states: set[str], width: int) -> list[str]:
-    words = [("critical", "critical path"), ("succeeded", "succeeded"), ("failed", "failed"), ("cancelled", "cancelled")]
+    words = [
+        ("critical", "critical path"),
+        ("succeeded", "succeeded"),
+        ("failed", "failed"),
+        ("cancelled", "cancelled"),
+    ]
     shown = [(kind, word) for kind, word in words if kind == "critical" or kind in states]
     shown.append(("wait", "ready, waiting"))
     parts = []

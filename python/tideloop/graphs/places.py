@@ -1,7 +1,7 @@
 """Where nodes run: on the loop, or in what PLACES names.
 
-A place is a coroutine function that is called with a function and its arguments and returns what that returns. Cancelled, it
-ends only when the function has: a run that has ended has nothing left that runs.
+A place is a coroutine function that is called with a function and its arguments and returns what that returns.
+Cancelled, it ends only when the function has: a run that has ended has nothing left that runs.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """GraphRun: one run of a graph.
 
-The driver (`GraphRunCore`) starts nodes, takes their values and failures, and cancels them; here is what happens once per
-run: what it is begun with, waiting for its end, what is raised then, and adding nodes meanwhile.
+The driver (`GraphRunCore`) starts nodes, takes their values and failures, and cancels them; here is what happens once
+per run: what it is begun with, waiting for its end, what is raised then, and adding nodes meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from tideloop._tideloop import GraphPlan, GraphRunCore, function
 from tideloop.cancellation import Request
@@ -29,7 +29,10 @@ OnError = Literal["fail_fast", "skip_downstream", "continue"]
 _running: ContextVar[GraphRun] = ContextVar("tideloop.graph_run")
 
 
-def _native(name: str) -> Any:
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _native(name: str) -> Callable[[_F], _F]:
     """The native function of this name, with the looks of what it decorates."""
     return lambda template: function(name, template)
 
@@ -92,7 +95,8 @@ class GraphRun(GraphRunCore, Builder):
     def add_edge(self, before: Node[Any] | str, after: Node[Any] | str) -> None:
         """Let a node that has not been started wait for another one; its arguments stay as they are.
 
-        Raises RuntimeError for one that has been started, or does not run; GraphCycle if they would wait for each other.
+        Raises RuntimeError for one that has been started, or does not run; GraphCycle if they would wait for each
+        other.
         """
         self._check_open()
         first, second = self._number_of(before), self._number_of(after)

@@ -725,8 +725,8 @@ impl GraphRunCore {
     /// numbers of the nodes of a cycle.
     fn _join<'py>(
         slf: &Bound<'py, Self>,
-        from: u32,
-        to: u32,
+        first: u32,
+        second: u32,
     ) -> PyResult<(Option<&'static str>, Option<Vec<u32>>)> {
         let py = slf.py();
         slf.get().state.with(py, |state| {
@@ -734,11 +734,11 @@ impl GraphRunCore {
             let Some(progress) = state
                 .progress
                 .as_mut()
-                .filter(|_| from < count && to < count)
+                .filter(|_| first < count && second < count)
             else {
                 return Ok((Some("collected"), None));
             };
-            match progress.join(from, to) {
+            match progress.join(first, second) {
                 Ok(Joined::Known) => Ok((None, None)),
                 Ok(Joined::Added(skipped)) => {
                     state.skipped += skipped.len();
@@ -827,7 +827,10 @@ impl GraphRunCore {
     }
 
     /// How many nodes there are, are ready, run, and have succeeded, failed, been cancelled and been skipped.
-    fn _counts_by_state(&self, py: Python<'_>) -> (usize, usize, usize, usize, usize, usize, usize) {
+    fn _counts_by_state(
+        &self,
+        py: Python<'_>,
+    ) -> (usize, usize, usize, usize, usize, usize, usize) {
         self.state.with(py, |state| {
             (
                 state.slots.len(),
