@@ -179,6 +179,7 @@ def test_two_alternating_chains_take_what_the_longer_one_takes(kind):
 
 def test_any_graph_is_run_in_an_order_that_fits(kind):
     async def main(seed):
+        before = asyncio.all_tasks()
         source = random.Random(seed)
         g, ended = Graph(), {}
 
@@ -198,7 +199,7 @@ def test_any_graph_is_run_in_an_order_that_fits(kind):
             nodes.append(g.node(make(number, needs), [nodes[need] for need in needs]))
         results = await g.run(limit=source.choice([None, None, 1, 3]))
         assert [result.outcome for result in results] == [Outcome(ended[number]) for number in range(len(nodes))]
-        assert not tasks_left()
+        assert not tasks_left(before)
         for result in results:
             assert result.ready <= result.started <= result.ended
             assert result.waited >= 0
@@ -473,9 +474,9 @@ async def test_resuming_runs_what_is_left(loop):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_is_raised_bare(backend, error):
-    runner = asyncio.Runner(loop_factory=backends.load(str(backend.name)).new_event_loop)
-    left = []
+@pytest.mark.parametrize("turn", [0, 2])
+def test_what_ends_the_program_is_raised_bare(loop, error, turn):
+    left, raised = [], []
 
     async def waits():
         try:
@@ -484,18 +485,26 @@ def test_what_ends_the_program_is_raised_bare(backend, error):
             left.append(True)
 
     async def ends():
-        await turns(2)
+        await turns(turn)
         raise error
 
     async def main():
         g = Graph()
         g.node(waits)
         g.node(ends)
-        await g.run()
+        g.node(add, ["ends"])
+        try:
+            await g.run(on_error="continue")
+        except error as caught:
+            raised.append(type(caught))
 
-    with runner, pytest.raises(error):
-        runner.run(main())
-    assert left == [True]
+    task = loop.create_task(main())
+    with pytest.raises(error):
+        loop.run_until_complete(task)
+    loop.run_until_complete(task)
+    # At once, the other node was not begun.
+    assert left == ([True] if turn else [])
+    assert raised == [error]
 
 
 # --- cancellation --------------------------------------------------------------------------------
@@ -503,6 +512,7 @@ def test_what_ends_the_program_is_raised_bare(backend, error):
 
 def test_cancelled_at_any_moment_nothing_is_left(kind):
     async def main(moment):
+        before = asyncio.all_tasks()
         limiter, ended, begun = Limiter(2), [], []
 
         async def work(*_):
@@ -531,7 +541,7 @@ def test_cancelled_at_any_moment_nothing_is_left(kind):
         assert len(begun) == len(ended)
         assert limiter.in_use == 0
         assert limiter.stats().waiting == 0
-        assert not tasks_left()
+        assert not tasks_left(before)
         assert g.stats().running == 0
 
     for moment in range(40):
@@ -789,7 +799,7 @@ async def test_results_while_it_runs(loop):
     g = Graph()
     g.node(add, name="done")
     g.node(looks)
-    g.node(add, ["looks"], name="later")
+    g.node(repr, ["looks"], name="later")
     results = await g.run()
     assert seen == [["succeeded", "pending", "pending"], (3, 0, 1, 1, 0, 0, 0)]
     assert "later" in results

@@ -638,6 +638,13 @@ impl GraphRunCore {
             let count = plan.len();
             plan.weigh_anew(weights.into_iter().filter(|(number, _)| *number < count));
         }
+        // Without targets all nodes but inputs are asked for: an input that nothing needs needs no value.
+        let has_inputs = slots.iter().any(|slot| slot.call.function.is_none());
+        let targets = targets.or_else(|| {
+            let calls = (0..).zip(&slots);
+            let wanted = calls.filter(|(_, slot)| slot.call.function.is_some());
+            has_inputs.then(|| wanted.map(|(node, _)| node).collect())
+        });
         let needed = targets.map(|targets| {
             let has_value = |node: u32| slots[node as usize].value.is_some();
             let targets = targets.into_iter().filter(|node| *node < plan.len());
