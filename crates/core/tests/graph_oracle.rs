@@ -119,7 +119,7 @@ fn run(seed: u64) {
     for node in oracle.nodes() {
         plan.link(node, oracle.dependencies[node as usize].iter().copied());
     }
-    plan.seal().unwrap();
+    assert_eq!(plan.seal(), Ok(()));
     oracle.longest = oracle
         .nodes()
         .map(|node| oracle.longest_from(node))
@@ -132,7 +132,10 @@ fn run(seed: u64) {
         0 => some_of(&mut random, 3, count),
         _ => Vec::new(),
     };
-    let targets = (random.draw() % 3 == 0).then(|| some_of(&mut random, 2, count));
+    let targets = random
+        .draw()
+        .is_multiple_of(3)
+        .then(|| some_of(&mut random, 2, count));
     let needed = targets.map(|targets| {
         let needed = plan.needed(targets.iter().copied(), |node| given.contains(&node));
         for node in oracle.nodes() {
@@ -177,7 +180,7 @@ fn run(seed: u64) {
             }
             1 | 2 if !running.is_empty() => {
                 let node = running.swap_remove(random.draw() as usize % running.len());
-                if random.draw() % 8 == 0 {
+                if random.draw().is_multiple_of(8) {
                     oracle.states[node as usize] = State::Failed;
                     let before: Vec<State> = oracle.states.clone();
                     oracle.settle();

@@ -110,6 +110,7 @@ class GraphRun(GraphRunCore, Builder):
     def cancel(self, msg: Any = None) -> None:
         """Give the run up: what was not started is skipped, what runs is cancelled. run() then returns its results."""
         if self._open_for_nodes:
+            self._check_loop()
             self._abort(msg)
 
     def stats(self) -> GraphRunStats:
@@ -280,6 +281,9 @@ class GraphRun(GraphRunCore, Builder):
     def _check_open(self) -> None:
         if not self._open_for_nodes or self._aborted:
             raise RuntimeError(f"{self!r} takes no more nodes")
+        self._check_loop()
+
+    def _check_loop(self) -> None:
         try:
             running: object = asyncio.get_running_loop()
         except RuntimeError:
