@@ -49,6 +49,15 @@ def test_paginated_fetch_stops_early(loop):
     assert pages <= 6  # 25 entries, 16 more that amap holds, a page that is being given out, one ahead
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_graph_pipeline(loop, tmp_path):
+    counted, path = example("graph_pipeline.py", "--loop", loop, "--svg", str(tmp_path / "run.svg")).splitlines()
+    assert counted == "300 times 'page' on 6 pages, 19 nodes"
+    assert path.startswith("critical path: fetch /")
+    assert path.endswith(" > total")
+    assert "fetch /a/2" in (tmp_path / "run.svg").read_text()
+
+
 def test_first_answer():
     near, *others, last = example("first_answer.py").splitlines()
     assert near == "answer of near"

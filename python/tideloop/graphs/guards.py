@@ -6,25 +6,18 @@ A node without any of these is called by the driver directly.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from tideloop.graphs.places import PLACES
+from tideloop.groups import Acquirable
 from tideloop.limits import Limiter, ResourceLimits
 from tideloop.policies import Policy
 
 if TYPE_CHECKING:
     from tideloop.graphs.nodes import Node
 
-__all__ = ["Acquirable", "Guard", "check_limits"]
-
-
-@runtime_checkable
-class Acquirable(Protocol):
-    """What a limit is: a Limiter, or whatever has these two."""
-
-    def acquire(self) -> Awaitable[Any]: ...
-    def release(self) -> Any: ...
+__all__ = ["Guard", "Limits", "check_limits"]
 
 
 Limits = ResourceLimits | Mapping[str, "int | Acquirable"] | None

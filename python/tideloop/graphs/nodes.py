@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from tideloop.durations import seconds
 from tideloop.graphs import guards, places
-from tideloop.graphs.guards import Acquirable
+from tideloop.groups import Acquirable
 from tideloop.retries import Retry
 
 __all__ = ["Builder", "GraphCycle", "Node", "names_of"]

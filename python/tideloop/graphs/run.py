@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from tideloop._tideloop import GraphPlan, GraphRunCore, function
 from tideloop.cancellation import Request
-from tideloop.graphs.guards import Acquirable
 from tideloop.graphs.nodes import Builder, GraphCycle, Node, names_of
 from tideloop.graphs.progress import Bar
 from tideloop.graphs.results import GraphFailed, GraphResult
+from tideloop.groups import Acquirable
 from tideloop.limits import ResourceLimits
 
 if TYPE_CHECKING:
