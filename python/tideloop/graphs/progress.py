@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -62,6 +63,7 @@ class Bar:
         self._timer = self._loop.call_later(_EVERY, self._look)
 
     def _write(self, text: str) -> None:
-        # The rest of the line before is erased.
-        self._stream.write(f"\r\x1b[K{text}")
-        self._stream.flush()
+        # The rest of the line before is erased. A terminal that has gone is no reason for the run to fail.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
