@@ -101,7 +101,7 @@ class Graph(Builder):
     def input(self, name: str) -> Node[Any]:
         """Add a node without a function, whose value every run that needs it is given: ``g.run({"url": …})``."""
         self._check_name(name)
-        node = Node[Any](self, len(self._nodes), name, None, estimate=0.0)
+        node: Node[Any] = Node(self, len(self._nodes), name, None, estimate=0.0)
         self._admit(node)
         return node
 
@@ -115,8 +115,12 @@ class Graph(Builder):
         An edge that there is already stays as it is.
         """
         first, second = self._find(before), self._find(after)
-        if first._number in second._needs:
+        known = second._known
+        if known is None:
+            known = second._known = set(second._needs)
+        if first._number in known:
             return
+        known.add(first._number)
         self._plan = None
         second._needs.append(first._number)
         if result and second.fn is not _nothing:

@@ -34,6 +34,7 @@ class Node(Generic[_T]):
         "_arguments",
         "_called",
         "_keywords",
+        "_known",
         "_needs",
         "_number",
         "_owner",
@@ -81,6 +82,8 @@ class Node(Generic[_T]):
         self._needs: list[int] = []
         self._arguments: list[int] = []
         self._keywords: tuple[str, ...] | None = None
+        # The former as a set, for a node to which edges are added one by one.
+        self._known: set[int] | None = None
         plain = limit is None and retry is None and timeout is None and self.cache is None and where == "loop"
         self._called: Callable[..., Any] | None = fn if plain or fn is None else guards.Guard(self)
 
@@ -157,7 +160,7 @@ class Builder:
         again = Retry(attempts=retry) if isinstance(retry, int) and not isinstance(retry, bool) else retry
         _check(name, fn, limit, again, timeout, priority, cache, where, estimate)
         assert again is None or isinstance(again, Retry)
-        node = Node[Any](
+        node: Node[Any] = Node(
             self, len(self._nodes), name, fn, limit, again, timeout, priority, cache, where, float(estimate)
         )
         self._link(node, deps, after)
@@ -166,7 +169,9 @@ class Builder:
 
     def _link(self, node: Node[Any], deps: Any, after: Iterable[Node[Any] | str]) -> None:
         """Says what a new node depends on."""
-        if isinstance(deps, Mapping):
+        if isinstance(deps, list | tuple):
+            node._arguments = [self._number_of(dependency) for dependency in deps]
+        elif isinstance(deps, Mapping):
             node._arguments = [self._number_of(dependency) for dependency in deps.values()]
             node._keywords = tuple(deps) or None
             for keyword in deps:
@@ -177,9 +182,9 @@ class Builder:
         else:
             node._arguments = [self._number_of(dependency) for dependency in deps]
         later = [after] if isinstance(after, Node | str) else after
-        needs = dict.fromkeys(node._arguments)
-        needs.update(dict.fromkeys(map(self._number_of, later)))
-        node._needs = list(needs)
+        needs = [*node._arguments, *map(self._number_of, later)]
+        node._needs = needs if len(needs) < 2 else list(dict.fromkeys(needs))
+        node._known = None
 
     def _free_name(self, base: str) -> str:
         if base not in self._named:
@@ -197,15 +202,15 @@ class Builder:
 
     def _find(self, what: Node[Any] | str) -> Node[Any]:
         """A node by itself or by its name."""
+        if isinstance(what, Node) and what._number < len(self._nodes) and self._nodes[what._number] is what:
+            return what
         if isinstance(what, str):
             if what not in self._named:
                 raise ValueError(f"{self!r} has no node {what!r}")
             return self._named[what]
         if not isinstance(what, Node):
             raise TypeError(f"a node of {self!r} or its name is wanted, not {what!r}")
-        if what._number >= len(self._nodes) or self._nodes[what._number] is not what:
-            raise ValueError(f"{what!r} is not of {self!r}")
-        return what
+        raise ValueError(f"{what!r} is not of {self!r}")
 
     def _number_of(self, what: Node[Any] | str) -> int:
         return self._find(what)._number
@@ -241,6 +246,8 @@ def _check(
     estimate: Any,
 ) -> None:
     """Complains about an option that cannot be meant."""
+    if limit is retry is timeout is cache is None and priority == 0 and where == "loop" and estimate == 1.0:
+        return  # as it mostly is
     title = f"node {name!r}: "
     if not (limit is None or isinstance(limit, str | Mapping | Acquirable)):
         raise TypeError(f"{title}limit must be a name, a mapping of names or a Limiter, not {limit!r}")
