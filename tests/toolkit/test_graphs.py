@@ -662,6 +662,27 @@ def test_a_loop_that_is_closed_under_a_run(backend):
     assert asyncio.run(other.run())["one"] == 1
 
 
+async def test_a_run_whose_parent_is_closed_begins_nothing_more(loop):
+    begun = []
+
+    async def first():
+        await turns(2)
+
+    g = Graph()
+    chain(g, first, lambda value: begun.append(value))
+    running = g.run()
+
+    async def drives():
+        # As a task that is collected, or whoever closes the coroutine that it awaits.
+        running.send(None)
+        running.close()
+
+    await drives()
+    await turns(6)
+    assert begun == []
+    assert not tasks_left()
+
+
 # --- while it runs -------------------------------------------------------------------------------
 
 

@@ -125,7 +125,8 @@ struct State {
 impl State {
     /// How many carriers are to be scheduled.
     fn missing_carriers(&self) -> usize {
-        if self.active || self.aborted.is_some() {
+        // Without a context the parent has gone, and nobody waits for what would be begun.
+        if self.active || self.aborted.is_some() || self.context.is_none() {
             return 0;
         }
         let ready = self.progress.as_ref().map_or(0, Progress::ready);
