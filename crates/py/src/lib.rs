@@ -77,6 +77,7 @@ mod _tideloop {
     use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};
     #[pymodule_export]
     use crate::toolkit::checkpoint::{Checkpoint, checkpoint};
+    #[pymodule_export]
     use crate::toolkit::graph::{GraphPlan, GraphRunCore};
     #[pymodule_export]
     use crate::toolkit::group::GroupCore;
