@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import threading
 import time
@@ -11,7 +12,18 @@ import weakref
 
 import pytest
 import tideloop
-from tideloop import Graph, GraphCycle, GraphFailed, Limiter, NodeSkipped, Outcome, ResourceLimits, Retry, graph_run
+from tideloop import (
+    Graph,
+    GraphCycle,
+    GraphFailed,
+    Limiter,
+    NodeSkipped,
+    Outcome,
+    ResourceLimits,
+    Retry,
+    graph_run,
+    offload_stats,
+)
 
 from tests import backends
 from tests.toolkit.harness import run
@@ -131,7 +143,7 @@ def test_what_cannot_be_meant_is_refused():
         (lambda: g.node(add, estimate="long"), ValueError, "estimate must be"),
         (lambda: g.node(add, priority=2**40), TypeError, "priority must be"),
         (lambda: g.node(add, cache=7), TypeError, "cache must be"),
-        (lambda: g.node(add, where="moon"), ValueError, "where must be one of 'loop', 'thread'"),
+        (lambda: g.node(add, where="moon"), ValueError, "where must be one of 'loop', 'thread', 'process'"),
         (lambda: g.node(add, where="dask"), NotImplementedError, "'dask' is not available"),
         (lambda: g.node(give, where="thread"), TypeError, "runs on the loop"),
         (lambda: g.node(add, name=""), TypeError, "must be a string"),
@@ -348,6 +360,31 @@ async def test_threads(loop):
     there, back = (await g.run())[both]
     assert there != here
     assert back == here
+
+
+async def test_processes(loop):
+    g = Graph()
+    where = g.node(os.getpid, where="process")
+    rounded = g.node(round, {"number": g.input("number")}, where="process")
+    results = await g.run({"number": 2.7})
+    assert results[where] != os.getpid()
+    assert results[rounded] == 3
+
+
+async def test_a_process_does_not_outlast_its_run(loop):
+    """Its process would sleep for an hour."""
+
+    async def fails():
+        while not offload_stats("process").limit.in_use:
+            await asyncio.sleep(0)
+        raise Boom("no")
+
+    g = Graph()
+    g.node(time.sleep, [g.input("seconds")], where="process")
+    g.node(fails)
+    with pytest.raises(GraphFailed):
+        await g.run({"seconds": 3600})
+    assert offload_stats("process").limit.in_use == 0
 
 
 async def test_a_run_that_has_ended_has_no_thread_left(loop):

@@ -6,35 +6,31 @@ Cancelled, it ends only when the function has: a run that has ended has nothing 
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tideloop.offload import run_blocking
+
 __all__ = ["PLACES", "check"]
 
 
-async def _in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """As asyncio.to_thread(), but it waits for the thread also if it is cancelled."""
-    call = functools.partial(contextvars.copy_context().run, fn, *args, **kwargs)
-    future = asyncio.get_running_loop().run_in_executor(None, call)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not future.cancelled():
-            future.exception()
-        raise cancelled
-    return future.result()
+def _called(fn: Callable[..., Any], keywords: dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(fn, **keywords) if keywords else fn
 
 
-PLACES: dict[str, Callable[..., Awaitable[Any]]] = {"thread": _in_thread}
-_PLANNED = ("process", "dask")
+async def _in_thread(fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
+    return await run_blocking(_called(fn, keywords), *args)
+
+
+async def _in_process(fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
+    """A process can be ended in the middle, so a run that is cancelled need not wait for it."""
+    return await run_blocking(_called(fn, keywords), *args, kind="process", on_cancel="kill")
+
+
+PLACES: dict[str, Callable[..., Awaitable[Any]]] = {"thread": _in_thread, "process": _in_process}
+_PLANNED = ("dask",)
 
 
 def check(title: str, fn: Callable[..., Any], where: object) -> None:
