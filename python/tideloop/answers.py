@@ -22,7 +22,9 @@ async def hand_out(answer: Any, keys: Sequence[Hashable], tell: Callable[[int, A
         answer = await answer
     if isinstance(answer, list | tuple):
         if len(answer) != len(keys):
-            raise ValueError(f"{who} returned {len(answer)} answers for {len(keys)} keys; expected one for each, in order")
+            raise ValueError(
+                f"{who} returned {len(answer)} answers for {len(keys)} keys; expected one for each, in order"
+            )
         for number, value in enumerate(answer):
             tell(number, value)
     elif isinstance(answer, Mapping):

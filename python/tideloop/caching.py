@@ -8,17 +8,18 @@
     users = await cache.get_many(user_ids, fetch_users)
 
 * **One load for all who ask at once** (`tideloop.SingleFlight`), in a task that no caller's cancellation reaches.
-* **Fresh, then stale, then gone.** An entry is fresh for `ttl` seconds, less up to the part `jitter` of them, so that what
-  was stored together does not go together. For `stale` seconds after that it is handed out at once while one refresh is
-  under way. One that nobody has asked for in `idle` seconds is gone, too.
+* **Fresh, then stale, then gone.** An entry is fresh for `ttl` seconds, less up to the part `jitter` of them, so that
+  what was stored together does not go together. For `stale` seconds after that it is handed out at once while one
+  refresh is under way. One that nobody has asked for in `idle` seconds is gone, too.
 * **What is invalidated while it is being loaded is not stored**, and who asks after the invalidation gets a new load.
 * **Errors are not kept**, unless `negative_ttl` says for how long.
-* **What is driven out** when the weights exceed `maxsize` is decided by S3-FIFO (Yang, Zhang, Qiu, Yue and Rashmi, "FIFO
-  queues are all you need for cache eviction", SOSP 2023): a scan over many keys drives nothing out that is in use.
+* **What is driven out** when the weights exceed `maxsize` is decided by S3-FIFO (Yang, Zhang, Qiu, Yue and Rashmi,
+  "FIFO queues are all you need for cache eviction", SOSP 2023): a scan over many keys drives nothing out that is in
+  use.
 
-Nothing is kept for a key but its entry. Time is the loop's, and no timer is set: what is gone leaves when somebody comes
-across it, at the latest as others are stored. A cache may be used by several loops and threads at once; loads are shared
-within each loop (see SingleFlight), entries among all of them.
+Nothing is kept for a key but its entry. Time is the loop's, and no timer is set: what is gone leaves when somebody
+comes across it, at the latest as others are stored. A cache may be used by several loops and threads at once; loads are
+shared within each loop (see SingleFlight), entries among all of them.
 """
 
 from __future__ import annotations
@@ -133,6 +134,11 @@ class _Loads(SingleFlight[Any, Any]):
         super().__init__(cancel_abandoned=cancel_abandoned, name=cache.name)
         self.cache = cache
 
+    def new(self, key: Any) -> _Load:
+        flight = super().new(key)
+        assert isinstance(flight, _Load)
+        return flight
+
     def __repr__(self) -> str:
         return repr(self.cache)
 
@@ -148,10 +154,11 @@ class Cache(CacheCore, Generic[_K, _V]):
     maxsize: how much the entries may weigh together; by default each weighs 1. None is no limit.
     ttl, stale, idle, negative_ttl: seconds. ttl and idle are by default for ever; stale and negative_ttl: not at all.
     jitter: the part of the ttl, at least 0 and below 1, by which it is shortened at random.
-    weight: what an entry weighs, an int of at least 0, of its key and its value. What weighs more than maxsize is not stored.
-    weak: values are kept only while somebody else has them; those that cannot be referred to weakly (str, int, tuples,
-        …) are kept like any.
-    cancel_abandoned: whether a load is cancelled when nobody waits for it any more. By default it is finished, and stored.
+    weight: what an entry weighs, an int of at least 0, of its key and its value. What weighs more than maxsize is not
+    stored. weak: values are kept only while somebody else has them; those that cannot be referred to weakly (str, int,
+        tuples, …) are kept like any.
+    cancel_abandoned: whether a load is cancelled when nobody waits for it any more. By default it is finished, and
+    stored.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -197,16 +204,16 @@ class Cache(CacheCore, Generic[_K, _V]):
     async def get(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> _V:
         """The value of a key; if there is none, what ``await load(key)`` comes to, which is stored.
 
-        Raises what the load raises, LoadCancelled if it was cancelled by others. Cancelled, it leaves the load to the others,
-        and to the cache.
+        Raises what the load raises, LoadCancelled if it was cancelled by others. Cancelled, it leaves the load to the
+        others, and to the cache.
         """
         raise TypeError(f"{self!r} is not a Cache")
 
-    async def _fetch(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> _V:
+    async def _fetch(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> Any:
         """get() of what was not at hand."""
         return await self._find(key, load, key)
 
-    async def _find(self, key: _K, load: Callable[..., Awaitable[_V]], *args: Any) -> _V:
+    async def _find(self, key: _K, load: Callable[..., Awaitable[_V]], *args: Any) -> Any:
         state, found = self._look_up(key)
         if state == "fresh":
             return found
@@ -237,9 +244,10 @@ class Cache(CacheCore, Generic[_K, _V]):
     async def get_many(self, keys: Iterable[_K], load: Callable[[list[_K]], Any]) -> dict[_K, _V]:
         """The values of several keys, in their order; those that are missing come from one call of ``load(missing)``.
 
-        `load` may return a list with a value for each key, a mapping, or yield pairs of key and value, as the function of
-        a Batcher does. Keys that it does not answer are not in the result; who waits for one of them in get() gets KeyError.
-        A key that is being loaded already is waited for instead. Raises the first key's failure; the others are stored.
+        `load` may return a list with a value for each key, a mapping, or yield pairs of key and value, as the function
+        of a Batcher does. Keys that it does not answer are not in the result; who waits for one of them in get() gets
+        KeyError. A key that is being loaded already is waited for instead. Raises the first key's failure; the others
+        are stored.
         """
         found: dict[_K, _V] = {}
         seats: dict[_K, tuple[Flight[_V], asyncio.Future[_V]]] = {}
@@ -256,13 +264,15 @@ class Cache(CacheCore, Generic[_K, _V]):
                     failure = failure or own_copy(value)
                 continue
             if state != "fresh" and flight is None:
-                flight = wanted[key] = self._loads.new(key)  # type: ignore[assignment]
-                flight.begin(asyncio.get_running_loop().create_future())  # type: ignore[union-attr]
+                flight = wanted[key] = self._loads.new(key)
+                flight.begin(asyncio.get_running_loop().create_future())
             if state == "gone" and flight is not None:
                 seats[key] = (flight, flight.board())
         if wanted:
             # Who keeps the task: the futures of the flights, in whose callbacks it is not; so it keeps itself.
-            task = asyncio.get_running_loop().create_task(_load_many(load, wanted, repr(self)), context=without_deadline())
+            task = asyncio.get_running_loop().create_task(
+                _load_many(load, wanted, repr(self)), context=without_deadline()
+            )
             for flight in wanted.values():
                 flight.task.add_done_callback(functools.partial(_hold, task))
         try:
@@ -306,7 +316,8 @@ class Cache(CacheCore, Generic[_K, _V]):
 
     async def refresh(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> _V:
         """Load a key anew, or wait for the load that is under way; until it is there the old value is handed out."""
-        return await self._loads.flight(key, load, key).wait()
+        value: _V = await self._loads.flight(key, load, key).wait()
+        return value
 
     def invalidate(self, key: _K) -> bool:
         """Remove the entry of a key; whether there was one. From any thread.
@@ -328,7 +339,7 @@ class Cache(CacheCore, Generic[_K, _V]):
 
     def _keep(self, key: _K, value: _V, warrant: Warrant | None, ttl: float | None = None) -> bool:
         if ttl is None and self._ttl is not None:
-            ttl = self._ttl * (1 - self._jitter * random.random()) if self._jitter else self._ttl  # noqa: S311
+            ttl = self._ttl * (1 - self._jitter * random.random()) if self._jitter else self._ttl
         weight = 1 if self._weight is None else self._weigh(key, value)
         held: Any = value
         kind = "value"
@@ -455,8 +466,8 @@ async def _call(self: Any, key: Any, arguments: Any) -> Any:
 class Cached(CachedCore, Generic[_P, _V]):
     """What ``@tideloop.cached`` makes of a function: called like it, and the same call is answered from a cache.
 
-    `cache` is the Cache. On a method, the instance is the first argument of all of these and part of the key, which keeps
-    it alive while it is in the cache, unless `key` leaves it out.
+    `cache` is the Cache. On a method, the instance is the first argument of all of these and part of the key, which
+    keeps it alive while it is in the cache, unless `key` leaves it out.
     """
 
     cache: Cache[Any, _V]
@@ -540,7 +551,9 @@ def cached(
     cancel_abandoned: bool = False,
     name: str | None = None,
 ) -> Callable[[Callable[_P, Awaitable[_V]]], Cached[_P, _V]]: ...
-def cached(fn: Any = None, /, *, key: Callable[..., Hashable] | None = None, name: str | None = None, **options: Any) -> Any:
+def cached(
+    fn: Any = None, /, *, key: Callable[..., Hashable] | None = None, name: str | None = None, **options: Any
+) -> Any:
     """Answer calls of a coroutine function from a cache: ``@cached`` or ``@cached(maxsize=..., ttl=..., ...)``.
 
     Calls are the same if their arguments are equal, positional ones and keywords each for themselves, as with

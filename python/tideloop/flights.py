@@ -60,7 +60,7 @@ class Flight(Generic[_T]):
 
     __slots__ = ("_owner", "_seats", "_table", "key", "task", "warrant")
 
-    def __init__(self, owner: SingleFlight[Any], table: dict[Any, Flight[Any]], key: Any) -> None:
+    def __init__(self, owner: SingleFlight[Any, Any], table: dict[Any, Flight[Any]], key: Any) -> None:
         self._owner = owner
         self._table = table
         self._seats: dict[asyncio.Future[_T], None] = {}
@@ -94,7 +94,9 @@ class Flight(Generic[_T]):
     def board(self) -> asyncio.Future[_T]:
         """A seat for one more caller: what the work comes to. To be left by leave(), however it ended."""
         if self.task is asyncio.current_task():
-            raise RuntimeError(f"{self._owner!r}: the work for {self.key!r} asks for {self.key!r}, so it would wait for itself")
+            raise RuntimeError(
+                f"{self._owner!r}: the work for {self.key!r} asks for {self.key!r}, so it would wait for itself"
+            )
         seat: asyncio.Future[_T] = self.task.get_loop().create_future()
         self._seats[seat] = None
         return seat
