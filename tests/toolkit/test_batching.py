@@ -440,6 +440,30 @@ class TestAnswers:
         harness.run(kind, main())
 
 
+class TestDefects:
+    """What is wrong with batchers as they are written by hand, each of which ours does not have; here on real loops."""
+
+    async def test_equal_keys_one_caller_cancelled_and_calls_meanwhile(self, loop):
+        release = asyncio.Event()
+        asked = []
+
+        async def fetch(keys):
+            asked.append(keys)
+            await release.wait()
+            return dict.fromkeys(keys, "value")
+
+        batcher = Batcher(fetch)
+        futures = [batcher("a"), batcher("a"), batcher("b")]
+        await turns(3)
+        # Nothing is locked while a batch is under way.
+        late = batcher("c")
+        await turns(3)
+        assert asked == [["a", "b"], ["c"]]
+        futures[0].cancel()
+        release.set()
+        assert await asyncio.gather(*futures[1:], late) == ["value"] * 3
+
+
 class TestName:
     """tideloop.batched is of calls and of streams."""
 
@@ -459,6 +483,7 @@ class TestName:
 
             assert (await double(2), await other(3)) == (4, 3)
             assert (double.__name__, double.__doc__) == ("double", "Twice as much.")
+            await asyncio.sleep(0)
             assert repr(other) == "<tideloop.Batcher 'd' 0 waiting, 0 in flight>"
             with pytest.raises(TypeError, match=r"range\(0, 3\) came without n"):
                 batched(range(3))
