@@ -9,8 +9,10 @@ from typing import Any
 __all__ = ["hand_out"]
 
 
-async def hand_out(answer: Any, keys: Sequence[Hashable], tell: Callable[[int, Any], None], who: str) -> None:
-    """Call `tell` with the number of each key that is answered, and its answer: a value, or an Exception.
+async def hand_out(
+    answer: Any, keys: Sequence[Hashable], tell: Callable[[Iterable[tuple[int, Any]]], None], who: str
+) -> None:
+    """Call `tell` with pairs of the number of a key that is answered and its answer: a value, or an Exception.
 
     `answer` is what the function has returned: a sequence with an answer for each key, in order; a mapping; an
     iterator or async iterator of pairs of a key and its answer, which are told as they come; or an awaitable of
@@ -25,22 +27,17 @@ async def hand_out(answer: Any, keys: Sequence[Hashable], tell: Callable[[int, A
             raise ValueError(
                 f"{who} returned {len(answer)} answers for {len(keys)} keys; expected one for each, in order"
             )
-        for number, value in enumerate(answer):
-            tell(number, value)
+        tell(enumerate(answer))
     elif isinstance(answer, Mapping):
-        for number, key in enumerate(keys):
-            if key in answer:
-                tell(number, answer[key])
+        tell((number, answer[key]) for number, key in enumerate(keys) if key in answer)
     elif isinstance(answer, AsyncIterable):
         places = _places(keys)
         async for pair in answer:
-            for number, value in _answered(pair, places, who):
-                tell(number, value)
+            tell(_answered(pair, places, who))
     elif isinstance(answer, Iterable) and not isinstance(answer, str | bytes):
         places = _places(keys)
         for pair in answer:
-            for number, value in _answered(pair, places, who):
-                tell(number, value)
+            tell(_answered(pair, places, who))
     else:
         raise TypeError(f"{who} returned {answer!r}; expected a list, a mapping, or (key, value) pairs")
 

@@ -105,10 +105,11 @@ class _Batch:
 class _Lane:
     """The batches of one loop."""
 
-    __slots__ = ("full", "inflight", "loop", "open", "tasks")
+    __slots__ = ("create_future", "full", "inflight", "loop", "open", "tasks")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.create_future = loop.create_future
         self.open: _Batch | None = None
         self.full: deque[_Batch] = deque()
         self.inflight = 0
@@ -156,47 +157,45 @@ class Batcher(Generic[_T, _R]):
         self._lanes: PerLoop[_Lane] = PerLoop(_Lane)
         self._lane: _Lane | None = None
         self._attribute: str | None = None
-        self._calls = self._shared = self._batches = self._keys = self._largest = self._cancelled = self._failed = 0
+        self._shared = self._batches = self._keys = self._largest = self._cancelled = self._failed = 0
         functools.update_wrapper(self, fn)
 
     def __call__(self, item: _T) -> asyncio.Future[_R]:
         """Ask for one item: a future, which may be cancelled. RuntimeError without a running loop."""
         lane = self._lane
-        loop = _running_loop()
-        if lane is None or lane.loop is not loop:
+        if lane is None or lane.loop is not _running_loop():
             lane = self._lane = self._lanes.here()
-        self._calls += 1
         key: Any = item if self._key is None else self._key(item)
         batch = lane.open
-        if self._dedupe:
-            try:
-                place = None if batch is None else batch.places.get(key)
-                if batch is None:
-                    hash(key)
-            except TypeError as error:
-                raise TypeError(f"{self!r}: the key {key!r} is not hashable; pass key=, or dedupe=False") from error
-            if place is not None:
-                assert batch is not None
-                future = loop.create_future()
-                self._shared += 1
-                there = batch.futures[place]
-                if type(there) is list:
-                    there.append(future)
-                else:
-                    batch.futures[place] = [there, future]  # type: ignore[list-item]
-                return future
         if batch is None:
             batch = self._begin(lane)
-        future = loop.create_future()
         items = batch.items
+        place = len(items)
         if self._dedupe:
-            batch.places[key] = len(items)
+            try:
+                there = batch.places.setdefault(key, place)
+            except TypeError as error:
+                raise TypeError(f"{self!r}: the key {key!r} is not hashable; pass key=, or dedupe=False") from error
+            if there != place:
+                return self._join(lane, batch, there)
         if self._key is not None:
             batch.keys.append(key)
+        future: asyncio.Future[_R] = lane.create_future()
         items.append(item)
         batch.futures.append(future)
-        if len(items) >= self._max_size:
+        if place + 1 >= self._max_size:
             self._close(lane, batch)
+        return future
+
+    def _join(self, lane: _Lane, batch: _Batch, place: int) -> asyncio.Future[_R]:
+        """One more caller for a key that is in the batch."""
+        self._shared += 1
+        future: asyncio.Future[_R] = lane.create_future()
+        there = batch.futures[place]
+        if isinstance(there, list):
+            there.append(future)
+        else:
+            batch.futures[place] = [there, future]
         return future
 
     async def load_many(self, items: Iterable[_T]) -> list[_R]:
@@ -212,16 +211,19 @@ class Batcher(Generic[_T, _R]):
     def stats(self) -> BatcherStats:
         """What it has done, and is doing."""
         lanes = self._lanes.all()
+        batches = (batch for lane in lanes for batch in (lane.open, *lane.full))
+        waiting = sum(len(batch.items) for batch in batches if batch is not None)
         return BatcherStats(
             self.name,
-            self._calls,
+            # Each is one of these.
+            self._shared + self._keys + self._cancelled + waiting,
             self._shared,
             self._batches,
             self._keys,
             self._largest,
             self._cancelled,
             self._failed,
-            sum(len(batch.items) for lane in lanes for batch in (lane.open, *lane.full) if batch is not None),
+            waiting,
             sum(lane.inflight for lane in lanes),
         )
 
@@ -292,7 +294,11 @@ class Batcher(Generic[_T, _R]):
     def _send(self, lane: _Lane, batch: _Batch) -> None:
         keys = batch.keys if self._key is not None else batch.items
         batch.places = {}
-        wanted = [place for place, futures in enumerate(batch.futures) if _is_wanted(futures)]
+        wanted = [
+            place
+            for place, there in enumerate(batch.futures)
+            if (_is_wanted(there) if type(there) is list else not there.done())  # type: ignore[union-attr]
+        ]
         self._cancelled += len(keys) - len(wanted)
         if not wanted:
             return
@@ -311,14 +317,21 @@ class Batcher(Generic[_T, _R]):
     async def _ask(self, batch: _Batch, keys: list[Any]) -> None:
         futures = batch.futures
 
-        def tell(place: int, value: Any) -> None:
-            there = futures[place]
-            for future in there if type(there) is list else (there,):
-                if not future.done():  # type: ignore[union-attr]
-                    if isinstance(value, Exception):
-                        future.set_exception(own_copy(value))  # type: ignore[union-attr]
-                    else:
-                        future.set_result(value)  # type: ignore[union-attr]
+        # Whether all were told by one sequence of answers; of anything else some may be missing.
+        complete = False
+
+        def tell(answers: Iterable[tuple[int, Any]]) -> None:
+            nonlocal complete
+            complete = isinstance(answers, enumerate)
+            for place, value in answers:
+                there = futures[place]
+                if type(there) is list:
+                    for future in there:
+                        _end(future, value)
+                elif isinstance(value, Exception):
+                    _end(there, value)  # type: ignore[arg-type]
+                elif not there.done():  # type: ignore[union-attr]
+                    there.set_result(value)  # type: ignore[union-attr]
 
         try:
             await hand_out(self.fn(batch.items), keys, tell, repr(self))
@@ -327,13 +340,11 @@ class Batcher(Generic[_T, _R]):
         except BaseException as error:
             self._failed += 1
             failure = error if isinstance(error, Exception) else RuntimeError(f"{self!r} was ended by {error!r}")
-            for place in range(len(keys)):
-                tell(place, failure)
+            tell((place, failure) for place in range(len(keys)))
             if failure is not error:
                 raise
-        for place, key in enumerate(keys):
-            if _is_wanted(futures[place]):
-                tell(place, KeyError(key))
+        if not complete:
+            tell((place, KeyError(key)) for place, key in enumerate(keys) if _is_wanted(futures[place]))
 
     def _back(self, lane: _Lane, batch: _Batch, task: asyncio.Task[None]) -> None:
         lane.tasks.discard(task)
@@ -359,6 +370,15 @@ def _is_wanted(futures: asyncio.Future[Any] | list[asyncio.Future[Any]]) -> bool
     if isinstance(futures, list):
         return any(not future.done() for future in futures)
     return not futures.done()
+
+
+def _end(future: asyncio.Future[Any], value: Any) -> None:
+    """Tell one caller, who may have gone."""
+    if not future.done():
+        if isinstance(value, Exception):
+            future.set_exception(own_copy(value))
+        else:
+            future.set_result(value)
 
 
 def _count(name: str, value: int) -> int:

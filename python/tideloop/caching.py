@@ -98,29 +98,19 @@ class _Load(Flight[Any]):
 
     _owner: _Loads
 
-    async def fly(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
-        cache = self._owner.cache
-        try:
-            value = await work(*args)
-        except Exception as error:
-            cache._remember(self.key, error, self.warrant)
-            raise
-        cache._keep(self.key, value, self.warrant)
-        return value
+    def brought(self, result: Any) -> None:
+        self._owner.cache._keep(self.key, result, self.warrant)
+
+    def failed(self, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            self._owner.cache._remember(self.key, error, self.warrant)
 
     def answer(self, value: Any) -> None:
         """End a load that others do, by a value or an Exception."""
-        cache = self._owner.cache
         if self.task.done():
             return
         if isinstance(value, Exception):
-            cache._remember(self.key, value, self.warrant)
             self.task.set_exception(own_copy(value))
-            return
-        try:
-            cache._keep(self.key, value, self.warrant)
-        except Exception as error:  # the user's weight()
-            self.task.set_exception(error)
         else:
             self.task.set_result(value)
 
@@ -209,9 +199,9 @@ class Cache(CacheCore, Generic[_K, _V]):
         """
         raise TypeError(f"{self!r} is not a Cache")
 
-    async def _fetch(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> Any:
+    def _fetch(self, key: _K, load: Callable[[_K], Awaitable[_V]]) -> Coroutine[Any, Any, Any]:
         """get() of what was not at hand."""
-        return await self._find(key, load, key)
+        return self._find(key, load, key)
 
     async def _find(self, key: _K, load: Callable[..., Awaitable[_V]], *args: Any) -> Any:
         state, found = self._look_up(key)
@@ -437,8 +427,13 @@ async def _load_many(load: Callable[[list[Any]], Any], wanted: dict[Any, _Load],
     """Load several keys at once; each of their flights ends, whatever happens."""
     flights = list(wanted.values())
     keys = list(wanted)
+
+    def tell(answers: Iterable[tuple[int, Any]]) -> None:
+        for number, value in answers:
+            flights[number].answer(value)
+
     try:
-        await hand_out(load(keys), keys, lambda number, value: flights[number].answer(value), who)
+        await hand_out(load(keys), keys, tell, who)
     except asyncio.CancelledError:
         for flight in flights:
             flight.answer(LoadCancelled(f"{who}: the load of {flight.key!r} and others was cancelled"))

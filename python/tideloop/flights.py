@@ -15,8 +15,8 @@ it has landed gets what it brings. So
 A flight belongs to the loop that started it, since a task and what it uses (connections, locks) do. Several loops
 may use one SingleFlight: each has its flights, so at most as many of a key are under way as there are loops.
 
-Where work is to be shared beyond the process, by a lease in a store, `Flight.fly` is the place: it is the only one
-that does the work, in a task that nobody's cancellation reaches.
+Where work is to be shared beyond the process, by a lease in a store, `Flight.start` is the place: it is the only one that
+has the work done, in a task that nobody's cancellation reaches; and `brought()` is told what it comes to before anybody else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tideloop._tideloop import Warrant
-from tideloop.deadlines import without_deadline
+from tideloop.deadlines import unhurried
 from tideloop.failures import LoadCancelled, own_copy
 from tideloop.per_loop import PerLoop
 
@@ -69,9 +69,19 @@ class Flight(Generic[_T]):
         self.task: asyncio.Future[_T]
 
     def start(self, work: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
-        """Have the work done by a task of its own."""
+        """Have the work done: by a task of its own, unless it is a future, which somebody sees to already."""
         loop = asyncio.get_running_loop()
-        self.begin(loop.create_task(self.fly(work, args), context=without_deadline()))
+        context = unhurried()
+        try:
+            doing = context.run(work, *args)
+        except Exception as error:
+            failed: asyncio.Future[_T] = loop.create_future()
+            failed.set_exception(error)
+            return self.begin(failed)
+        if asyncio.isfuture(doing) and doing.get_loop() is loop:
+            return self.begin(doing)
+        coroutine = doing if asyncio.iscoroutine(doing) else _awaited(doing)
+        return self.begin(loop.create_task(coroutine, context=context))
 
     def begin(self, task: asyncio.Future[_T]) -> None:
         """Have the work done by somebody else, who ends `task`, whatever happens."""
@@ -79,9 +89,11 @@ class Flight(Generic[_T]):
         self._table[self.key] = self
         task.add_done_callback(self._land)
 
-    async def fly(self, work: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> _T:
-        """Do the work."""
-        return await work(*args)
+    def brought(self, result: _T) -> None:
+        """Told before those who wait; what it raises is what they get."""
+
+    def failed(self, error: BaseException) -> None:
+        """Told before those who wait."""
 
     async def wait(self) -> _T:
         """What the work comes to, for one more caller."""
@@ -123,28 +135,39 @@ class Flight(Generic[_T]):
         """Whoever asks from now on starts another."""
         self.warrant.withdraw()
         if self._table.get(self.key) is self:
-            del self._table[self.key]
+            self._table.pop(self.key, None)
 
     def _land(self, task: asyncio.Future[_T]) -> None:
         if self._table.get(self.key) is self:
-            del self._table[self.key]
+            self._table.pop(self.key, None)
         seats = [seat for seat in self._seats if not seat.done()]
         self._seats = {}
+        error: BaseException | None
         if task.cancelled():
-            for seat in seats:
-                seat.set_exception(LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled"))
-            return
-        error = task.exception()
-        if error is None:
+            error = LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled")
+        elif (error := task.exception()) is None:
             result = task.result()
-            for seat in seats:
-                seat.set_result(result)
-            return
-        self._owner._failed += 1
+            try:
+                self.brought(result)
+            except Exception as wrong:
+                error = wrong
+            else:
+                for seat in seats:
+                    seat.set_result(result)
+                return
+        else:
+            self._owner._failed += 1
+            self.failed(error)
+            if not seats:
+                _log.warning(
+                    "%r: the work for %r failed, and nobody waits for it", self._owner, self.key, exc_info=error
+                )
         for seat in seats:
             seat.set_exception(own_copy(error))
-        if not seats:
-            _log.warning("%r: the work for %r failed, and nobody waits for it", self._owner, self.key, exc_info=error)
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
 
 
 class SingleFlight(Generic[_K, _T]):
