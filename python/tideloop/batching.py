@@ -330,8 +330,11 @@ class Batcher(Generic[_T, _R]):
                         _end(future, value)
                 elif isinstance(value, Exception):
                     _end(there, value)  # type: ignore[arg-type]
-                elif not there.done():  # type: ignore[union-attr]
-                    there.set_result(value)  # type: ignore[union-attr]
+                else:
+                    try:
+                        there.set_result(value)  # type: ignore[union-attr]
+                    except asyncio.InvalidStateError:
+                        continue  # cancelled
 
         try:
             await hand_out(self.fn(batch.items), keys, tell, repr(self))

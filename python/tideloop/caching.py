@@ -50,6 +50,10 @@ _D = TypeVar("_D")
 _P = ParamSpec("_P")
 
 
+_HEAVIEST = 2**40
+"""What one entry may weigh: so little that no sum of weights is ever more than 64 bits hold."""
+
+
 class CacheStats(NamedTuple):
     """What ``Cache.stats()`` tells."""
 
@@ -358,8 +362,8 @@ class Cache(CacheCore, Generic[_K, _V]):
     def _weigh(self, key: _K, value: _V) -> int:
         assert self._weight is not None
         weight = self._weight(key, value)
-        if not isinstance(weight, int) or weight < 0:
-            raise ValueError(f"{self!r}: weight of {key!r} must be an int of at least 0, not {weight!r}")
+        if not isinstance(weight, int) or not 0 <= weight <= _HEAVIEST:
+            raise ValueError(f"{self!r}: weight of {key!r} must be an int from 0 to {_HEAVIEST}, not {weight!r}")
         return weight
 
     # --- telling --------------------------------------------------------------------------------

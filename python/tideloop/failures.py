@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TypeVar
 
 __all__ = ["LoadCancelled", "own_copy"]
-
-_E = TypeVar("_E", bound=BaseException)
 
 
 class LoadCancelled(RuntimeError):
     """What a caller waited for was cancelled, though the caller was not: by what ran it, or by itself."""
 
 
-def own_copy(error: _E) -> _E:
+def own_copy(error: BaseException) -> BaseException:
     """An exception like `error`, with the traceback that it has by now, its cause, its context and its notes.
 
     Raising one exception in several tasks would let its traceback grow by the frames of all of them. One that
-    cannot be copied, or whose copy is another thing, is handed out itself.
+    cannot be copied, or whose copy is another thing, is handed out itself. StopIteration, which no future takes, is
+    the cause of a RuntimeError, as when a coroutine raises it.
     """
+    if isinstance(error, StopIteration):
+        stopped = RuntimeError(f"raised {error!r}")
+        stopped.__cause__ = error
+        return stopped
     made = None
     with contextlib.suppress(Exception):
         made = copy.copy(error)

@@ -15,8 +15,9 @@ it has landed gets what it brings. So
 A flight belongs to the loop that started it, since a task and what it uses (connections, locks) do. Several loops
 may use one SingleFlight: each has its flights, so at most as many of a key are under way as there are loops.
 
-Where work is to be shared beyond the process, by a lease in a store, `Flight.start` is the place: it is the only one that
-has the work done, in a task that nobody's cancellation reaches; and `brought()` is told what it comes to before anybody else.
+Where work is to be shared beyond the process, by a lease in a store, `Flight.start` is the place: it is the only one
+that has the work done, in a task that nobody's cancellation reaches; and `brought()` is told what it comes to before
+anybody else.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Flight(Generic[_T]):
             doing = context.run(work, *args)
         except Exception as error:
             failed: asyncio.Future[_T] = loop.create_future()
-            failed.set_exception(error)
+            failed.set_exception(own_copy(error))
             return self.begin(failed)
         if asyncio.isfuture(doing) and doing.get_loop() is loop:
             return self.begin(doing)

@@ -398,6 +398,17 @@ class TestAnswers:
 
         harness.run(kind, main())
 
+    def test_stop_iteration_which_no_future_takes(self, kind):
+        def stop(keys):
+            raise StopIteration("none")
+
+        async def main():
+            for answer in (stop, lambda keys: [StopIteration("none")]):
+                with pytest.raises(RuntimeError, match="raised StopIteration"):
+                    await Batcher(answer)(1)
+
+        harness.run(kind, main())
+
     def test_what_came_before_the_failure_stands(self, kind):
         async def fetch(keys):
             yield keys[0], "came"

@@ -136,6 +136,33 @@ class TestLoads:
             await cache.get("a", load)
 
     @run
+    async def test_loads_that_are_no_coroutine_functions(self):
+        cache = Cache()
+
+        def refuse(key):
+            raise Boom(key)
+
+        def later(key):
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(1, future.set_result, key.upper())
+            return future
+
+        def stop(key):
+            raise StopIteration(key)
+
+        for _ in range(2):
+            with pytest.raises(Boom, match="a"):
+                await cache.get("a", refuse)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await cache.get("a", stop)
+        with pytest.raises(TypeError, match="await"):
+            await cache.get("a", lambda key: 7)
+        with pytest.raises(TypeError, match="not callable"):
+            await cache.get("a", None)
+        assert await asyncio.gather(cache.get("a", later), cache.get("a", later)) == ["A", "A"]
+        assert cache.peek("a") == "A"
+
+    @run
     async def test_a_load_that_was_cancelled_is_no_cancellation_of_the_callers(self):
         cache = Cache()
 
@@ -378,6 +405,11 @@ class TestRoom:
 
         with pytest.raises(TypeError, match="len"):
             await cache.get("e", load)
+        for weight in (-1, 1.5, 2**64):
+            odd = Cache(None, weight=lambda key, value, weight=weight: weight)
+            with pytest.raises(ValueError, match="weight of 'e' must be an int from 0 to"):
+                await odd.get("e", load)
+            assert (len(odd), odd.stats().loading) == (0, 0)
 
     def test_nothing_is_left_of_a_million_keys(self, kind):
         """No lock, task, flight or name of a key stays behind."""
