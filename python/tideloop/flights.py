@@ -73,12 +73,17 @@ class Flight(Generic[_T]):
         """Have the work done: by a task of its own, unless it is a future, which somebody sees to already."""
         loop = asyncio.get_running_loop()
         context = unhurried()
+        # Before the work begins: whoever forgets the key from now on, in whichever thread, finds it under way.
+        self._table[self.key] = self
         try:
             doing = context.run(work, *args)
         except Exception as error:
             failed: asyncio.Future[_T] = loop.create_future()
             failed.set_exception(own_copy(error))
             return self.begin(failed)
+        except BaseException:
+            self._depart()
+            raise
         if asyncio.isfuture(doing) and doing.get_loop() is loop:
             return self.begin(doing)
         coroutine = doing if asyncio.iscoroutine(doing) else _awaited(doing)
@@ -87,7 +92,8 @@ class Flight(Generic[_T]):
     def begin(self, task: asyncio.Future[_T]) -> None:
         """Have the work done by somebody else, who ends `task`, whatever happens."""
         self.task = task
-        self._table[self.key] = self
+        if not self.warrant.withdrawn:
+            self._table[self.key] = self
         task.add_done_callback(self._land)
 
     def brought(self, result: _T) -> None:
@@ -135,34 +141,35 @@ class Flight(Generic[_T]):
     def forget(self) -> None:
         """Whoever asks from now on starts another."""
         self.warrant.withdraw()
+        self._depart()
+
+    def _depart(self) -> None:
         if self._table.get(self.key) is self:
             self._table.pop(self.key, None)
 
     def _land(self, task: asyncio.Future[_T]) -> None:
-        if self._table.get(self.key) is self:
-            self._table.pop(self.key, None)
-        seats = [seat for seat in self._seats if not seat.done()]
-        self._seats = {}
+        # It is under way until what it brought is where it belongs, or who forgets it meanwhile would not find it.
         error: BaseException | None
         if task.cancelled():
             error = LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled")
         elif (error := task.exception()) is None:
-            result = task.result()
             try:
-                self.brought(result)
+                self.brought(task.result())
             except Exception as wrong:
                 error = wrong
-            else:
-                for seat in seats:
-                    seat.set_result(result)
-                return
         else:
             self._owner._failed += 1
             self.failed(error)
-            if not seats:
-                _log.warning(
-                    "%r: the work for %r failed, and nobody waits for it", self._owner, self.key, exc_info=error
-                )
+        self._depart()
+        seats = [seat for seat in self._seats if not seat.done()]
+        self._seats = {}
+        if error is None:
+            result = task.result()
+            for seat in seats:
+                seat.set_result(result)
+            return
+        if not seats and not task.cancelled():
+            _log.warning("%r: the work for %r failed, and nobody waits for it", self._owner, self.key, exc_info=error)
         for seat in seats:
             seat.set_exception(own_copy(error))
 

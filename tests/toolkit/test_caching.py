@@ -332,6 +332,34 @@ class TestInvalidation:
         assert "a" not in cache
 
     @run
+    async def test_what_is_invalidated_in_the_very_turn_in_which_its_load_begins_or_ends(self):
+        cache = Cache()
+        current = ["old"]
+
+        def begin(key):
+            """Reads, and then somebody writes, before it returns."""
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(current[0])
+            current[0] = "new"
+            cache.invalidate(key)
+            return future
+
+        assert await cache.get("a", begin) == "old"
+        assert "a" not in cache
+
+        async def end(key):
+            value = current[0]
+            current[0] = "newer"
+            cache.invalidate(key)
+            return value
+
+        first = asyncio.ensure_future(cache.get("a", end))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert await cache.get("a", end) == "newer"
+        assert (await first, "a" in cache) == ("new", False)
+
+    @run
     async def test_an_old_load_does_not_replace_what_was_put(self):
         source, cache = Source(), Cache()
         early = asyncio.ensure_future(cache.get("a", source.load))
