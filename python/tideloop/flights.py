@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tideloop._tideloop import Warrant
-from tideloop.deadlines import unhurried
+from tideloop.deadlines import without_deadline
 from tideloop.failures import LoadCancelled, own_copy
 from tideloop.per_loop import PerLoop
 
@@ -72,7 +72,7 @@ class Flight(Generic[_T]):
     def start(self, work: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
         """Have the work done: by a task of its own, unless it is a future, which somebody sees to already."""
         loop = asyncio.get_running_loop()
-        context = unhurried()
+        context = without_deadline()
         # Before the work begins: whoever forgets the key from now on, in whichever thread, finds it under way.
         self._table[self.key] = self
         try:
