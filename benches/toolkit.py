@@ -32,7 +32,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toolkit_rows import ROWS, Make, Row, Sample  # beside this file
 
 BACKENDS = ("asyncio", "uvloop", "tideloop")
-PEERS = ("anyio", "aiologic", "aiolimiter", "culsans", "janus", "aiometer", "aiostream", "redis")
+PEERS = (
+    "anyio",
+    "aiologic",
+    "aiolimiter",
+    "culsans",
+    "janus",
+    "aiometer",
+    "aiostream",
+    "async-lru",
+    "aiodataloader",
+    "redis",
+)
 
 Cell = tuple[str, str]
 """Contender and backend."""

@@ -569,6 +569,92 @@ async def iterated_in_thread(count: int) -> None:
         pass
 
 
+# --- caches and batches --------------------------------------------------------------------------
+
+TOGETHER = 100
+"""Keys that are asked for at once."""
+
+
+async def load_one(key: int) -> int:
+    return key
+
+
+async def load_some(keys: list[int]) -> list[int]:
+    return keys
+
+
+def dict_in_a_coroutine() -> Any:
+    """What one writes by hand, and which does nothing else."""
+    found: dict[int, int] = {}
+
+    async def fetch(key: int) -> int:
+        if key in found:
+            return found[key]
+        value = found[key] = await load_one(key)
+        return value
+
+    return fetch
+
+
+def cached(**options: Any) -> Make:
+    return lambda: tideloop.cached(**options)(load_one)
+
+
+def cache_get() -> Any:
+    cache: tideloop.Cache[int, int] = tideloop.Cache()
+    return lambda key: cache.get(key, load_one)
+
+
+async def hits(fetch: Any, count: int) -> Sample:
+    for key in range(TOGETHER):
+        await fetch(key)
+    with spent(count) as sample:
+        for number in range(count):
+            await fetch(number % TOGETHER)
+    return sample
+
+
+async def misses(fetch: Any, count: int) -> Sample:
+    """Every key is new, so each is loaded, stored and, beyond 128 of them, drives another one out."""
+    with spent(count) as sample:
+        for number in range(count):
+            await fetch(number)
+    return sample
+
+
+async def joined_misses(fetch: Any, count: int) -> Sample:
+    with spent(count) as sample:
+        for number in range(count // TOGETHER):
+            await asyncio.gather(*(fetch(number) for _ in range(TOGETHER)))
+    return sample
+
+
+def aiodataloader() -> Any:
+    loader = of("aiodataloader", "DataLoader", load_some, cache=False)()
+    return loader.load
+
+
+async def loads(load: Any, count: int) -> Sample:
+    with spent(count) as sample:
+        for start in range(0, count, TOGETHER):
+            await asyncio.gather(*(load(key) for key in range(start, start + TOGETHER)))
+    return sample
+
+
+def alru_cache(**options: Any) -> Make:
+    return lambda: of("async_lru", "alru_cache", **options)()(load_one)
+
+
+CACHES: dict[str, Make] = {
+    "a dict in a coroutine": dict_in_a_coroutine,
+    "async_lru.alru_cache": alru_cache(maxsize=128),
+    "async_lru.alru_cache, ttl": alru_cache(maxsize=128, ttl=60),
+    "tideloop.cached": cached(),
+    "tideloop.cached, ttl": cached(ttl=60),
+    "tideloop.Cache.get": cache_get,
+}
+
+
 # --- adaptive limits -----------------------------------------------------------------------------
 
 SHARE = Metric("share of the best static limit", ".3f", lower_is_better=False)
@@ -642,6 +728,20 @@ ROWS = [
         done,
         goal="1.8 times less than asyncio",
     ),
+    Row("cache_hit", "a call that is answered from the cache", 50_000, CACHES, hits, goal="0.35 µs"),
+    Row(
+        "batched_load",
+        f"{TOGETHER} keys at once, by asyncio.gather",
+        20_000,
+        {
+            "a call per key": lambda: load_one,
+            "aiodataloader": aiodataloader,
+            "tideloop.batched": lambda: tideloop.batched(load_some),
+            "tideloop.cached over batched": lambda: tideloop.cached(tideloop.batched(load_some)),
+        },
+        loads,
+        goal="1.5 µs",
+    ),
     Row(
         "offload",
         "a function that does nothing, in a thread",
@@ -676,6 +776,8 @@ ROWS = [
         one_task,
     ),
     Row("give_up", "20,000 waiters are cancelled", 20_000, limiters(1), give_up),
+    Row("cache_miss", "a call with a new key, room for 128", 5_000, CACHES, misses),
+    Row("cache_join", f"{TOGETHER} calls at once for one new key", 10_000, CACHES, joined_misses),
     Row("weighted", "async with limiter(3)", 50_000, ours("Limiter", 10), claims(lambda _: 3)),
     Row(
         "keyed",

@@ -40,11 +40,15 @@ if TYPE_CHECKING:
         Restart,
         Survivor,
     )
+    from tideloop.batching import Batcher, BatcherStats, batched
     from tideloop.breakers import Breaker, BreakerOpen, BreakerStats
+    from tideloop.caching import Cache, Cached, CacheStats, cached
     from tideloop.captures import Capture
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.checkpoints import checkpoint
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
+    from tideloop.failures import LoadCancelled
+    from tideloop.flights import SingleFlight, SingleFlightStats
     from tideloop.gathering import first_ok, gather, race
     from tideloop.graphs import (
         Graph,
@@ -101,7 +105,7 @@ if TYPE_CHECKING:
     from tideloop.shared_limits import SharedLimiter, SharedLimiterStats
     from tideloop.shared_rates import SharedCharge, SharedRateLimiter, SharedRateLimiterStats
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
-    from tideloop.streams import Stream, StreamStats, amap, batched, flat_map, merge, paginate, throttle
+    from tideloop.streams import Stream, StreamStats, amap, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
     from tideloop.thread_iterators import ThreadIterator, ThreadIteratorStats, iter_in_thread
     from tideloop.worker_processes import WorkerDied
@@ -116,10 +120,15 @@ __all__ = [
     "BackgroundClosed",
     "BackgroundStats",
     "Barrier",
+    "Batcher",
+    "BatcherStats",
     "BoundedSemaphore",
     "Breaker",
     "BreakerOpen",
     "BreakerStats",
+    "Cache",
+    "CacheStats",
+    "Cached",
     "CancelScope",
     "Capture",
     "Channel",
@@ -157,6 +166,7 @@ __all__ = [
     "LimiterClosed",
     "LimiterFull",
     "LimiterStats",
+    "LoadCancelled",
     "Lock",
     "LockStats",
     "Node",
@@ -199,6 +209,8 @@ __all__ = [
     "SharedLimiterStats",
     "SharedRateLimiter",
     "SharedRateLimiterStats",
+    "SingleFlight",
+    "SingleFlightStats",
     "StoreUnavailable",
     "Stream",
     "StreamStats",
@@ -216,6 +228,7 @@ __all__ = [
     "amap",
     "batched",
     "blocking",
+    "cached",
     "check_cancelled",
     "checkpoint",
     "create_task",
@@ -268,6 +281,10 @@ _HOMES = {
         "Restart",
         "Survivor",
     ),
+    "batching": ("Batcher", "BatcherStats", "batched"),
+    "caching": ("Cache", "CacheStats", "Cached", "cached"),
+    "failures": ("LoadCancelled",),
+    "flights": ("SingleFlight", "SingleFlightStats"),
     "channels": ("Channel", "ChannelClosed", "ChannelStats", "Receiver", "Sender"),
     "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
     "selection": ("Selected", "select"),
@@ -306,7 +323,7 @@ _HOMES = {
         "SemaphoreStats",
     ),
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
-    "streams": ("Stream", "StreamStats", "amap", "batched", "flat_map", "merge", "paginate", "throttle"),
+    "streams": ("Stream", "StreamStats", "amap", "flat_map", "merge", "paginate", "throttle"),
     "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
     "captures": ("Capture",),
     "process_results": ("ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout"),

@@ -66,6 +66,15 @@ def test_first_answer():
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_user_directory(loop):
+    assert example("user_directory.py", "--loop", loop).splitlines() == [
+        "3904 users shown, 8 queries for 98 rows",
+        "no user 13, and the database was not asked again",
+        "1995 hits, 98 loads, 1908 waited for another's load",
+    ]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
 @pytest.mark.skipif(sys.platform == "win32", reason="wc, sort and a shell")
 def test_word_count(loop):
     words, numbers, late = example("word_count.py", f"--loop={loop}").splitlines()

@@ -72,6 +72,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::toolkit::adaptive::AdaptiveCore;
     #[pymodule_export]
+    use crate::toolkit::cache::{CacheCore, CachedCore, Warrant};
+    #[pymodule_export]
     use crate::toolkit::channel::selecting::{channel_leave, channel_stand, channel_take};
     #[pymodule_export]
     use crate::toolkit::channel::{ChannelCore, ReceiverCore, SenderCore, open_channel};

@@ -187,6 +187,24 @@ impl<T> Cache<T> {
         }
     }
 
+    /// What is there under this key if it is fresh, which counts as a question for it. Nothing happens else: for those
+    /// who ask first whether there is anything to be done.
+    #[inline]
+    pub fn fresh(&mut self, key: Key, now: i64) -> Option<&T> {
+        let kept = self.policy.get(key)?;
+        if now >= kept.lifetime.fresh_until || now >= kept.gone_at() {
+            return None;
+        }
+        let kept = self.policy.hit(key)?;
+        kept.used = now;
+        Some(&kept.item)
+    }
+
+    /// Whether anything is under this key, be its time over or not.
+    pub fn contains(&self, key: Key) -> bool {
+        self.policy.get(key).is_some()
+    }
+
     /// What is there under this key and has not gone; nobody has asked for it by that.
     pub fn peek(&self, key: Key, now: i64) -> Option<&T> {
         self.policy
@@ -283,6 +301,22 @@ mod tests {
         assert_eq!(cache.ask(key, 15 * SECOND), Found::Gone(None));
         assert_eq!(cache.departures().expired, 1);
         assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_fresh_is_found_as_such() {
+        let (mut cache, mut out) = cache_of(10);
+        let lifetime = Lifetime::from(0, 10 * SECOND, 5 * SECOND, 4 * SECOND);
+        let key = cache.store(7, 7, 1, lifetime, 0, &mut out).unwrap();
+        assert_eq!(cache.fresh(key, 3 * SECOND), Some(&7));
+        assert_eq!(cache.fresh(key, 6 * SECOND), Some(&7), "it was asked for");
+        assert_eq!(cache.fresh(key, 10 * SECOND), None, "stale");
+        assert_eq!(cache.peek(key, 9 * SECOND), Some(&7));
+        assert_eq!(cache.fresh(key, 12 * SECOND), None, "idle");
+        assert!(cache.contains(key), "nobody has come across it");
+        assert_eq!(cache.ask(key, 12 * SECOND), Found::Gone(Some(7)));
+        assert!(!cache.contains(key));
+        assert_eq!(cache.fresh(key, 0), None);
     }
 
     #[test]

@@ -930,6 +930,49 @@ pub unsafe fn is_told(py: Python<'_>, callback: *mut PyObject) -> bool {
     }
 }
 
+/// A callable bound to an instance, as functions are when they are asked for as attributes.
+pub fn bound_to<'py>(
+    callable: &Bound<'py, PyAny>,
+    instance: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: live objects, of which the method takes its own references.
+    unsafe {
+        let method = PyMethod_New(callable.as_ptr(), instance.as_ptr());
+        Bound::from_owned_ptr_or_err(callable.py(), method)
+    }
+}
+
+/// What a call of a native coroutine function with these arguments returns, whatever its parameters: for callables
+/// that make the arguments out of those that they were called with.
+///
+/// Raises TypeError if `function` is no such function, or does not serve the first argument.
+pub fn operation_of<'py>(
+    function: &Bound<'py, PyAny>,
+    kept: [&Bound<'py, PyAny>; KEPT],
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = function.py();
+    let object = function.as_ptr().cast::<FunctionObject>();
+    // SAFETY: its class is compared before it is taken for one of ours; the arguments are alive.
+    unsafe {
+        if !is_native(function)
+            || !matches!((*object).entry.body, Body::Coroutine(..))
+            || ffi::PyObject_TypeCheck(kept[0].as_ptr(), (*object).receiver) == 0
+        {
+            return Err(PyTypeError::new_err(format!(
+                "{} is no native coroutine function of a {}",
+                function.repr()?,
+                kept[0].get_type().name()?
+            )));
+        }
+        let kept = kept.map(|value| value.as_ptr());
+        let made = operation::refill(object, kept.as_ptr(), KEPT);
+        if !made.is_null() {
+            return Ok(Bound::from_owned_ptr(py, made));
+        }
+        Bound::from_owned_ptr_or_err(py, operation::new(py, object, &kept))
+    }
+}
+
 /// As a Python function does: bound to an instance, itself on a class.
 unsafe extern "C" fn bind(
     function: *mut PyObject,

@@ -79,6 +79,14 @@ pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
 }
 
+/// The time of the loop that runs in this thread, if saying so takes no Python: if it is one of ours.
+#[inline]
+pub fn time_at_hand(py: Python<'_>) -> Option<i64> {
+    let event_loop = current_loop(py).ok()?;
+    // SAFETY: a live object.
+    unsafe { future::core_of(py, event_loop.as_ptr()) }.map(|core| core.clock().now() as i64)
+}
+
 /// The time of a loop's clock in nanoseconds.
 #[inline]
 pub fn time_ns(event_loop: &Bound<'_, PyAny>) -> PyResult<i64> {

@@ -8,6 +8,7 @@
 
 pub mod adaptive;
 pub mod arrival;
+pub mod cache;
 pub mod channel;
 pub mod checkpoint;
 pub mod graph;
@@ -36,6 +37,8 @@ pub static ENTRIES: &[Entry] = &[
     Entry::method::<channel::threads::BlockingSend>("Sender.blocking_send"),
     Entry::method::<channel::threads::BlockingReceive>("Receiver.blocking_recv"),
     Entry::coroutine::<graph::Carry>("GraphRun._carry"),
+    Entry::coroutine::<cache::Get>("Cache.get"),
+    Entry::coroutine::<cache::Call>("Cached.__call__"),
     Entry::coroutine::<rate::Acquire>("RateLimiter.acquire"),
     Entry::coroutine::<rate::Enter>("RateLimiter.__aenter__"),
     Entry::coroutine::<rate::Exit>("RateLimiter.__aexit__"),

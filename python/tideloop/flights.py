@@ -1,0 +1,253 @@
+"""SingleFlight: however many ask for the same thing at once, it is fetched once.
+
+    flights = SingleFlight()
+    user = await flights.do(user_id, fetch_user, user_id)
+
+The first to ask for a key starts a *flight*: a task of the running loop that does the work. Whoever asks before
+it has landed gets what it brings. So
+
+* the work survives each of those who wait for it; cancelling one of them ends his wait and nothing else. If
+  all have gone it is finished all the same, or with ``cancel_abandoned=True`` cancelled.
+* it is nobody's in particular: it runs in a copy of the context of the one who started it, but his deadline() does not
+  bind it. Each caller's own limit ends his own wait.
+* if it fails, each gets an exception of his own with the traceback of the work; if it is cancelled, LoadCancelled.
+
+A flight belongs to the loop that started it, since a task and what it uses (connections, locks) do. Several loops
+may use one SingleFlight: each has its flights, so at most as many of a key are under way as there are loops.
+
+Where work is to be shared beyond the process, by a lease in a store, `Flight.start` is the place: it is the only one
+that has the work done, in a task that nobody's cancellation reaches; and `brought()` is told what it comes to before
+anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from tideloop._tideloop import Warrant
+from tideloop.deadlines import without_deadline
+from tideloop.failures import LoadCancelled, own_copy
+from tideloop.per_loop import PerLoop
+
+__all__ = ["Flight", "LoadCancelled", "SingleFlight", "SingleFlightStats"]
+
+_K = TypeVar("_K", bound=Hashable)
+_T = TypeVar("_T")
+
+_log = logging.getLogger("tideloop.flights")
+
+
+class SingleFlightStats(NamedTuple):
+    """What ``SingleFlight.stats()`` tells."""
+
+    name: str | None
+    flying: int
+    """Flights that are under way now."""
+    waiting: int
+    """Callers who wait now."""
+    flights: int
+    joined: int
+    """Callers who found a flight under way."""
+    failed: int
+    abandoned: int
+    """Flights that everybody who waited for has left."""
+
+
+class Flight(Generic[_T]):
+    """Work that is under way, and who waits for it."""
+
+    __slots__ = ("_owner", "_seats", "_table", "key", "task", "warrant")
+
+    def __init__(self, owner: SingleFlight[Any, Any], table: dict[Any, Flight[Any]], key: Any) -> None:
+        self._owner = owner
+        self._table = table
+        self._seats: dict[asyncio.Future[_T], None] = {}
+        self.key = key
+        self.warrant = Warrant()
+        self.task: asyncio.Future[_T]
+
+    def start(self, work: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
+        """Have the work done: by a task of its own, unless it is a future, which somebody sees to already."""
+        loop = asyncio.get_running_loop()
+        context = without_deadline()
+        # Before the work begins: whoever forgets the key from now on, in whichever thread, finds it under way.
+        self._table[self.key] = self
+        try:
+            doing = context.run(work, *args)
+        except Exception as error:
+            failed: asyncio.Future[_T] = loop.create_future()
+            failed.set_exception(own_copy(error))
+            return self.begin(failed)
+        except BaseException:
+            self._depart()
+            raise
+        if asyncio.isfuture(doing) and doing.get_loop() is loop:
+            return self.begin(doing)
+        coroutine = doing if asyncio.iscoroutine(doing) else _awaited(doing)
+        return self.begin(loop.create_task(coroutine, context=context))
+
+    def begin(self, task: asyncio.Future[_T]) -> None:
+        """Have the work done by somebody else, who ends `task`, whatever happens."""
+        self.task = task
+        if not self.warrant.withdrawn:
+            self._table[self.key] = self
+        task.add_done_callback(self._land)
+
+    def brought(self, result: _T) -> None:
+        """Told before those who wait; what it raises is what they get."""
+
+    def failed(self, error: BaseException) -> None:
+        """Told before those who wait."""
+
+    async def wait(self) -> _T:
+        """What the work comes to, for one more caller."""
+        seat = self.board()
+        try:
+            return await seat
+        finally:
+            self.leave(seat)
+
+    def board(self) -> asyncio.Future[_T]:
+        """A seat for one more caller: what the work comes to. To be left by leave(), however it ended."""
+        if self.task is asyncio.current_task():
+            raise RuntimeError(
+                f"{self._owner!r}: the work for {self.key!r} asks for {self.key!r}, so it would wait for itself"
+            )
+        seat: asyncio.Future[_T] = self.task.get_loop().create_future()
+        self._seats[seat] = None
+        return seat
+
+    def leave(self, seat: asyncio.Future[_T]) -> None:
+        """A caller does not wait any more."""
+        if seat not in self._seats:
+            if seat.done() and not seat.cancelled():
+                seat.exception()  # It has been told; nobody else will ask.
+            return
+        del self._seats[seat]
+        if not self._seats and not self.task.done():
+            self._owner._abandoned += 1
+            if self._owner._cancel_abandoned and not self.task.get_loop().is_closed():
+                self.forget()
+                self.task.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for it."""
+        return len(self._seats)
+
+    def forget(self) -> None:
+        """Whoever asks from now on starts another."""
+        self.warrant.withdraw()
+        self._depart()
+
+    def _depart(self) -> None:
+        if self._table.get(self.key) is self:
+            self._table.pop(self.key, None)
+
+    def _land(self, task: asyncio.Future[_T]) -> None:
+        # It is under way until what it brought is where it belongs, or who forgets it meanwhile would not find it.
+        error: BaseException | None
+        if task.cancelled():
+            error = LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled")
+        elif (error := task.exception()) is None:
+            try:
+                self.brought(task.result())
+            except Exception as wrong:
+                error = wrong
+        else:
+            self._owner._failed += 1
+            self.failed(error)
+        self._depart()
+        seats = [seat for seat in self._seats if not seat.done()]
+        self._seats = {}
+        if error is None:
+            result = task.result()
+            for seat in seats:
+                seat.set_result(result)
+            return
+        if not seats and not task.cancelled():
+            _log.warning("%r: the work for %r failed, and nobody waits for it", self._owner, self.key, exc_info=error)
+        for seat in seats:
+            seat.set_exception(own_copy(error))
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
+
+
+class SingleFlight(Generic[_K, _T]):
+    """Does work that several ask for at once only once; see the head of this module.
+
+    cancel_abandoned: whether work is cancelled when nobody waits for it any more. By default it is finished.
+    """
+
+    __slots__ = ("__weakref__", "_abandoned", "_cancel_abandoned", "_failed", "_flights", "_joined", "_tables", "name")
+
+    _kind: type[Flight[Any]] = Flight
+
+    def __init__(self, *, cancel_abandoned: bool = False, name: str | None = None) -> None:
+        self.name = name
+        self._cancel_abandoned = cancel_abandoned
+        self._tables: PerLoop[dict[_K, Flight[_T]]] = PerLoop(lambda _: {})
+        self._flights = self._joined = self._failed = self._abandoned = 0
+
+    async def do(self, key: _K, work: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        """``await work(*args)``, or what the same comes to that is under way for `key` on this loop.
+
+        Raises what the work raises, LoadCancelled if it is cancelled by others. Cancelled, it leaves the work to the
+        others. RuntimeError if the work for a key asks for that key itself.
+        """
+        return await self.flight(key, work, *args).wait()
+
+    def flight(self, key: _K, work: Callable[..., Awaitable[_T]], *args: Any) -> Flight[_T]:
+        """The flight for a key that is under way on this loop, or a new one."""
+        flight = self._tables.here().get(key)
+        if flight is not None:
+            self._joined += 1
+            return flight
+        flight = self.new(key)
+        flight.start(work, args)
+        return flight
+
+    def new(self, key: _K) -> Flight[_T]:
+        """A flight that is yet to be started, or begun."""
+        self._flights += 1
+        return self._kind(self, self._tables.here(), key)
+
+    def flying(self, key: _K) -> Flight[_T] | None:
+        """The flight for a key that is under way on this loop, if there is one."""
+        return self._tables.here().get(key)
+
+    def forget(self, key: _K) -> None:
+        """What is under way for a key, on any loop, is only for those who wait for it already: who asks from now on
+        starts anew. From any thread.
+        """
+        for table in self._tables.all():
+            if (flight := table.get(key)) is not None:
+                flight.forget()
+
+    def forget_all(self) -> None:
+        """forget() of all keys."""
+        for table in self._tables.all():
+            for flight in list(table.values()):
+                flight.forget()
+
+    def stats(self) -> SingleFlightStats:
+        """What it has done, and is doing."""
+        flying = [flight for table in self._tables.all() for flight in list(table.values())]
+        return SingleFlightStats(
+            self.name,
+            len(flying),
+            sum(flight.waiting for flight in flying),
+            self._flights,
+            self._joined,
+            self._failed,
+            self._abandoned,
+        )
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"<tideloop.SingleFlight{name} {sum(map(len, self._tables.all()))} flying>"
