@@ -870,6 +870,8 @@ ROWS = [
         50_000,
         functions(**{"asyncio.sleep(0)": sleep_zero, "tideloop.checkpoint": checkpoints}),
         done,
+    ),
+    Row(
         "graph_nodes",
         "100,000 nodes in layers of 100, two dependencies each, that return at once",
         100_000,

@@ -362,16 +362,22 @@ async def test_threads(loop):
     assert back == here
 
 
-async def test_processes(loop):
+def in_processes(backend, main):
+    """Not on the fixture `loop`: a worker stays, and so do its descriptors."""
+    with asyncio.Runner(loop_factory=backend.new_event_loop) as runner:
+        return runner.run(asyncio.wait_for(main, 20))
+
+
+def test_processes(backend):
     g = Graph()
     where = g.node(os.getpid, where="process")
     rounded = g.node(round, {"number": g.input("number")}, where="process")
-    results = await g.run({"number": 2.7})
+    results = in_processes(backend, g.run({"number": 2.7}))
     assert results[where] != os.getpid()
     assert results[rounded] == 3
 
 
-async def test_a_process_does_not_outlast_its_run(loop):
+def test_a_process_does_not_outlast_its_run(backend):
     """Its process would sleep for an hour."""
 
     async def fails():
@@ -383,7 +389,7 @@ async def test_a_process_does_not_outlast_its_run(loop):
     g.node(time.sleep, [g.input("seconds")], where="process")
     g.node(fails)
     with pytest.raises(GraphFailed):
-        await g.run({"seconds": 3600})
+        in_processes(backend, g.run({"seconds": 3600}))
     assert offload_stats("process").limit.in_use == 0
 
 
