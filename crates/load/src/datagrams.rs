@@ -1,4 +1,4 @@
-//! The limit of datagrams: an echo server of a selector, a batch received and a batch sent, and nothing else.
+//! The limit of datagrams: an echo server of a selector, a receive and a send, and nothing else.
 //!
 //! What `serve.rs` is for connections. One socket serves all clients, and the window is between two marks, as the head
 //! of `drive.rs` says.
@@ -8,49 +8,50 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tideloop_sys::clock;
-use tideloop_sys::datagram::{self, Arrivals, BATCH, IP_ROOM, Name, Parcel};
 use tideloop_sys::selector::{self, Backend, Events, Interest, Selector};
-use tideloop_sys::socket::{Socket, would_block};
+use tideloop_sys::socket::RawSource;
 
-use crate::serve::PATIENCE;
+use crate::serve::{PATIENCE, unless_blocked};
 
 /// The size of a mark, in bytes; every request is larger.
 pub const MARK: usize = 1;
 
 /// The socket's key.
 const SOCKET: u64 = 0;
+/// Room for any datagram.
+const BUFFER: usize = 64 * 1024;
 
-/// Echoes until the second mark of the window has been answered.
+/// Echoes until the mark that ends the window has been answered.
 pub fn run(address: SocketAddr, starts_at: u64) -> io::Result<()> {
     let socket = UdpSocket::bind(address)?;
     println!("{}", socket.local_addr()?.port());
-    let cpu = serve(socket, starts_at)?;
+    let cpu = serve(&socket, starts_at)?;
     println!("{}", cpu.as_secs_f64());
     Ok(())
 }
 
-fn serve(socket: UdpSocket, starts_at: u64) -> io::Result<Duration> {
-    let socket = Socket::try_from(socket)?;
+fn serve(socket: &UdpSocket, starts_at: u64) -> io::Result<Duration> {
+    socket.set_nonblocking(true)?;
     let selector = selector::new(Backend::Default)?;
-    selector.add(socket.raw(), SOCKET, Interest::READ)?;
+    selector.add(raw(socket), SOCKET, Interest::READ)?;
     let mut events = Events::default();
-    let mut arrivals = Arrivals::default();
-    let mut echoes = Echoes::default();
+    let mut buffer = vec![0; BUFFER];
     let (mut marks, mut began) = (0_u64, None);
     loop {
         selector.wait(&mut events, Some(PATIENCE.as_nanos() as u64))?;
         if events.is_empty() {
-            let text =
-                format!("{marks} marks came, of those from {starts_at} on two, and nothing more");
+            let text = format!(
+                "{marks} marks came, of {} expected, and nothing more",
+                starts_at.saturating_add(1)
+            );
             return Err(io::Error::new(ErrorKind::TimedOut, text));
         }
-        while echoes.receive(&mut arrivals, &socket)? {
-            let noticed = echoes.marks();
-            echoes.send(&socket, &*selector)?;
-            if noticed == 0 {
+        while let Some((size, from)) = received(socket, &mut buffer)? {
+            send(socket, &*selector, &buffer[..size], from)?;
+            if size != MARK {
                 continue;
             }
-            marks += noticed;
+            marks += 1;
             match began {
                 None if marks >= starts_at => began = Some(clock::process_cpu()),
                 None => {}
@@ -60,67 +61,35 @@ fn serve(socket: UdpSocket, starts_at: u64) -> io::Result<Duration> {
     }
 }
 
-/// What came with one call, and whom it goes back to.
-#[derive(Default)]
-struct Echoes {
-    bytes: Vec<u8>,
-    /// Where each datagram ends, and where it came from.
-    each: Vec<(usize, Name)>,
+/// None if nothing waits.
+fn received(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
+    match socket.recv_from(buffer) {
+        // Windows tells here that somebody who was answered has gone.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+        other => unless_blocked(other),
+    }
 }
 
-impl Echoes {
-    /// False if nothing waits.
-    fn receive(&mut self, arrivals: &mut Arrivals, socket: &Socket) -> io::Result<bool> {
-        self.bytes.clear();
-        self.each.clear();
-        let found = arrivals.receive(socket, IP_ROOM, BATCH, |bytes, from| {
-            if let Some(name) = from.as_ref().and_then(Name::new) {
-                self.bytes.extend_from_slice(bytes);
-                self.each.push((self.bytes.len(), name));
-            }
-        });
-        match found {
-            Ok(_) => Ok(true),
-            // Windows tells here that somebody who was answered has gone.
-            Err(error) if would_block(&error) || error.kind() == ErrorKind::ConnectionReset => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+/// Sends it, however long that takes.
+fn send(
+    socket: &UdpSocket,
+    selector: &dyn Selector,
+    bytes: &[u8],
+    to: SocketAddr,
+) -> io::Result<()> {
+    while unless_blocked(socket.send_to(bytes, to))?.is_none() {
+        selector.modify(raw(socket), SOCKET, Interest::WRITE)?;
+        selector.wait(&mut Events::default(), Some(PATIENCE.as_nanos() as u64))?;
+        selector.modify(raw(socket), SOCKET, Interest::READ)?;
     }
+    Ok(())
+}
 
-    fn parcels(&self) -> impl Iterator<Item = Parcel<'_>> {
-        let mut begin = 0;
-        self.each.iter().map(move |(end, name)| {
-            let bytes = &self.bytes[begin..*end];
-            begin = *end;
-            (bytes, Some(name))
-        })
-    }
-
-    fn marks(&self) -> u64 {
-        self.parcels()
-            .filter(|(bytes, _)| bytes.len() == MARK)
-            .count() as u64
-    }
-
-    /// Sends all of it back, however long that takes.
-    fn send(&self, socket: &Socket, selector: &dyn Selector) -> io::Result<()> {
-        let parcels: Vec<_> = self.parcels().collect();
-        let mut sent = 0;
-        while sent < parcels.len() {
-            match datagram::send(socket, &parcels[sent..]) {
-                Ok(more) => sent += more,
-                Err(error) if would_block(&error) => {
-                    selector.modify(socket.raw(), SOCKET, Interest::WRITE)?;
-                    selector.wait(&mut Events::default(), Some(PATIENCE.as_nanos() as u64))?;
-                    selector.modify(socket.raw(), SOCKET, Interest::READ)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
+fn raw(socket: &UdpSocket) -> RawSource {
+    #[cfg(unix)]
+    return std::os::fd::AsRawFd::as_raw_fd(socket);
+    #[cfg(windows)]
+    return std::os::windows::io::AsRawSocket::as_raw_socket(socket);
 }
 
 #[cfg(test)]
@@ -147,8 +116,11 @@ mod tests {
         }
     }
 
+    /// What a server answers to a datagram.
+    type Talk = fn(&[u8]) -> Vec<Vec<u8>>;
+
     /// A server that answers each datagram with what `talk` makes of it. Returns its port.
-    fn server(talk: fn(&[u8]) -> Vec<Vec<u8>>) -> u16 {
+    fn server(talk: Talk) -> u16 {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = socket.local_addr().unwrap().port();
         std::thread::spawn(move || {
@@ -168,7 +140,7 @@ mod tests {
         for (size, connections) in [(MARK + 1, 100), (512, 40), (65_507, 1)] {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let server = std::thread::spawn(move || serve(socket, 1));
+            let server = std::thread::spawn(move || serve(&socket, 1));
             let mut options = options(port, size);
             options.connections = connections;
             let measured = drive::run(&options);
@@ -201,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_answer_in_pieces_or_of_other_bytes_is_wrong() {
-        let wrong: [fn(&[u8]) -> Vec<Vec<u8>>; 5] = [
+        let wrong: [Talk; 5] = [
             |bytes| vec![bytes[..4].to_vec(), bytes[4..].to_vec()],
             |bytes| vec![[bytes, b"!"].concat()],
             |bytes| vec![bytes[1..].to_vec()],

@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, UdpSocket};
+use std::net::Shutdown;
 
 #[cfg(not(target_os = "linux"))]
 use socket2::SockRef;
@@ -82,16 +82,6 @@ impl Socket {
     /// Sends small writes at once (TCP_NODELAY); fails on sockets that are not TCP.
     pub fn set_nodelay(&self) -> io::Result<()> {
         self.0.set_tcp_nodelay(true)
-    }
-}
-
-/// It no longer blocks.
-impl TryFrom<UdpSocket> for Socket {
-    type Error = io::Error;
-
-    fn try_from(socket: UdpSocket) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(Self(socket.into()))
     }
 }
 

@@ -5,12 +5,21 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 
 use tideloop_sys::datagram::{self, Arrivals, BATCH, IP_ROOM, Name};
-use tideloop_sys::socket::{self, Address, Socket};
+use tideloop_sys::socket::{self, Address, RawSource, Socket};
+
+fn into_raw(socket: UdpSocket) -> RawSource {
+    #[cfg(unix)]
+    return std::os::fd::IntoRawFd::into_raw_fd(socket);
+    #[cfg(windows)]
+    return std::os::windows::io::IntoRawSocket::into_raw_socket(socket);
+}
 
 fn bound(host: &str) -> (Socket, SocketAddr) {
     let socket = UdpSocket::bind((host, 0)).unwrap();
+    socket.set_nonblocking(true).unwrap();
     let address = socket.local_addr().unwrap();
-    (socket.try_into().unwrap(), address)
+    // SAFETY: `into_raw` gives the ownership up.
+    (unsafe { Socket::from_raw(into_raw(socket)) }, address)
 }
 
 fn told(address: SocketAddr) -> Address {

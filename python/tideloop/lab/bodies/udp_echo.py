@@ -1,7 +1,7 @@
 """Echo of datagrams over a real loopback socket, measured as `tideloop.lab.serving` says.
 
-One endpoint serves all of the client's sockets. The limit is the load client's own server: a selector, a batch received
-and a batch sent.
+One endpoint serves all of the client's sockets. The limit is the load client's own server: a selector, a receive and
+a send.
 """
 
 from __future__ import annotations
