@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from tideloop.lab.backends import BACKENDS, Backend, Family
-from tideloop.lab.bodies import WrongResult, cancellation, idle_connections, io_bound, task_spawn
+from tideloop.lab.bodies import WrongResult, cancellation, idle_connections, io_bound, task_spawn, udp_echo
 from tideloop.lab.kit import KITS, AsyncioKit, Job, Kit, Main, T
 from tideloop.lab.scenarios import IO_BOUND, QUICK, SEED, Params
+from tideloop.lab.serving import Meter
 
 SMALL: dict[str, Params] = {
     "task_spawn": {"task_count": 30, "payload_sleep": 0.0, "warmup": 0.1},
@@ -118,6 +119,30 @@ def test_the_figures_of_a_scenario_are_among_its_metrics(name: str, body: Any) -
     metrics = body.measure(kit_of(name), SMALL[module])
     declared = {m.name for s in QUICK.scenarios if s.body == module and s.sleeps for m in s.metrics}
     assert declared <= metrics.keys() | {"cpu_s"}
+
+
+def test_the_first_mark_begins_the_window_and_the_second_one_ends_it() -> None:
+    meter = Meter(1)
+    with pytest.raises(WrongResult, match="no beginning: the server saw 0 of 1"):
+        meter.seconds()
+    meter.marked()
+    with pytest.raises(WrongResult, match="no end"):
+        meter.seconds()
+    meter.marked()
+    ended = meter.ended
+    meter.marked()
+    assert meter.ended == ended
+    assert meter.seconds() >= 0
+
+
+def test_an_error_of_a_datagram_endpoint_is_a_wrong_result() -> None:
+    async def main() -> None:
+        protocol = udp_echo.Echo(Meter(1))
+        asyncio.get_running_loop().call_soon(protocol.error_received, OSError("lost"))
+        await asyncio.sleep(0)
+
+    with pytest.raises(WrongResult, match="OSError\\('lost'\\)"):
+        AsyncioKit(BACKENDS["asyncio"]).run(main)
 
 
 def test_connections_that_the_system_does_not_allow_are_a_wrong_result() -> None:

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use crate::datagrams::MARK;
 use crate::target::Target;
 
 pub const HELP: &str = "\
-usage: tideloop-load (--port PORT [--host HOST] | --unix PATH) [options]
-       tideloop-load --serve N [--port PORT | --unix PATH] [--size BYTES --times N]
+usage: tideloop-load (--port PORT [--host HOST] [--udp] | --unix PATH) [options]
+       tideloop-load --serve N [--port PORT [--udp] | --unix PATH] [--size BYTES --times N]
 
 Closed-loop load: every connection keeps one request in flight and checks each byte of its answer. A request is
 some bytes that the server echoes, once or several times, or, with --http, one or several GET / at once.
 
   --host HOST          loopback address to talk to (127.0.0.1)
-  --port PORT          TCP port
+  --port PORT          TCP port, or UDP port
+  --udp                an echo of datagrams instead, from a socket for each connection to one of the server's; an answer
+                       that is lost ends the measurement after --stall
   --unix PATH          UNIX socket instead of TCP
   --connections N      connections, each with one request in flight (10)
   --size BYTES         size of a request (1024)
@@ -26,7 +29,8 @@ some bytes that the server echoes, once or several times, or, with --http, one o
   --stall SECONDS      give up when nothing is answered for this long (10)
   --reconnect          a new connection for each request
   --serve N            be such a server instead, not of HTTP: print the port, and after the first connection lost after
-                       the Nth was made the seconds of processor time used in between
+                       the Nth was made the seconds of processor time used in between;
+                       with --udp, between the Nth mark and the one after it
   --json               print one JSON object instead of text
   --help               this text
 
@@ -77,7 +81,7 @@ pub enum Parsed {
 pub struct Serve {
     /// None: a free port of the loopback address.
     pub place: Option<Target>,
-    /// The connection at which the measured part begins, counted from 1.
+    /// The connection, or the mark, at which the measured part begins, counted from 1.
     pub starts_at: u64,
     pub exchange: Exchange,
 }
@@ -86,6 +90,8 @@ const NO_TARGET: &str = "no target: give --port or --unix; see --help";
 const MAX_CONNECTIONS: u64 = 100_000;
 const MAX_SIZE: u64 = 1 << 30;
 const MAX_PIPELINED: u64 = 1000;
+/// The sizes of datagrams: a smaller one would be a mark, a larger one does not exist.
+const DATAGRAMS: std::ops::RangeInclusive<usize> = MARK + 1..=65_507;
 const MAX_TIMES: u64 = 1 << 20;
 const MAX_SECONDS: f64 = 86_400.0;
 
@@ -93,7 +99,8 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     let mut args = args.into_iter();
     let mut host = "127.0.0.1".to_owned();
     let (mut port, mut unix, mut duration, mut requests) = (None, None, None, None);
-    let (mut connections, mut json, mut reconnect, mut tls) = (10, false, false, false);
+    let (mut connections, mut json, mut reconnect) = (10, false, false);
+    let (mut tls, mut udp) = (false, false);
     let (mut size, mut times, mut http, mut serve) = (None, None, None, None);
     let (mut warmup, mut pause) = (Duration::ZERO, Duration::ZERO);
     let mut stall = Duration::from_secs(10);
@@ -107,6 +114,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
             "--json" => json = true,
             "--reconnect" => reconnect = true,
             "--tls" => tls = true,
+            "--udp" => udp = true,
             "--host" => host = value()?,
             "--port" => port = Some(whole(&flag, &value()?, 1, 65_535)? as u16),
             "--unix" => unix = Some(value()?),
@@ -141,9 +149,23 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Parsed, String> {
     if tls && (unix.is_some() || http.is_some() || serve.is_some()) {
         return Err("--tls excludes --unix, --http and --serve".to_owned());
     }
+    if udp {
+        if unix.is_some() || tls || http.is_some() || times.is_some() || reconnect {
+            return Err("--udp excludes --unix, --tls, --http, --times and --reconnect".to_owned());
+        }
+        let size = size.unwrap_or(1024);
+        if !DATAGRAMS.contains(&size) {
+            let (low, high) = DATAGRAMS.into_inner();
+            return Err(format!(
+                "--size is {size}; expected from {low} to {high} bytes with --udp"
+            ));
+        }
+    }
     let target = match (port, unix) {
         (Some(_), Some(_)) => return Err("--port and --unix exclude each other".to_owned()),
+        (None, None) if udp && serve.is_some() => Some(Target::udp(&host, 0)?),
         (None, None) => None,
+        (Some(port), None) if udp => Some(Target::udp(&host, port)?),
         (Some(port), None) => Some(Target::tcp(&host, port)?),
         (None, Some(path)) => Some(Target::unix(&path)?),
     };
@@ -242,8 +264,29 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_is_neither_a_mark_nor_larger_than_there_are() {
+        for size in [0, 1, 65_508] {
+            let text = complaint(&format!("--udp --port 7 --size {size}"));
+            assert!(text.contains("expected"), "{text}");
+        }
+        let Ok(Parsed::Run(options)) = parsed("--udp --port 7 --size 65507") else {
+            panic!("not run")
+        };
+        assert!(matches!(options.target, Target::Udp(_)));
+        for other in ["--tls", "--http 1", "--times 2", "--reconnect"] {
+            let text = complaint(&format!("--udp --port 7 {other}"));
+            assert!(text.contains("--udp excludes"), "{text}");
+        }
+        let Ok(Parsed::Serve(serve)) = parsed("--serve 1 --udp") else {
+            panic!("not served")
+        };
+        assert!(matches!(serve.place, Some(Target::Udp(_))));
+    }
+
+    #[test]
     fn only_loopback_is_a_target() {
         assert!(complaint("--host 192.0.2.1 --port 7").contains("not a loopback address"));
+        assert!(complaint("--udp --host 192.0.2.1 --port 7").contains("not a loopback address"));
         assert!(complaint("--host example.invalid --port 7").contains("example.invalid"));
         for host in ["127.0.0.1", "127.9.9.9", "::1", "localhost"] {
             assert!(parsed(&format!("--port 7 --host {host}")).is_ok(), "{host}");

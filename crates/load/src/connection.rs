@@ -85,19 +85,22 @@ impl Connection {
         };
         let pending = self.send()?;
         let read = match self.stream.read(scratch) {
-            Ok(0) => return Err(problem("the server closed the connection")),
+            Ok(0) if !self.stream.is_datagram() => {
+                return Err(problem("the server closed the connection"));
+            }
             Ok(read) => read,
             Err(error) if is_retry(&error) => return Ok(pending),
             Err(error) => return Err(error),
         };
-        if !self.fits(&scratch[..read]) {
+        let piece = self.answer.as_ref().map_or(self.request.len(), |a| a.len());
+        let whole = read == piece || !self.stream.is_datagram();
+        if !whole || !self.fits(&scratch[..read]) {
             return Err(problem(match self.answer {
                 Some(_) => "the server answered otherwise than the first time",
                 None => "the server echoed other bytes than it was sent",
             }));
         }
         self.received += read;
-        let piece = self.answer.as_ref().map_or(self.request.len(), |a| a.len());
         if self.received < piece * self.times {
             return Ok(pending);
         }
@@ -144,7 +147,7 @@ impl Connection {
     /// Readable with nothing asked: the server hung up or talks out of turn.
     fn unexpected(&mut self, scratch: &mut [u8]) -> io::Result<Progress> {
         match self.stream.read(scratch) {
-            Ok(0) => Err(problem("the server closed the connection")),
+            Ok(0) if !self.stream.is_datagram() => Err(problem("the server closed the connection")),
             Ok(_) => Err(problem("the server sent bytes that nobody asked for")),
             Err(error) if is_retry(&error) => Ok(Progress::Pending { wants_write: false }),
             Err(error) => Err(error),

@@ -5,6 +5,15 @@
 //! every request is answered before the first connection closes. (With a new connection for each request only the
 //! number of connections means anything.) Before both HTTP has one more connection, with
 //! one request, from which the answer is learned.
+//!
+//! Datagrams know no connections, so with `--udp` the measured session says itself where its window is: by a mark, a
+//! datagram of one byte from a socket of its own, before the first counted request and another one after the
+//! last answer. A mark is echoed like any datagram, and the client goes on only when it has come back, so
+//! everything that is counted lies between the two marks, and nothing that is not.
+//!
+//! A datagram that is lost is not sent again: with one in flight on each socket nothing is lost on loopback unless a
+//! buffer overflows or the server drops it, and both make the figure one of something else. Its socket waits, and after
+//! `--stall` seconds in which no other was answered the measurement ends with an error that counts the lost.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,6 +24,7 @@ use tideloop_core::histogram::Histogram;
 
 use crate::args::{Exchange, Options, Stop};
 use crate::connection::{Connection, Progress};
+use crate::datagrams::MARK;
 use crate::http;
 use crate::readiness::Readiness;
 use crate::target::Stream;
@@ -32,9 +42,9 @@ pub struct Measured {
 pub fn run(options: &Options) -> io::Result<Measured> {
     let talk = Talk::about(options)?;
     if !options.warmup.is_zero() {
-        session(options, &talk, Stop::After(options.warmup))?;
+        session(options, &talk, Stop::After(options.warmup), false)?;
     }
-    session(options, &talk, options.stop)
+    session(options, &talk, options.stop, options.target.is_datagram())
 }
 
 /// What every connection says and hears.
@@ -80,12 +90,25 @@ impl Talk {
     }
 }
 
-fn session(options: &Options, talk: &Talk, stop: Stop) -> io::Result<Measured> {
-    let mut pool = Pool::connect(options, talk)?;
+/// `marked`: says where its window is.
+fn session(options: &Options, talk: &Talk, stop: Stop, marked: bool) -> io::Result<Measured> {
+    let mut pool = Pool::connect(options, talk, options.connections)?;
     if !options.reconnect {
         pool.prove()?;
     }
-    pool.measure(stop)
+    if marked {
+        mark(options)?;
+    }
+    let measured = pool.measure(stop)?;
+    if marked {
+        mark(options)?;
+    }
+    Ok(measured)
+}
+
+/// Sends a mark and waits for its echo.
+fn mark(options: &Options) -> io::Result<()> {
+    Pool::connect(options, &Talk::Echo(MARK, 1), 1)?.prove()
 }
 
 struct Pool<'a> {
@@ -102,9 +125,9 @@ struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    fn connect(options: &'a Options, talk: &'a Talk) -> io::Result<Self> {
-        let mut connections = Vec::with_capacity(options.connections);
-        for index in 0..options.connections {
+    fn connect(options: &'a Options, talk: &'a Talk, count: usize) -> io::Result<Self> {
+        let mut connections = Vec::with_capacity(count);
+        for index in 0..count {
             connections.push(talk.connection(open(options)?, index));
         }
         Ok(Self {
@@ -165,7 +188,12 @@ impl<'a> Pool<'a> {
             let rested = self.rested();
             if ready.is_empty() && rested.is_empty() && patience == self.stall {
                 let seconds = self.stall.as_secs_f64();
-                let what = format!("no answer from the server for {seconds} s");
+                let mut what = format!("no answer from the server for {seconds} s");
+                if self.options.target.is_datagram() {
+                    what += &format!(
+                        "; {in_flight} datagrams are lost, perhaps because so many at once do not fit into its buffer"
+                    );
+                }
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             for index in ready.drain(..) {

@@ -1,6 +1,6 @@
 //! `tideloop-load`: a closed-loop client, of echo and HTTP servers, for measuring servers written in Python.
 //!
-//! A Python client saturates before the server does, so the lab's TCP scenario drives its servers with
+//! A Python client saturates before the server does, so the lab drives its servers of sockets with
 //! this one. Each connection keeps one request in flight: it sends some bytes, reads the answer,
 //! compares every byte, notes the time, and goes again. A closed loop slows down with its server and so
 //! hides stalls (coordinated omission); its latencies describe a saturated server and nothing else.
@@ -11,6 +11,7 @@
 mod args;
 mod bulk;
 mod connection;
+mod datagrams;
 mod drive;
 mod http;
 mod readiness;

@@ -1,4 +1,5 @@
-//! The limit: an echo server of a selector, a receive and a send, and nothing else; or one of bulk transfers.
+//! The limit: an echo server of a selector, a receive and a send, and nothing else; or one of bulk transfers. That of
+//! datagrams is in `datagrams.rs`.
 //!
 //! What a server in Python costs above this is the loop's and the interpreter's. It prints its port, then, for
 //! the lab, what it has used of the processor between the connection of a given number and the first one lost
@@ -17,6 +18,7 @@ use tideloop_sys::socket::RawSource;
 
 use crate::args::{Exchange, Serve};
 use crate::bulk::Bulk;
+use crate::datagrams;
 use crate::target::{Stream, Target};
 
 const BUFFER: usize = 256 * 1024;
@@ -24,7 +26,7 @@ const BUFFER: usize = 256 * 1024;
 const LISTENER: u64 = 0;
 const GONE: [ErrorKind; 2] = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
 /// How long it waits for anything to happen before it ends.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 enum Listener {
     Tcp(TcpListener),
@@ -43,6 +45,7 @@ impl Listener {
                 let port = listener.local_addr()?.port();
                 Ok((Self::Tcp(listener), port.to_string()))
             }
+            Some(Target::Udp(_)) => Err(ErrorKind::Unsupported.into()),
             #[cfg(unix)]
             Some(Target::Unix(path)) => {
                 let listener = UnixListener::bind(path)?;
@@ -89,6 +92,9 @@ impl Listener {
 
 /// Echoes until the measured connections are gone.
 pub fn run(asked: &Serve) -> io::Result<()> {
+    if let Some(Target::Udp(address)) = asked.place {
+        return datagrams::run(address, asked.starts_at);
+    }
     let (listener, name) = Listener::open(asked.place.as_ref())?;
     println!("{name}");
     let cpu = serve(&listener, asked.starts_at, asked.exchange)?;

@@ -1,7 +1,7 @@
-//! Whom to talk to: a loopback TCP address or a UNIX socket, and the stream to either.
+//! Whom to talk to: a loopback TCP or UDP address or a UNIX socket, and the stream to it.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 use tideloop_sys::socket::RawSource;
 
@@ -16,13 +16,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub enum Target {
     Tcp(SocketAddr),
+    Udp(SocketAddr),
     #[cfg(unix)]
     Unix(std::path::PathBuf),
 }
 
 impl Target {
-    /// Refuses whatever is not loopback: this is a measuring device, not a weapon.
     pub fn tcp(host: &str, port: u16) -> Result<Self, String> {
+        Self::loopback(host, port).map(Self::Tcp)
+    }
+
+    pub fn udp(host: &str, port: u16) -> Result<Self, String> {
+        Self::loopback(host, port).map(Self::Udp)
+    }
+
+    /// Refuses whatever is not loopback: this is a measuring device, not a weapon.
+    fn loopback(host: &str, port: u16) -> Result<SocketAddr, String> {
         let address = match host {
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
             _ => host.parse().map_err(|_| {
@@ -34,7 +43,7 @@ impl Target {
                 "--host is '{host}', which is not a loopback address; tideloop-load only measures servers of this machine"
             ));
         }
-        Ok(Self::Tcp(SocketAddr::new(address, port)))
+        Ok(SocketAddr::new(address, port))
     }
 
     #[cfg(unix)]
@@ -49,6 +58,10 @@ impl Target {
         ))
     }
 
+    pub fn is_datagram(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+
     /// A connected, non-blocking stream; with `tls`, one that has shaken hands.
     pub fn connect(&self, tls: bool) -> io::Result<Stream> {
         let stream = match tls {
@@ -57,6 +70,7 @@ impl Target {
         };
         match &stream {
             Stream::Tcp(stream) => stream.set_nonblocking(true)?,
+            Stream::Udp(socket) => socket.set_nonblocking(true)?,
             #[cfg(feature = "tls")]
             Stream::Tls(stream) => stream.below().set_nonblocking(true)?,
             #[cfg(unix)]
@@ -70,6 +84,7 @@ impl Target {
         let stream = self.open()?;
         match &stream {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(limit))?,
+            Stream::Udp(socket) => socket.set_read_timeout(Some(limit))?,
             #[cfg(feature = "tls")]
             Stream::Tls(stream) => stream.below().set_read_timeout(Some(limit))?,
             #[cfg(unix)]
@@ -85,6 +100,14 @@ impl Target {
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
+            Self::Udp(address) => {
+                let socket = UdpSocket::bind(match address {
+                    SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+                    SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, 0)),
+                })?;
+                socket.connect(address)?;
+                Ok(Stream::Udp(socket))
+            }
             #[cfg(unix)]
             Self::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
         }
@@ -94,7 +117,7 @@ impl Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Udp(address) => address.fmt(f),
             #[cfg(unix)]
             Self::Unix(path) => path.display().fmt(f),
         }
@@ -104,6 +127,8 @@ impl std::fmt::Display for Target {
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
+    /// No stream: each write is a datagram, and so is what each read gets.
+    Udp(UdpSocket),
     #[cfg(feature = "tls")]
     Tls(Box<Tls>),
     #[cfg(unix)]
@@ -114,6 +139,7 @@ impl Read for Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(into),
+            Self::Udp(socket) => socket.recv(into),
             #[cfg(feature = "tls")]
             Self::Tls(stream) => stream.read(into),
             #[cfg(unix)]
@@ -126,6 +152,7 @@ impl Write for Stream {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(from),
+            Self::Udp(socket) => socket.send(from),
             #[cfg(feature = "tls")]
             Self::Tls(stream) => stream.write(from),
             #[cfg(unix)]
@@ -156,6 +183,11 @@ impl Stream {
         ))
     }
 
+    /// Whether an answer comes whole or not at all.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+
     /// Whether bytes that were taken wait until the socket takes them.
     pub fn is_sending(&self) -> bool {
         match self {
@@ -172,6 +204,7 @@ impl Stream {
             use std::os::fd::AsRawFd;
             match self {
                 Self::Tcp(stream) => stream.as_raw_fd(),
+                Self::Udp(socket) => socket.as_raw_fd(),
                 #[cfg(feature = "tls")]
                 Self::Tls(stream) => stream.below().as_raw_fd(),
                 Self::Unix(stream) => stream.as_raw_fd(),
@@ -182,6 +215,7 @@ impl Stream {
             use std::os::windows::io::AsRawSocket;
             match self {
                 Self::Tcp(stream) => stream.as_raw_socket(),
+                Self::Udp(socket) => socket.as_raw_socket(),
                 #[cfg(feature = "tls")]
                 Self::Tls(stream) => stream.below().as_raw_socket(),
             }

@@ -284,6 +284,17 @@ WIRE = Profile(
         *(
             replace(
                 ECHO,
+                name=f"udp_echo.{connections}",
+                template="UDP echo, native client: {connections} sockets, {size:,} B requests",
+                body="udp_echo",
+                params={"connections": connections, "size": 512, "seconds": 0.5, "warmup_s": 0.15},
+                families=SERVED,
+            )
+            for connections in (10, 100)
+        ),
+        *(
+            replace(
+                ECHO,
                 name=f"tls_echo.{name}",
                 template="TLS 1.3 echo ({how}), native client: {connections} connections, {size:,} B requests",
                 params=ECHO.params | {"tls": True} | params,

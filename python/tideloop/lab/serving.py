@@ -6,6 +6,11 @@ once before the first counted request, and that the first connection closes afte
 when the last connection is made and ends when the first one is lost. Its warm-up session connects and disconnects
 before that: glibc's allocator gets faster for good when the first large buffer is freed, and a server that has never
 lost a client measures that instead.
+
+A server of datagrams sees no connections, so there the client says where the window is (``--udp``): it sends a mark, a
+datagram of one byte, when all its sockets have been answered once, and another one after the last answer. Both are
+echoed like any datagram, and the client waits for that; so the window begins when the first mark has been answered and
+ends when the second one has. Every request is larger than a mark, and the warm-up session has none.
 """
 
 from __future__ import annotations
@@ -25,11 +30,13 @@ HOST = "127.0.0.1"
 # How often the server looks whether the client has ended, in seconds: too seldom to show in the figures.
 LOOK_EVERY = 0.05
 LOOKS_AFTER = 40
+# The size of the datagram that begins a window and ends it, in bytes (crates/load/src/datagrams.rs).
+MARK = 1
 
 
 @dataclass
 class Meter:
-    """The server's CPU time between the last connection made and the first one lost."""
+    """The server's CPU time between the last connection made and the first one lost, or between two marks."""
 
     starts_at: int
     made: int = 0
@@ -45,10 +52,18 @@ class Meter:
         if self.began is not None and self.ended is None:
             self.ended = process_time()
 
+    def marked(self) -> None:
+        """A mark was answered: the first one begins the window, the next one ends it."""
+        if self.began is None:
+            self.opened()
+        else:
+            self.closed()
+
     def seconds(self) -> float:
         if self.began is None or self.ended is None:
-            lost = "none" if self.ended is None else "some"
-            raise WrongResult(f"the server saw {self.made} of {self.starts_at} connections made and {lost} lost")
+            lacks = "beginning" if self.began is None else "end"
+            seen = f"{self.made} of {self.starts_at} connections or marks"
+            raise WrongResult(f"the window has no {lacks}: the server saw {seen}")
         return self.ended - self.began
 
 
@@ -77,7 +92,7 @@ class Client:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, where: int | str) -> None:
-        """where: a TCP port, or the path of a UNIX socket."""
+        """where: a TCP or UDP port, or the path of a UNIX socket."""
         target = ("--port", str(where)) if isinstance(where, int) else ("--unix", where)
         command = [*self._command, *target]
         self._process = subprocess.Popen(
