@@ -66,11 +66,27 @@ def test_a_wrong_argument_is_refused(arguments, complaint):
 # --- the toolkit's ---------------------------------------------------------------------------------
 
 TOOLKIT = MICRO.with_name("toolkit.py")
-GOALS = ["queue", "thread", "semaphore", "crowd", "rate", "amap", "group", "offload", "adaptive", "shared"]
+GOALS = [
+    *(
+        "queue",
+        "thread",
+        "semaphore",
+        "crowd",
+        "rate",
+        "amap",
+        "group",
+        "cache_hit",
+        "batched_load",
+        "offload",
+        "adaptive",
+    ),
+    *("shared", "graph_nodes"),
+]
 ROWS = [
     *GOALS,
-    *("hand_over", "put_get", "priority", "give_up", "weighted", "keyed", "rate_free"),
+    *("hand_over", "put_get", "priority", "give_up", "cache_miss", "cache_join", "weighted", "keyed", "rate_free"),
     *("group_limit", "group_cancel", "timeout", "shared_crowd", "shared_rate", "iterate", "process", "checkpoint"),
+    "graph_tasks",
 ]
 
 
