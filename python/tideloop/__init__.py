@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tideloop import qt
+    from tideloop import observe, qt
     from tideloop.accelerated import (
         Barrier,
         BoundedSemaphore,
@@ -248,6 +248,7 @@ __all__ = [
     "new_event_loop",
     "offload_limiter",
     "offload_stats",
+    "observe",
     "on_shutdown",
     "paginate",
     "policy",
@@ -377,7 +378,7 @@ _HOMES = {
     ),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
-_MODULES = ("loop", "qt")
+_MODULES = ("loop", "observe", "qt")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
