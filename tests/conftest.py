@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where it finds this, pytest spells out how values differ whatever their size: minutes for two megabytes.
     os.environ.pop("CI", None)
+    # On a busy machine anything may block a loop, and be logged. What is tested of it turns it on.
+    os.environ["TIDELOOP_BLOCK_THRESHOLD"] = "off"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

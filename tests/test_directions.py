@@ -81,7 +81,10 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"adopted", "loop", "outcome", "_tideloop"},
+    "loop": {"adopted", "loop", "observe", "outcome", "watchdog", "_tideloop"},
+    # It knows of the loop what the loop tells it.
+    "observe": {"watchdog", "_tideloop"},
+    "watchdog": {"_tideloop"},
     "lab": {"lab"},
     "adopted": set(),
     "__init__": {
@@ -113,6 +116,7 @@ ALLOWED = {
         "processes",
         "loop",
         "offload",
+        "observe",
         "outcome",
         "qt",
         "queues",

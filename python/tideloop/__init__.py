@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tideloop import qt
+    from tideloop import observe, qt
     from tideloop.accelerated import (
         Barrier,
         BoundedSemaphore,
@@ -246,6 +246,7 @@ __all__ = [
     "merge",
     "move_on_after",
     "new_event_loop",
+    "observe",
     "offload_limiter",
     "offload_stats",
     "on_shutdown",
@@ -377,7 +378,7 @@ _HOMES = {
     ),
     "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
 }
-_MODULES = ("loop", "qt")
+_MODULES = ("loop", "observe", "qt")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 

@@ -73,7 +73,13 @@ __all__ = [
     "queue_put_some",
     "queue_stand",
     "queue_take_some",
+    "signal_handler",
     "tls_not_direct",
+    "watchdog_asks",
+    "watchdog_collects",
+    "watchdog_forked",
+    "watchdog_stop",
+    "watchdog_threshold",
 ]
 
 @final
@@ -119,7 +125,12 @@ class Task(asyncio.Task[_T]):
 @disjoint_base
 class LoopCore:
     def __new__(
-        cls, *_args: object, selector: str | None = None, tasks: str | None = None, **_kwargs: object
+        cls,
+        *_args: object,
+        selector: str | None = None,
+        tasks: str | None = None,
+        observe: bool = True,
+        **_kwargs: object,
     ) -> LoopCore: ...
     @property
     def tasks(self) -> str: ...
@@ -264,6 +275,14 @@ def guest_timeout(loop: Any, /) -> float | None: ...
 def guest_wait(loop: Any, timeout: float | None, /) -> None: ...
 def guest_descriptor(loop: Any, /) -> int | None: ...
 def guest_end(loop: Any, /) -> None: ...
+
+# What watches for blocked loops (tideloop.watchdog).
+def signal_handler(signal: int) -> int | None: ...
+def watchdog_asks(signal: int, descriptor: int) -> None: ...
+def watchdog_collects(phase: str, _info: Any) -> None: ...
+def watchdog_forked() -> None: ...
+def watchdog_stop(over: bool) -> None: ...
+def watchdog_threshold(nanoseconds: int) -> None: ...
 
 # What accelerate() is made of. The attributes are asyncio's, under asyncio's private names.
 

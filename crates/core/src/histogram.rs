@@ -14,7 +14,7 @@
 pub const PER_OCTAVE: usize = 8;
 
 /// One bucket for the value 1 (index -1), then eight for each octave of `u64`.
-const SLOTS: usize = 1 + 64 * PER_OCTAVE;
+pub(crate) const SLOTS: usize = 1 + 64 * PER_OCTAVE;
 
 /// `ceil(2^(63 + k/8))` for k in 1..8: where the buckets of an octave part, for a value shifted until
 /// its top bit is bit 63.
@@ -67,6 +67,34 @@ impl Histogram {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What counters kept elsewhere amount to: the smallest value is then the lower bound of its bucket, and the
+    /// count that of the slots.
+    pub(crate) fn of_counts(
+        counts: impl Iterator<Item = u64>,
+        zeros: u64,
+        sum: u64,
+        max: u64,
+    ) -> Self {
+        let mut found = Self {
+            zeros,
+            count: zeros,
+            sum: sum.into(),
+            max,
+            ..Self::default()
+        };
+        for (index, (slot, count)) in found.slots.iter_mut().zip(counts).enumerate() {
+            *slot = count;
+            found.count += count;
+            if count > 0 && found.min == u64::MAX {
+                found.min = (((index as f64 - 1.0) / PER_OCTAVE as f64).exp2() as u64).max(1);
+            }
+        }
+        if zeros > 0 {
+            found.min = 0;
+        }
+        found
     }
 
     /// Counts one value.
@@ -161,7 +189,8 @@ impl Histogram {
 
 /// `None` for zero. A power of two is the upper bound of its bucket, hence one slot lower than its
 /// neighbour above.
-fn slot_of(value: u64) -> Option<usize> {
+#[inline]
+pub(crate) fn slot_of(value: u64) -> Option<usize> {
     let octave = value.checked_ilog2()? as usize;
     let top = value << (63 - octave);
     let split = SPLITS.iter().filter(|bound| top >= **bound).count();

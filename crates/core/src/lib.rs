@@ -22,6 +22,7 @@ pub mod inbox;
 pub mod limits;
 #[cfg(all(test, loom))]
 mod models;
+pub mod observe;
 pub mod parking;
 pub mod ranks;
 pub mod rate;

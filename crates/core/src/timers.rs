@@ -169,10 +169,11 @@ impl<T> Timers<T> {
         firsts.map(|entry| entry.deadline).min()
     }
 
-    /// Takes the earliest timer whose deadline `now` has reached. The caller passes over stale ones,
-    /// telling [`Timers::forget_cancelled`].
-    pub fn pop_due(&mut self, now: u64) -> Option<T> {
+    /// Takes the earliest timer whose deadline `now` has reached, and says how late it is. The caller passes over
+    /// stale ones, telling [`Timers::forget_cancelled`].
+    pub fn pop_due(&mut self, now: u64) -> Option<(u64, T)> {
         self.pop_first_if(|entry| entry.deadline <= now)
+            .map(|entry| (now - entry.deadline, entry.item))
     }
 
     /// Takes the earliest timer of a lane if it is stale, due or not, so that a cancelled timer does not
@@ -190,7 +191,7 @@ impl<T> Timers<T> {
         Some(entry.item)
     }
 
-    fn pop_first_if(&mut self, wanted: impl Fn(&Entry<T>) -> bool) -> Option<T> {
+    fn pop_first_if(&mut self, wanted: impl Fn(&Entry<T>) -> bool) -> Option<Entry<T>> {
         let mut best: Option<(usize, (u64, u64))> = None;
         for (index, lane) in self.lanes.iter().enumerate() {
             if let Some(first) = lane.first()
@@ -200,7 +201,7 @@ impl<T> Timers<T> {
                 best = Some((index, first.rank()));
             }
         }
-        self.lanes[best?.0].pop().map(|entry| entry.item)
+        self.lanes[best?.0].pop()
     }
 
     /// Takes the newest timer of a lane's FIFO if it is stale: a timer that guards a call is mostly
@@ -313,7 +314,9 @@ mod tests {
         for (deadline, item) in [(5, 'a'), (3, 'b'), (5, 'c'), (3, 'd'), (4, 'e')] {
             timers.insert(deadline, Slack::Coarse, item);
         }
-        let order: String = std::iter::from_fn(|| timers.pop_due(10)).collect();
+        let order: String = std::iter::from_fn(|| timers.pop_due(10))
+            .map(|due| due.1)
+            .collect();
         assert_eq!(order, "bdeac");
     }
 
@@ -325,7 +328,9 @@ mod tests {
             timers.insert(7, slack, item);
         }
         timers.insert(6, Slack::Coarse, 9);
-        let order: Vec<usize> = std::iter::from_fn(|| timers.pop_due(7)).collect();
+        let order: Vec<usize> = std::iter::from_fn(|| timers.pop_due(7))
+            .map(|due| due.1)
+            .collect();
         assert_eq!(order, [9, 0, 1, 2, 3]);
     }
 
@@ -337,10 +342,10 @@ mod tests {
         timers.insert(20_499_000, Slack::Fine, ());
         assert_eq!(timers.next_wake(), Some(20_500_000));
         assert_eq!(timers.next_deadline(), Some(20_100_000));
-        assert_eq!(timers.pop_due(20_500_000), Some(()));
+        assert_eq!(timers.pop_due(20_500_000), Some((400_000, ())));
         assert_eq!(
             timers.pop_due(20_500_000),
-            Some(()),
+            Some((1_000, ())),
             "awake anyway: no need to wait for the grid"
         );
     }
@@ -350,7 +355,7 @@ mod tests {
         let mut timers = Timers::default();
         timers.insert(100, Slack::Fine, ());
         assert_eq!(timers.pop_due(99), None);
-        assert_eq!(timers.pop_due(100), Some(()));
+        assert_eq!(timers.pop_due(100), Some((0, ())));
     }
 
     #[test]
@@ -454,7 +459,7 @@ mod tests {
                     Op::Advance(by) => {
                         now += by;
                         let mut fired = Vec::new();
-                        while let Some(id) = timers.pop_due(now) {
+                        while let Some((_, id)) = timers.pop_due(now) {
                             if cancelled.contains(&id) {
                                 timers.forget_cancelled();
                             } else {

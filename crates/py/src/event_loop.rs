@@ -3,6 +3,7 @@
 //! The Python half (`tideloop.loop`) subclasses this and asyncio's own selector loop, in this order:
 //! what is defined here replaces asyncio's engine, everything else is asyncio's.
 
+use std::sync::Arc;
 #[cfg(Py_3_14)]
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -33,6 +34,7 @@ use crate::ffi::{call, future, handed, handle, native};
 use crate::handoff::Handoff;
 use crate::held::Held;
 use crate::loop_clock::LoopClock;
+use crate::observe::{self, Observed};
 use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
 
@@ -157,6 +159,8 @@ pub struct LoopCore {
     handoff: Handoff,
     clock: LoopClock,
     held: Held,
+    /// None: nobody observes this loop.
+    observed: Option<Arc<Observed>>,
     selector_name: &'static str,
 }
 
@@ -318,6 +322,19 @@ impl LoopCore {
     #[inline]
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    #[inline]
+    pub fn observed(&self) -> Option<&Arc<Observed>> {
+        self.observed.as_ref()
+    }
+
+    /// Handles in the ready ring, timers, and registered descriptors.
+    pub fn counts(&self, py: Python<'_>) -> (usize, usize, usize) {
+        let (ready, timers) = self
+            .queue
+            .with(py, |queue| (queue.ready.len(), queue.timers.len()));
+        (ready, timers, self.reactor.len(py))
     }
 
     pub fn reactor(&self) -> &Reactor {
@@ -651,11 +668,12 @@ impl LoopCore {
 #[pymethods]
 impl LoopCore {
     #[new]
-    #[pyo3(signature = (*_args, selector = None, tasks = None, **_kwargs))]
+    #[pyo3(signature = (*_args, selector = None, tasks = None, observe = true, **_kwargs))]
     fn new(
         _args: &Bound<'_, PyTuple>,
         selector: Option<&str>,
         tasks: Option<&str>,
+        observe: bool,
         _kwargs: Option<&Bound<'_, PyDict>>,
         py: Python<'_>,
     ) -> PyResult<Self> {
@@ -700,6 +718,7 @@ impl LoopCore {
             handoff: Handoff::default(),
             clock: LoopClock::default(),
             held: Held::default(),
+            observed: observe.then(Arc::default),
             selector_name,
         })
     }
@@ -875,10 +894,22 @@ impl LoopCore {
 
     /// Handles in the ready ring, timers, and registered descriptors.
     fn _counts(&self, py: Python<'_>) -> (usize, usize, usize) {
-        let (ready, timers) = self
-            .queue
-            .with(py, |queue| (queue.ready.len(), queue.timers.len()));
-        (ready, timers, self.reactor.len(py))
+        self.counts(py)
+    }
+
+    /// Whether the loop counts.
+    fn _is_observed(&self) -> bool {
+        self.observed.is_some()
+    }
+
+    /// What the loop has counted, and how many transports it has; None: it is not observed.
+    fn _metrics<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let Some(observed) = &self.observed else {
+            return Ok(None);
+        };
+        let metrics = observe::metrics(py, observed).into_pyobject(py)?;
+        let transports = self.reactor.transports(py).into_pyobject(py)?;
+        PyTuple::new(py, [metrics.into_any(), transports.into_any()]).map(Some)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -18,6 +18,7 @@ mod handoff;
 mod held;
 mod listener;
 mod loop_clock;
+mod observe;
 mod primitives;
 mod reactor;
 mod sockets;
@@ -43,6 +44,11 @@ mod _tideloop {
     };
     #[pymodule_export]
     use crate::listener::Listener;
+    #[pymodule_export]
+    use crate::observe::watchdog::{
+        signal_handler, watchdog_asks, watchdog_collects, watchdog_forked, watchdog_stop,
+        watchdog_threshold,
+    };
     #[pymodule_export]
     use crate::primitives::barrier::BarrierCore;
     #[pymodule_export]

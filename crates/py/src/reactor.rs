@@ -234,6 +234,16 @@ impl Reactor {
         self.inner.with(py, |inner| inner.registry.len())
     }
 
+    /// How many of them are transports'.
+    pub fn transports(&self, py: Python<'_>) -> usize {
+        self.inner.with(py, |inner| {
+            let targets = inner.registry.iter().map(|entry| &entry.target);
+            targets
+                .filter(|target| matches!(target, Target::Stream(_) | Target::Datagram(_)))
+                .count()
+        })
+    }
+
     /// Sets one callback of a descriptor and returns the one it replaces.
     pub fn set_callback(
         &self,

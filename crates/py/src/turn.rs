@@ -13,6 +13,10 @@
 //! the ring and each delivery, before a sleep (a signal's handler or a finalizer may have written) and, if an
 //! exception ends the loop, on the way out.
 //!
+//! **Observing.** A [`Watch`] is told of each step, poll and wait ([`crate::observe`]), and has the clock for what
+//! need not be exact. A step that is timed sends what it has written first, so that this is part of it, and
+//! is asked who it was before it is let go of.
+//!
 //! **Waking.** `call_soon_threadsafe` pushes to the ring while holding the GIL and writes to the
 //! selector only if `sleeping` is set. The loop checks the ring and sets `sleeping` without letting
 //! go of the GIL in between, so a wake-up can be neither lost nor doubled.
@@ -20,7 +24,7 @@
 use pyo3::prelude::*;
 use tideloop_core::timeout::wait_ns;
 use tideloop_core::turn::PollPolicy;
-use tideloop_sys::clock::{self, CoarseClock};
+use tideloop_sys::clock;
 
 use crate::datagram::DatagramTransport;
 use crate::errors::os_error;
@@ -30,6 +34,7 @@ use crate::ffi::entry::{Entry, Run};
 use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
+use crate::observe::{Watch, Who};
 use crate::reactor::{Batch, Delivery, Slot};
 use crate::transport::StreamTransport;
 
@@ -42,14 +47,14 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
-    let mut coarse = CoarseClock::default();
+    let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     loop {
         turn(
             core,
             &mut batch,
             &mut policy,
-            &mut coarse,
+            &mut watch,
             &mut current,
             true,
         )?;
@@ -68,7 +73,7 @@ pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
-    let mut coarse = CoarseClock::default();
+    let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     let state = core.get();
     loop {
@@ -76,7 +81,7 @@ fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
             core,
             &mut batch,
             &mut policy,
-            &mut coarse,
+            &mut watch,
             &mut current,
             false,
         )?;
@@ -85,7 +90,7 @@ fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
             // The host is about to wait.
             return settle_down(core);
         }
-        if state.is_stopping() || !policy.may_skip(coarse.now()) {
+        if state.is_stopping() || !policy.may_skip(watch.now()) {
             return Ok(());
         }
     }
@@ -100,7 +105,7 @@ fn turn<'py>(
     core: &Bound<'py, LoopCore>,
     batch: &mut Batch,
     policy: &mut PollPolicy,
-    coarse: &mut CoarseClock,
+    watch: &mut Watch,
     current: &mut Current<'py>,
     may_sleep: bool,
 ) -> PyResult<()> {
@@ -114,51 +119,69 @@ fn turn<'py>(
     let mut now = if timers {
         clock::monotonic_ns()
     } else {
-        coarse.now()
+        watch.now()
     };
+    let mut came = timers;
     if stopping || !busy || !policy.skip(now) {
-        poll(core, batch, busy || stopping || !may_sleep)?;
+        came = true;
+        watch.pauses(core, now);
+        poll(core, batch, watch, busy || stopping || !may_sleep)?;
+        watch.polled(core);
         for index in 0..batch.len() {
-            deliver(core, batch, index)?;
-            held::release(core)?;
+            deliver(core, batch, index, watch)?;
         }
         batch.clear();
-        now = clock::monotonic_ns();
-        coarse.set(now);
+        timers = state.queue(py, |queue| !queue.timers.is_empty());
+        now = watch.after_poll(timers);
         policy.polled(now);
         // A loop that never sleeps lets go of the context of calls that have run as well.
         if state.queue(py, |queue| {
             queue.snapshots.is_some() && queue.handed.is_empty()
         }) {
             state.discard_snapshot(py);
+            timers = state.queue(py, |queue| !queue.timers.is_empty());
         }
-        timers = state.queue(py, |queue| !queue.timers.is_empty());
     }
     if timers {
-        fire_due(core, state.clock().fixed().unwrap_or(now));
+        fire_due(core, watch, state.clock().fixed().unwrap_or(now));
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
+    if came {
+        watch.turns(now, count);
+    }
     let debug = state.debug();
     for _ in 0..count {
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
+        let due = watch.is_due();
         match next.take(py) {
-            Run::Step(task) => task::run(core, current, &task, false)?,
-            Run::Wake(task) => task::run(core, current, &task, true)?,
-            Run::Sleeper(sleeper) => future::wake(core, &sleeper)?,
+            Run::Step(task) => {
+                task::run(core, current, &task, false)?;
+                ended(core, watch, due, &Who::Task(&task))?;
+            }
+            Run::Wake(task) => {
+                task::run(core, current, &task, true)?;
+                ended(core, watch, due, &Who::Task(&task))?;
+            }
+            Run::Sleeper(sleeper) => {
+                future::wake(core, &sleeper)?;
+                ended(core, watch, due, &Who::Callback(None))?;
+            }
             Run::Told(future) => {
                 current.leave();
                 told::tell(core, &future)?;
+                ended(core, watch, due, &Who::Callback(None))?;
             }
             Run::Handle(handle) => {
                 current.leave();
-                run_handle(core, handle, debug)?;
+                run_handle(core, watch, due, handle, debug)?;
             }
             Run::Handed => {
                 current.leave();
-                if let Some(handle) = handed::run_next(core, debug)? {
-                    run_handle(core, handle, debug)?;
+                match handed::run_next(core, debug)? {
+                    Some(handle) => run_handle(core, watch, due, handle, debug)?,
+                    None => ended(core, watch, due, &Who::Callback(None))?,
                 }
             }
         }
@@ -168,23 +191,47 @@ fn turn<'py>(
     Ok(())
 }
 
+/// An entry of the ring has run; if it is timed (`due`), what it has written leaves within its time.
+#[inline(always)]
+fn ended(
+    core: &Bound<'_, LoopCore>,
+    watch: &mut Watch,
+    due: bool,
+    who: &Who<'_, '_>,
+) -> PyResult<()> {
+    if due {
+        held::release(core)?;
+    }
+    watch.stepped(core, who);
+    Ok(())
+}
+
 #[inline]
 fn run_handle<'py>(
     core: &Bound<'py, LoopCore>,
+    watch: &mut Watch,
+    due: bool,
     handle: Bound<'py, PyAny>,
     debug: bool,
 ) -> PyResult<()> {
+    // A handle that has run has forgotten what it ran.
+    let callback = if due { handle::callback(&handle) } else { None };
     if debug {
         core.call_method1("_run_in_debug", (&handle,))?;
     } else {
         handle::run(&handle)?;
         core.get().recycle(core.py(), handle);
     }
-    Ok(())
+    ended(core, watch, due, &Who::Callback(callback.as_ref()))
 }
 
 /// Fills `batch` with what is ready; sleeps only if there is nothing else to do.
-fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<()> {
+fn poll(
+    core: &Bound<'_, LoopCore>,
+    batch: &mut Batch,
+    watch: &mut Watch,
+    busy: bool,
+) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
     let selector = state.reactor().selector(py)?;
@@ -220,8 +267,13 @@ fn poll(core: &Bound<'_, LoopCore>, batch: &mut Batch, busy: bool) -> PyResult<(
         }
         timeout = None;
     }
+    watch.waits(core);
     state.set_sleeping(true);
-    let result = py.detach(|| selector.wait(batch, timeout));
+    let result = py.detach(|| {
+        let found = selector.wait(batch, timeout);
+        watch.woke();
+        found
+    });
     state.set_sleeping(false);
     result.map_err(os_error)?;
     call::check_signals(py)
@@ -257,12 +309,12 @@ pub fn drop_stale(core: &Bound<'_, LoopCore>) {
 }
 
 /// Moves timers that are due to the ready ring, in order.
-fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
+fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
     let py = core.py();
     let state = core.get();
     loop {
         let stale = state.queue(py, |queue| {
-            while let Some(timer) = queue.timers.pop_due(now) {
+            while let Some((late, timer)) = queue.timers.pop_due(now) {
                 if timer.is_stale() {
                     queue.timers.forget_cancelled();
                     return Some(timer);
@@ -270,6 +322,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
                 if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
                     handle::set_scheduled(&timer, false);
                 }
+                watch.fired(late);
                 queue.ready.push(timer);
             }
             None
@@ -282,16 +335,33 @@ fn fire_due(core: &Bound<'_, LoopCore>, now: u64) {
     }
 }
 
-fn deliver(core: &Bound<'_, LoopCore>, batch: &Batch, index: usize) -> PyResult<()> {
+/// Tells whoever waits for one descriptor; what that has written leaves.
+fn deliver(
+    core: &Bound<'_, LoopCore>,
+    batch: &Batch,
+    index: usize,
+    watch: &mut Watch,
+) -> PyResult<()> {
     let py = core.py();
     let state = core.get();
     let Some(event) = batch.get(index) else {
         return Ok(());
     };
-    match state.reactor().deliver(py, event) {
-        Delivery::Stream(transport) => StreamTransport::deliver(&transport.into_bound(py), event),
-        Delivery::Datagram(endpoint) => DatagramTransport::deliver(&endpoint.into_bound(py), event),
-        Delivery::Listener(listener) => Listener::deliver(&listener.into_bound(py)),
+    let called = match state.reactor().deliver(py, event) {
+        Delivery::Stream(transport) => {
+            let transport = transport.into_bound(py);
+            StreamTransport::deliver(&transport, event)?;
+            Some(transport.into_any())
+        }
+        Delivery::Datagram(endpoint) => {
+            let endpoint = endpoint.into_bound(py);
+            DatagramTransport::deliver(&endpoint, event)?;
+            Some(endpoint.into_any())
+        }
+        Delivery::Listener(listener) => {
+            Listener::deliver(&listener.into_bound(py))?;
+            None
+        }
         Delivery::Callbacks(reader, writer) => {
             for due in [reader, writer] {
                 match due {
@@ -303,8 +373,16 @@ fn deliver(core: &Bound<'_, LoopCore>, batch: &Batch, index: usize) -> PyResult<
                     }
                 }
             }
-            Ok(())
+            None
         }
-        Delivery::Nothing => Ok(()),
+        Delivery::Nothing => None,
+    };
+    held::release(core)?;
+    watch.delivered(core, called.as_ref());
+    if called.is_some() {
+        // Letting go of the last reference to a transport may have written to another one.
+        drop(called);
+        return held::release(core);
     }
+    Ok(())
 }

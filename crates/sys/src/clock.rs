@@ -68,8 +68,8 @@ pub fn process_cpu() -> std::time::Duration {
 /// A clock for bounds that need not be exact, such as how long a busy loop goes without a poll: the
 /// processor's counter, which costs a third of a clock read, held against the real clock at each poll.
 ///
-/// It may be off by what the counter's rate drifts between two polls, or by more on machines whose counter
-/// stops or differs between cores; never use it for deadlines. Without such a counter it is the real clock.
+/// It may be off by what the counter's rate drifts between two settings; never use it for deadlines. Without such a
+/// counter, or with one whose rate changes, it is the real clock.
 #[derive(Debug, Default)]
 pub struct CoarseClock {
     #[cfg(target_arch = "x86_64")]
@@ -86,7 +86,41 @@ fn ticks() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
+/// Whether the counter runs at one rate in all states of the processor, as it says itself.
+#[cfg(target_arch = "x86_64")]
+fn is_steady() -> bool {
+    use std::arch::x86_64::__cpuid;
+    use std::sync::OnceLock;
+
+    const ADVANCED_POWER: u32 = 0x8000_0007;
+    const INVARIANT_COUNTER: u32 = 1 << 8;
+    static STEADY: OnceLock<bool> = OnceLock::new();
+    *STEADY.get_or_init(|| {
+        // SAFETY: every x86-64 processor has this instruction; the first call says which others make sense.
+        #[allow(unused_unsafe)]
+        unsafe {
+            __cpuid(0x8000_0000).eax >= ADVANCED_POWER
+                && __cpuid(ADVANCED_POWER).edx & INVARIANT_COUNTER != 0
+        }
+    })
+}
+
 impl CoarseClock {
+    /// The real clock is to be asked this often, so that the two do not part.
+    const MAX_AGE_NS: u64 = 1_000_000;
+
+    /// Whether it is time, at `now`, to say what the real clock shows.
+    #[inline]
+    pub fn is_old(&self, now: u64) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.ns_per_tick == 0.0 || now.saturating_sub(self.last.0) >= Self::MAX_AGE_NS;
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = now;
+            false
+        }
+    }
+
     /// About how long the rate is measured before it is used.
     #[cfg(target_arch = "x86_64")]
     const CALIBRATION_NS: u64 = 1_000_000;
@@ -100,7 +134,11 @@ impl CoarseClock {
             self.last = (now, ticks);
             let (first_ns, first_ticks) = *self.first.get_or_insert(self.last);
             let elapsed = now.saturating_sub(first_ns);
-            if self.ns_per_tick == 0.0 && elapsed >= Self::CALIBRATION_NS && ticks > first_ticks {
+            if self.ns_per_tick == 0.0
+                && elapsed >= Self::CALIBRATION_NS
+                && ticks > first_ticks
+                && is_steady()
+            {
                 self.ns_per_tick = elapsed as f64 / (ticks - first_ticks) as f64;
             }
         }

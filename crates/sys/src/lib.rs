@@ -11,6 +11,7 @@
 //! * [`pipe`]: pipes whose ends never block.
 //! * [`clock`]: monotonic nanoseconds.
 //! * [`fork`]: whether we are in a forked child.
+//! * [`thread`]: a thread as another one sees it.
 //! * [`precision`]: timers without slack while a loop runs.
 //!
 //! Differences between systems end here: nothing above this crate asks what system it runs on.
@@ -23,3 +24,4 @@ pub mod precision;
 pub mod process;
 pub mod selector;
 pub mod socket;
+pub mod thread;

@@ -30,6 +30,9 @@ from tideloop.loop.tasks import Task, is_stock, list_tasks_of
 from tideloop.loop.tls import TlsLoop, tls_driver
 from tideloop.loop.transports import SocketTransport
 
+if TYPE_CHECKING:
+    from tideloop.observe.metrics import LoopMetrics
+
 __all__ = ["EventLoop", "new_event_loop"]
 
 
@@ -37,6 +40,17 @@ def _logger() -> logging.Logger:
     # Looked up each time: it is asyncio's, and programs replace it there.
     logger: logging.Logger = base_events.logger  # type: ignore[attr-defined]
     return logger
+
+
+def is_observed_by_default() -> bool:
+    """What ``TIDELOOP_OBSERVE`` says: 1 (also if it is not set) or 0.
+
+    Raises ValueError for anything else.
+    """
+    asked = os.environ.get("TIDELOOP_OBSERVE") or "1"
+    if asked not in ("0", "1"):
+        raise ValueError(f"TIDELOOP_OBSERVE is {asked!r}; expected '0' or '1'")
+    return asked == "1"
 
 
 class _Engine:
@@ -69,20 +83,25 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     environment variable ``TIDELOOP_TASKS``, or else native ones where this Python allows them.
     ``TIDELOOP_TLS=python`` in the environment has TLS connections call Python's ssl module only.
 
+    observe: whether the loop counts what ``metrics()`` tells; ``None`` takes the environment variable
+    ``TIDELOOP_OBSERVE`` (``0`` turns it off), or else True.
+
     Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every
     asyncio loop it belongs to one thread at a time; only ``call_soon_threadsafe`` (and what is built on it)
     may be called from others.
     """
 
-    def __new__(cls, selector: str | None = None, tasks: str | None = None) -> EventLoop:
+    def __new__(cls, selector: str | None = None, tasks: str | None = None, observe: bool | None = None) -> EventLoop:
         selector = selector or os.environ.get("TIDELOOP_SELECTOR") or None
         tasks = tasks or os.environ.get("TIDELOOP_TASKS") or None
+        if observe is None:
+            observe = is_observed_by_default()
         driver = tls_driver()
-        loop = cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks))
+        loop = cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks, observe=observe))
         loop.tls_driver = driver
         return loop
 
-    def __init__(self, selector: str | None = None, tasks: str | None = None) -> None:
+    def __init__(self, selector: str | None = None, tasks: str | None = None, observe: bool | None = None) -> None:
         super().__init__(_Engine(self))  # type: ignore[arg-type]
         list_tasks_of(self)
 
@@ -97,6 +116,7 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         """
         self._check_closed()
         self._check_running()
+        self._start_watchdog()
         self._set_coroutine_origin_tracking(self._debug)
         old_hooks = sys.get_asyncgen_hooks()
         try:
@@ -161,6 +181,42 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
             f"<{self.__class__.__name__} running={self.is_running()} "
             f"closed={self.is_closed()} debug={self.get_debug()}>"
         )
+
+    # --- what it does with its time -------------------------------------------------------------------
+
+    def metrics(self) -> LoopMetrics:
+        """Tell what the loop has done with its time since it was made, and what it has to do now.
+
+        From any thread. Raises RuntimeError if the loop was made with ``observe=False``.
+        """
+        from tideloop.observe.metrics import metrics_of
+
+        counted = self._metrics()
+        if counted is None:
+            raise RuntimeError(f"{self!r} is not observed: it was made with observe=False, or TIDELOOP_OBSERVE is 0")
+        executor = self._default_executor
+        queue = getattr(executor, "_work_queue", None)
+        return metrics_of(counted, self._counts(), queue.qsize() if queue is not None else 0)
+
+    def _start_watchdog(self) -> None:
+        """The loop is about to run: with the first one that is observed the watchdog starts."""
+        if self._is_observed():
+            from tideloop.watchdog import watch
+
+            watch()
+
+    def _blocked(
+        self,
+        took: int,
+        cause: str,
+        task: asyncio.Task[Any] | None,
+        place: tuple[str, str, int],
+        stacks: list[list[tuple[str, int, str]]],
+    ) -> None:
+        """A step has blocked the loop, as the native half has seen."""
+        from tideloop.watchdog import tell
+
+        tell(self, took, cause, task, place, stacks)
 
     # --- sockets of the application ------------------------------------------------------------------
 

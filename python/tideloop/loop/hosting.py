@@ -124,6 +124,7 @@ class Guest(Generic[_T]):
         loop = self.loop
         with contextlib.ExitStack() as held:
             held.callback(wait.close)
+            loop._start_watchdog()
             guest_begin(loop)
             held.callback(guest_end, loop)
             loop._hosted = True

@@ -112,6 +112,8 @@ class SignalLoop(LoopBase):
         self._internal_fds -= 1
         for end in (self._ssock, self._csock):
             if end is not None:
-                self._remove_reader(end)
+                # A loop that nobody has closed is garbage together with these, which may have ended first.
+                if end.fileno() >= 0:
+                    self._remove_reader(end)
                 end.close()
         self._ssock = self._csock = None

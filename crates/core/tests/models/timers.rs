@@ -162,7 +162,7 @@ fn sweep(timers: &mut Timers<usize>, model: &mut Model) {
 
 fn fire(timers: &mut Timers<usize>, model: &mut Model) {
     let mut fired = Vec::new();
-    while let Some(number) = timers.pop_due(model.now) {
+    while let Some((_, number)) = timers.pop_due(model.now) {
         if model.stale.remove(&number) {
             timers.forget_cancelled();
         } else {

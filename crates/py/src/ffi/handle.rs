@@ -458,6 +458,13 @@ unsafe fn show_sleeper(py: Python<'_>, object: *mut HandleObject) {
     }
 }
 
+/// What a handle is going to call; None if it has run or was cancelled.
+pub fn callback<'py>(handle: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    let object = handle.as_ptr().cast::<HandleObject>();
+    // SAFETY: `handle` was made by `new` and is alive; the field is null or owns a reference.
+    unsafe { Bound::from_borrowed_ptr_or_opt(handle.py(), (*object).callback) }
+}
+
 /// Runs a handle's callback in its context, unless it was cancelled.
 ///
 /// # Errors

@@ -34,6 +34,7 @@ pub mod operation;
 pub mod owner;
 pub mod park;
 pub mod piece;
+pub mod probe;
 pub mod recent;
 pub mod refcheck;
 pub mod shadows;

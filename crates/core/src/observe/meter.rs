@@ -1,0 +1,530 @@
+//! The writer of an [`Instrument`]: it decides which steps are timed, and books the time between two reads.
+
+use super::arrivals::Arrivals;
+use super::instrument::Instrument;
+
+/// Fewest steps that are timed together, followed by one that is timed on its own; up to 31 more by chance, so
+/// that tasks which take turns are not always met at the same one.
+const GAP: u32 = 24;
+
+/// Steps that have to be short on average before most are no longer timed.
+const WINDOW: u32 = 32;
+
+/// Short, in nanoseconds.
+const SHORT: u64 = 2_000;
+
+/// From here on a step is reported on its own, in nanoseconds.
+const LONG: u64 = 200_000;
+
+/// Steps that are timed one by one after a long one that could not be told from its neighbours: one for each
+/// microsecond that it took, which costs some 2 % of that, up to so many. On a busy machine it is mostly another
+/// process that has made a step long.
+const CAREFUL: u64 = 4_096;
+
+/// Gaps in a row whose steps were not short, after which each step is timed again.
+const STRIKES: u32 = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Each,
+    Gap,
+    Sample,
+}
+
+/// What a read of the clock has told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub enum Timed {
+    /// The step that has ended took so many nanoseconds.
+    Step(u64),
+    /// So many steps took so long, of which one was long.
+    Among(u64, u32),
+    /// Nothing to speak of.
+    #[default]
+    Short,
+}
+
+/// One run's writer. It is told of each step ([`Meter::tick`]), of each read of the clock, and of polls and waits.
+#[derive(Debug)]
+pub struct Meter {
+    /// Steps until the clock is read; never 0 between steps.
+    left: u32,
+    /// The same when it was read last.
+    open: u32,
+    on: bool,
+    pace: Pace,
+    /// The last read.
+    last: u64,
+    /// Entries that have left the ready ring, but for those since the last read.
+    left_ring: u64,
+    arrivals: Arrivals,
+    /// Steps of the window, and what they took.
+    window: (u32, u64),
+    careful: u32,
+    /// What a step of the last gap took.
+    typical: u64,
+    /// Steps of the gap that the histograms have not seen: the sample will stand for them.
+    owed: u64,
+    chance: u64,
+    strikes: u32,
+}
+
+impl Meter {
+    /// A meter that reads the clock, or one that never does.
+    #[must_use]
+    pub fn new(on: bool) -> Self {
+        Self {
+            left: if on { 1 } else { u32::MAX },
+            open: 1,
+            on,
+            pace: Pace::Each,
+            last: 0,
+            left_ring: 0,
+            arrivals: Arrivals::default(),
+            window: (0, 0),
+            careful: 0,
+            typical: 0,
+            owed: 0,
+            chance: 1,
+            strikes: 0,
+        }
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Whether the clock will be read behind the step that begins.
+    #[inline]
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.left == 1
+    }
+
+    /// A step of the ready ring has ended: whether the clock has to be read, for [`Meter::read`].
+    #[inline]
+    #[must_use]
+    pub fn tick(&mut self) -> bool {
+        self.left -= 1;
+        if self.left != 0 {
+            return false;
+        }
+        if !self.on {
+            self.left = u32::MAX;
+        }
+        self.on
+    }
+
+    /// The end of the last step, if that was timed on its own: as good as the time.
+    #[inline]
+    #[must_use]
+    pub fn fresh(&self) -> Option<u64> {
+        (self.on && self.pace == Pace::Each && self.last != 0).then_some(self.last)
+    }
+
+    /// The last read, if the clock is read at all.
+    #[inline]
+    #[must_use]
+    pub fn last_read(&self) -> Option<u64> {
+        self.on.then_some(self.last)
+    }
+
+    /// The clock shows `now` behind a step of the ring, in which `waiting` entries are left.
+    pub fn read(&mut self, shared: &Instrument, now: u64, waiting: usize) -> Timed {
+        let (began, took) = self.advance(shared, now);
+        let timed = match self.pace {
+            Pace::Each => self.each(shared, began, took),
+            Pace::Gap => self.gap(shared, took),
+            Pace::Sample => self.sample(shared, began, took),
+        };
+        self.arrivals.mark(self.left_ring + waiting as u64, now);
+        timed
+    }
+
+    #[inline]
+    fn advance(&mut self, shared: &Instrument, now: u64) -> (u64, u64) {
+        let began = std::mem::replace(&mut self.last, now);
+        shared.runs_since(now);
+        (began, now.saturating_sub(began))
+    }
+
+    /// Books how long the entry that has begun to run at `began` had waited.
+    #[inline]
+    fn delay(&mut self, shared: &Instrument, began: u64, weight: u64) {
+        let came = self.arrivals.leaves(self.left_ring).unwrap_or(began);
+        shared.ready_delays.add(began.saturating_sub(came), weight);
+    }
+
+    #[inline]
+    fn each(&mut self, shared: &Instrument, began: u64, took: u64) -> Timed {
+        shared.steps.add(took, 1);
+        shared.add_steps(1, took);
+        self.delay(shared, began, 1);
+        self.left_ring += 1;
+        self.left = 1;
+        self.careful = self.careful.saturating_sub(1);
+        self.window = (self.window.0 + 1, self.window.1.saturating_add(took));
+        if self.window.0 == WINDOW {
+            if self.window.1 < SHORT * u64::from(WINDOW) && self.careful == 0 {
+                self.typical = self.window.1 / u64::from(WINDOW);
+                self.begin_gap();
+            }
+            self.window = (0, 0);
+        }
+        Self::told(took)
+    }
+
+    /// Books what was timed together, all of a gap or its part before a poll, and says how to go on.
+    fn gap(&mut self, shared: &Instrument, took: u64) -> Timed {
+        let count = self.open - self.left;
+        if count == 0 {
+            shared.add_internal(took);
+            return Timed::Short;
+        }
+        let others = u64::from(count);
+        self.left_ring += others;
+        self.open = self.left;
+        shared.add_steps(others, took);
+        if took >= LONG {
+            shared.steps.add(took, 1);
+            self.owed += others - 1;
+            self.settle(shared);
+            self.careful = (took / 1_000).min(CAREFUL) as u32;
+            self.at_each_step();
+            return Timed::Among(took, count);
+        }
+        self.owed += others;
+        self.typical = took / others;
+        if self.left == 0 {
+            self.pace = Pace::Sample;
+            self.set(1);
+        }
+        Timed::Short
+    }
+
+    /// Books a step that stands for those of the gap before it, unless it is a long one.
+    fn sample(&mut self, shared: &Instrument, began: u64, took: u64) -> Timed {
+        shared.add_steps(1, took);
+        self.delay(shared, began, 1 + self.owed);
+        self.left_ring += 1;
+        if took < LONG {
+            shared.steps.add(took, 1 + std::mem::take(&mut self.owed));
+        } else {
+            shared.steps.add(took, 1);
+            self.settle(shared);
+        }
+        self.strikes = match self.typical {
+            0..SHORT => 0,
+            _ => self.strikes + 1,
+        };
+        if self.strikes < STRIKES {
+            self.begin_gap();
+        } else {
+            self.at_each_step();
+        }
+        Self::told(took)
+    }
+
+    /// Counts the steps that no sample has stood for as what they took on average.
+    fn settle(&mut self, shared: &Instrument) {
+        if self.owed > 0 {
+            shared
+                .steps
+                .add(self.typical, std::mem::take(&mut self.owed));
+        }
+    }
+
+    #[inline]
+    fn told(took: u64) -> Timed {
+        match took {
+            0..LONG => Timed::Short,
+            _ => Timed::Step(took),
+        }
+    }
+
+    #[inline]
+    fn set(&mut self, left: u32) {
+        self.left = left;
+        self.open = left;
+    }
+
+    #[inline]
+    fn begin_gap(&mut self) {
+        // Knuth's MMIX generator; its upper bits are good enough for this.
+        self.chance = self
+            .chance
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.pace = Pace::Gap;
+        self.set(GAP + (self.chance >> 59) as u32);
+    }
+
+    fn at_each_step(&mut self) {
+        self.pace = Pace::Each;
+        self.strikes = 0;
+        self.set(1);
+        self.window = (0, 0);
+    }
+
+    /// The loop runs from `now` on.
+    pub fn starts(&mut self, shared: &Instrument, now: u64) {
+        if self.on {
+            self.last = now;
+            shared.runs_since(now);
+        }
+    }
+
+    /// The clock shows `now` before a poll: what is timed together is booked so far.
+    pub fn pauses(&mut self, shared: &Instrument, now: u64) -> Timed {
+        if !self.on {
+            return Timed::Short;
+        }
+        let (_, took) = self.advance(shared, now);
+        shared.runs_nothing();
+        if self.pace == Pace::Gap {
+            return self.gap(shared, took);
+        }
+        shared.add_internal(took);
+        Timed::Short
+    }
+
+    /// The run is over.
+    pub fn ends(&mut self, shared: &Instrument, now: u64) -> Timed {
+        let timed = self.pauses(shared, now);
+        self.settle(shared);
+        timed
+    }
+
+    /// The loop waits from `now` on.
+    pub fn waits(&mut self, shared: &Instrument, now: u64) {
+        if self.on {
+            shared.add_internal(now.saturating_sub(self.last));
+            self.last = now;
+            shared.waits_since(now);
+        }
+    }
+
+    /// The loop has waited until `now`. It may wait for the GIL from here on, which is not idling.
+    pub fn woke(&mut self, shared: &Instrument, now: u64) {
+        if self.on {
+            let (_, took) = self.advance(shared, now);
+            shared.add_idle(took);
+        }
+    }
+
+    /// The selector was asked; what it has found is delivered from `now` on, behind `waiting` entries of the ring.
+    /// How long the loop was busy with it, and whether it is time for the gauges, which a loop that waits has anyway.
+    pub fn polled(&mut self, shared: &Instrument, now: u64, waiting: usize) -> (u64, bool) {
+        if !self.on {
+            return (0, false);
+        }
+        let (_, took) = self.advance(shared, now);
+        shared.add_internal(took);
+        self.arrivals.mark(self.left_ring + waiting as u64, now);
+        (took, shared.polled(now))
+    }
+
+    /// What was found for one descriptor was delivered by `now`, to a protocol (`called`) or the ring.
+    pub fn delivered(&mut self, shared: &Instrument, now: u64, called: bool) -> Timed {
+        if !self.on {
+            return Timed::Short;
+        }
+        let (_, took) = self.advance(shared, now);
+        if !called {
+            shared.add_internal(took);
+            return Timed::Short;
+        }
+        shared.steps.add(took, 1);
+        shared.add_steps(1, took);
+        Self::told(took)
+    }
+
+    /// All was delivered and the timers that are due have joined the ring, in which `waiting` entries are now.
+    #[inline]
+    pub fn turns(&mut self, now: u64, waiting: usize) {
+        if self.on {
+            self.arrivals.mark(self.left_ring + waiting as u64, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop whose steps take what is said, run one turn after the other.
+    struct Bench {
+        meter: Meter,
+        shared: Instrument,
+        now: u64,
+        reads: u64,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut bench = Self {
+                meter: Meter::new(true),
+                shared: Instrument::default(),
+                now: 1_000_000,
+                reads: 0,
+            };
+            bench.meter.starts(&bench.shared, bench.now);
+            bench
+        }
+
+        fn step(&mut self, took: u64, waiting: usize) -> Timed {
+            self.now += took;
+            if !self.meter.tick() {
+                return Timed::Short;
+            }
+            self.reads += 1;
+            self.meter.read(&self.shared, self.now, waiting)
+        }
+    }
+
+    #[test]
+    fn long_steps_are_all_timed() {
+        let mut bench = Bench::new();
+        for n in 0..1_000 {
+            assert_eq!(bench.step(200_000 + n, 0), Timed::Step(200_000 + n));
+        }
+        assert_eq!(bench.reads, 1_000);
+        assert_eq!(bench.shared.steps.read().count(), 1_000);
+        assert_eq!(bench.shared.counts().0, 1_000);
+    }
+
+    #[test]
+    fn short_steps_are_read_twice_in_forty_and_counted_all() {
+        let mut bench = Bench::new();
+        for n in 0..160_032_u64 {
+            assert_eq!(bench.step(200 + n * 7 % 50, 3), Timed::Short);
+        }
+        assert!((7_000..9_000).contains(&bench.reads), "{}", bench.reads);
+        let _ = bench.meter.ends(&bench.shared, bench.now);
+        let steps = bench.shared.steps.read();
+        assert_eq!(steps.count(), 160_032);
+        let median = steps.quantile(0.5).unwrap() as f64;
+        assert!((median / 224.0 - 1.0).abs() < 0.05, "{median}");
+        assert_eq!(
+            bench.shared.spent(bench.now).callbacks,
+            bench.now - 1_000_000
+        );
+    }
+
+    #[test]
+    fn a_sample_shows_what_is_rare_and_short() {
+        // One in ten takes 5 µs: a quantile that averages of gaps would not show.
+        let mut bench = Bench::new();
+        let mut seed = 1_u64;
+        for _ in 0..400_000 {
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let took = if seed >> 60 == 0 { 5_000 } else { 300 };
+            let _ = bench.step(took, 0);
+        }
+        let steps = bench.shared.steps.read();
+        let (p90, p97) = (steps.quantile(0.9).unwrap(), steps.quantile(0.97).unwrap());
+        assert!((290..=313).contains(&p90), "{p90}");
+        assert!((4_780..=5_000).contains(&p97), "{p97}");
+    }
+
+    #[test]
+    fn a_long_step_among_short_ones_is_found_and_named_when_it_comes_again() {
+        let mut bench = Bench::new();
+        for _ in 0..1_000 {
+            assert_eq!(bench.step(200, 0), Timed::Short);
+        }
+        let mut found = bench.step(30_000_000, 0);
+        while found == Timed::Short {
+            found = bench.step(200, 0);
+        }
+        assert!(
+            matches!(found, Timed::Among(took, 24..=55) if took >= 30_000_000)
+                || found == Timed::Step(30_000_000)
+        );
+        assert_eq!(bench.step(20_000_000, 0), Timed::Step(20_000_000));
+        assert_eq!(bench.step(200, 0), Timed::Short);
+        assert_eq!(bench.step(10_000_000, 0), Timed::Step(10_000_000));
+    }
+
+    #[test]
+    fn a_poll_and_a_wait_are_no_steps() {
+        let mut bench = Bench::new();
+        for _ in 0..WINDOW + 7 {
+            let _ = bench.step(100, 0);
+        }
+        assert_eq!(bench.meter.ends(&bench.shared, bench.now), Timed::Short);
+        assert_eq!(bench.shared.began(), None);
+        bench.meter.waits(&bench.shared, bench.now + 10);
+        bench.meter.woke(&bench.shared, bench.now + 500_010);
+        let _ = bench.meter.polled(&bench.shared, bench.now + 500_020, 0);
+        assert_eq!(bench.shared.began(), Some(bench.now + 500_020));
+        let spent = bench.shared.spent(bench.now + 500_020);
+        assert_eq!(
+            (spent.callbacks, spent.internal, spent.idle),
+            (3_900, 20, 500_000)
+        );
+        assert_eq!(bench.shared.counts(), (39, 1));
+        assert_eq!(bench.shared.steps.read().count(), 39);
+    }
+
+    #[test]
+    fn delays_are_those_of_waiting_behind_others() {
+        let mut bench = Bench::new();
+        // Ten entries are there; each takes 2 µs, and puts another one behind the others.
+        bench.meter.turns(bench.now, 10);
+        for _ in 0..500 {
+            let _ = bench.step(2_000, 10);
+        }
+        let delays = bench.shared.ready_delays.read();
+        assert_eq!(delays.count(), 500);
+        let median = delays.quantile(0.5).unwrap() as f64;
+        // From the end of the step that has scheduled it: nine others.
+        assert!((median / 18_000.0 - 1.0).abs() < 0.05, "{median}");
+    }
+
+    #[test]
+    fn delays_of_short_steps_are_found_in_a_long_ring() {
+        let mut bench = Bench::new();
+        bench.meter.turns(bench.now, 1_000);
+        for _ in 0..100_000 {
+            let _ = bench.step(200, 1_000);
+        }
+        let delays = bench.shared.ready_delays.read();
+        let median = delays.quantile(0.5).unwrap() as f64;
+        assert!((median / 200_000.0 - 1.0).abs() < 0.08, "{median}");
+        assert!(delays.count().abs_diff(100_000) < 600, "{}", delays.count());
+    }
+
+    #[test]
+    fn polls_between_short_steps_change_no_quantile() {
+        let mut bench = Bench::new();
+        for n in 0..100_000_u64 {
+            let _ = bench.step(if n % 4 == 0 { 600 } else { 200 }, 0);
+            if n % 5 == 0 {
+                let _ = bench.meter.pauses(&bench.shared, bench.now);
+                bench.now += 3_000;
+                let _ = bench.meter.polled(&bench.shared, bench.now, 0);
+            }
+        }
+        let _ = bench.meter.ends(&bench.shared, bench.now);
+        let steps = bench.shared.steps.read();
+        assert_eq!(steps.count(), 100_000);
+        let (p70, p80) = (steps.quantile(0.70).unwrap(), steps.quantile(0.80).unwrap());
+        assert!(
+            (190..=210).contains(&p70) && (570..=630).contains(&p80),
+            "{p70} {p80}"
+        );
+        assert_eq!(bench.shared.spent(bench.now).internal, 60_000_000);
+    }
+
+    #[test]
+    fn off_reads_nothing() {
+        let mut meter = Meter::new(false);
+        assert!((0..100).all(|_| !meter.tick()));
+        assert_eq!(meter.fresh(), None);
+    }
+}

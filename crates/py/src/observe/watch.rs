@@ -1,0 +1,251 @@
+//! A run's own part of observing: the clock, the meter, and the meter's readers.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use tideloop_core::observe::{Meter, Timed};
+use tideloop_sys::clock::{self, CoarseClock};
+
+use super::slowest::Slow;
+use super::watchdog::{self, Block, Watched};
+use super::who::Who;
+use super::{Instrument, Observed};
+use crate::event_loop::LoopCore;
+
+/// The clock of a run's turns, and what observes them.
+pub struct Watch {
+    pub coarse: CoarseClock,
+    meter: Meter,
+    observed: Option<Arc<Observed>>,
+    watched: Option<Arc<Watched>>,
+}
+
+impl Watch {
+    /// A run of this loop begins.
+    pub fn new(core: &LoopCore) -> Self {
+        let observed = core.observed().cloned();
+        let mut watch = Self {
+            coarse: CoarseClock::default(),
+            meter: Meter::new(observed.is_some()),
+            watched: observed.as_ref().and_then(watchdog::enters),
+            observed,
+        };
+        if watch.observed.is_some() {
+            let now = watch.real();
+            watch.note_shared(|meter, shared| meter.starts(shared, now));
+        }
+        watch
+    }
+
+    /// The real clock, by which the other one is set.
+    #[inline]
+    pub fn real(&mut self) -> u64 {
+        let now = clock::monotonic_ns();
+        self.coarse.set(now);
+        now
+    }
+
+    /// About the time, for free if a step was just timed.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.meter.fresh().unwrap_or_else(|| self.coarse.now())
+    }
+
+    #[inline]
+    fn note_shared<R: Default>(&mut self, note: impl FnOnce(&mut Meter, &Instrument) -> R) -> R {
+        match &self.observed {
+            Some(observed) => note(&mut self.meter, &observed.instrument),
+            None => R::default(),
+        }
+    }
+
+    /// Whether the step that begins will be timed, so that it has to be kept to be asked who it was.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.meter.is_on() && self.meter.is_due()
+    }
+
+    /// A step of the ring has ended. What it has written must have left if it [was due](Watch::is_due).
+    #[inline(always)]
+    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+        if self.meter.tick() {
+            self.read(core, who);
+        }
+    }
+
+    #[inline(never)]
+    fn read(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+        let now = self.coarse.now();
+        let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
+        let timed = self.note_shared(|meter, shared| meter.read(shared, now, waiting));
+        self.report(core, timed, now, who);
+    }
+
+    #[inline]
+    fn report(&self, core: &Bound<'_, LoopCore>, timed: Timed, now: u64, who: &Who<'_, '_>) {
+        match timed {
+            Timed::Short => {}
+            Timed::Step(took) => self.describe(core, took, 1, now, who),
+            Timed::Among(took, count) => self.describe(core, took, count, now, &Who::OneOf),
+        }
+    }
+
+    #[cold]
+    fn describe(
+        &self,
+        core: &Bound<'_, LoopCore>,
+        took: u64,
+        among: u32,
+        now: u64,
+        who: &Who<'_, '_>,
+    ) {
+        if watchdog::is_block(took)
+            && let Some(watched) = &self.watched
+        {
+            let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
+            if let Err(error) = blocked(core, took, who, &block) {
+                error.write_unraisable(core.py(), Some(core.as_any()));
+            }
+        }
+        let Some(observed) = &self.observed else {
+            return;
+        };
+        if !observed.slowest.admits(took) {
+            return;
+        }
+        let found = who.describe();
+        observed.slowest.add(Slow {
+            took,
+            ended: now,
+            what: found.what,
+            file: found.file,
+            line: found.line,
+            task: found.task,
+            among,
+        });
+    }
+
+    /// What ran until `now` is followed by a poll.
+    #[inline]
+    pub fn pauses(&mut self, core: &Bound<'_, LoopCore>, now: u64) {
+        let timed = self.note_shared(|meter, shared| meter.pauses(shared, now));
+        self.report(core, timed, now, &Who::OneOf);
+    }
+
+    /// The loop is about to wait.
+    pub fn waits(&mut self, core: &Bound<'_, LoopCore>) {
+        if self.meter.is_on() {
+            self.gauge(core);
+            let now = self.coarse.now();
+            self.note_shared(|meter, shared| meter.waits(shared, now));
+        }
+    }
+
+    #[cold]
+    fn gauge(&self, core: &Bound<'_, LoopCore>) {
+        if self.watched.is_some() {
+            watchdog::keeps_watch();
+        }
+        if let Some(observed) = &self.observed {
+            let (ready, timers, descriptors) = core.get().counts(core.py());
+            observed.instrument.gauge(ready, timers, descriptors);
+        }
+    }
+
+    /// The wait is over. Called without the GIL, which others may go on to hold: that is no idling.
+    pub fn woke(&mut self) {
+        if self.meter.is_on() {
+            let now = self.real();
+            self.note_shared(|meter, shared| meter.woke(shared, now));
+        }
+    }
+
+    /// The selector was asked; what it has found is delivered from now on.
+    #[inline]
+    pub fn polled(&mut self, core: &Bound<'_, LoopCore>) {
+        if self.meter.is_on() {
+            let now = self.coarse.now();
+            let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
+            let (took, gauge) =
+                self.note_shared(|meter, shared| meter.polled(shared, now, waiting));
+            if watchdog::is_block(took) {
+                self.describe(core, took, 1, now, &Who::Loop);
+            }
+            if gauge {
+                self.gauge(core);
+            }
+        }
+    }
+
+    /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
+    #[inline]
+    pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
+        if self.meter.is_on() {
+            let now = self.coarse.now();
+            let timed =
+                self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
+            if let Some(transport) = to {
+                self.report(core, timed, now, &Who::Transport(transport));
+            }
+        }
+    }
+
+    /// The time after a poll: the real one if it matters, or once in a while.
+    #[inline]
+    pub fn after_poll(&mut self, matters: bool) -> u64 {
+        match self.meter.last_read() {
+            Some(last) if !matters && !self.coarse.is_old(last) => last,
+            _ => self.real(),
+        }
+    }
+
+    /// The ring has so many entries now.
+    #[inline]
+    pub fn turns(&mut self, now: u64, waiting: usize) {
+        self.meter.turns(now, waiting);
+    }
+
+    /// A timer fired so late, in nanoseconds.
+    #[inline]
+    pub fn fired(&self, late: u64) {
+        if let Some(observed) = &self.observed {
+            observed.instrument.lateness.add(late, 1);
+        }
+    }
+}
+
+impl Drop for Watch {
+    /// The run is over, however it has ended.
+    fn drop(&mut self) {
+        if self.meter.is_on() {
+            let now = clock::monotonic_ns();
+            // Who was slow at the very end is not told: there is no turn left to tell it in.
+            let _ended: Timed = self.note_shared(|meter, shared| meter.ends(shared, now));
+        }
+        if let Some(watched) = &self.watched {
+            watchdog::leaves(watched);
+        }
+    }
+}
+
+/// Tells the Python half of a step that has blocked the loop; it schedules what is to be done about that.
+fn blocked(
+    core: &Bound<'_, LoopCore>,
+    took: u64,
+    who: &Who<'_, '_>,
+    block: &Block,
+) -> PyResult<()> {
+    let found = who.describe();
+    let stacks: Vec<Vec<(&str, u32, &str)>> = block
+        .stacks
+        .iter()
+        .map(|frames| {
+            let rows = frames.iter();
+            rows.map(|frame| (frame.file.as_str(), frame.line, frame.function.as_str()))
+                .collect()
+        })
+        .collect();
+    let place = (found.what, found.file, found.line);
+    let event = (took, block.cause().name(), who.task(), place, stacks);
+    core.call_method1("_blocked", event).map(drop)
+}

@@ -1,0 +1,195 @@
+//! A thread as another one sees it: to be sent a signal, and asked what it does.
+
+use std::io;
+
+/// What the kernel says of a thread. All times are nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How long it has run, and how long it was ready to run and did not, on a processor.
+    pub ran: u64,
+    pub waited: u64,
+    /// How often it was put on a processor.
+    pub slices: u64,
+    /// The system call that it is in; None: in none, or not known.
+    pub call: Option<u32>,
+}
+
+/// A thread of this process. Whoever signals one vouches for that it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thread {
+    #[cfg(unix)]
+    handle: libc::pthread_t,
+    #[cfg(target_os = "linux")]
+    id: libc::pid_t,
+}
+
+impl Thread {
+    /// The calling one.
+    #[cfg(unix)]
+    pub fn current() -> Self {
+        Self {
+            // SAFETY: always succeeds.
+            handle: unsafe { libc::pthread_self() },
+            #[cfg(target_os = "linux")]
+            // SAFETY: always succeeds.
+            id: unsafe { libc::gettid() },
+        }
+    }
+
+    /// The calling one.
+    #[cfg(not(unix))]
+    pub fn current() -> Self {
+        Self {}
+    }
+
+    /// Whether it is the first thread of the process.
+    #[cfg(target_os = "linux")]
+    pub fn is_main(&self) -> bool {
+        // SAFETY: always succeeds.
+        self.id == unsafe { libc::getpid() }
+    }
+
+    /// Not known.
+    #[cfg(not(target_os = "linux"))]
+    pub fn is_main(&self) -> bool {
+        false
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, if there is no such signal.
+    ///
+    /// # Safety
+    ///
+    /// The thread has not ended.
+    #[cfg(unix)]
+    pub unsafe fn signal(&self, number: i32) -> io::Result<()> {
+        // SAFETY: passed on to the caller.
+        match unsafe { libc::pthread_kill(self.handle, number) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// There are no signals.
+    ///
+    /// # Errors
+    ///
+    /// Always.
+    ///
+    /// # Safety
+    ///
+    /// None is needed.
+    #[cfg(not(unix))]
+    pub unsafe fn signal(&self, _number: i32) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What the kernel says of it; None where it does not.
+    #[cfg(target_os = "linux")]
+    pub fn standing(&self) -> Option<Standing> {
+        let read = |name: &str| {
+            std::fs::read_to_string(format!("/proc/self/task/{}/{name}", self.id)).ok()
+        };
+        let times = read("schedstat")?;
+        let mut times = times.split_whitespace().map(str::parse);
+        let mut next = || times.next()?.ok();
+        Some(Standing {
+            ran: next()?,
+            waited: next()?,
+            slices: next()?,
+            call: read("syscall").and_then(|text| text.split_whitespace().next()?.parse().ok()),
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub fn standing(&self) -> Option<Standing> {
+        None
+    }
+}
+
+/// The address of what handles a signal: 0 if nothing does, 1 if it is ignored; None if there is no such signal.
+#[cfg(unix)]
+pub fn handler_of(number: i32) -> Option<usize> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given, so that nothing changes; the old one is written to the place that is given.
+    // A zeroed action is a valid one.
+    unsafe {
+        match libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) {
+            0 => Some(action.assume_init().sa_sigaction),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+pub fn handler_of(_number: i32) -> Option<usize> {
+    None
+}
+
+/// A file of our own for somebody else's descriptor.
+///
+/// # Errors
+///
+/// What the system says: it is not open, or no more may be.
+#[cfg(unix)]
+pub fn file_of(descriptor: i32) -> io::Result<std::fs::File> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    // SAFETY: takes a number, which need not be open.
+    let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) }.into())
+}
+
+/// There are no descriptors.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(unix))]
+pub fn file_of(_descriptor: i32) -> io::Result<std::fs::File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether a number of a system call is that of a wait on a lock.
+pub fn is_lock_wait(call: u32) -> bool {
+    #[cfg(target_os = "linux")]
+    return call as libc::c_long == libc::SYS_futex;
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = call;
+        false
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::{Thread, handler_of, is_lock_wait};
+
+    #[test]
+    fn a_thread_that_works_has_run() {
+        let this = Thread::current();
+        let before = this.standing().unwrap();
+        let spun = (0..30_000_000_u64).fold(0, |sum, n| sum ^ std::hint::black_box(n));
+        std::hint::black_box(spun);
+        assert!(this.standing().unwrap().ran > before.ran);
+    }
+
+    #[test]
+    fn a_wait_for_a_lock_is_told_from_others() {
+        assert!(is_lock_wait(libc::SYS_futex as u32));
+        assert!(!is_lock_wait(libc::SYS_read as u32));
+    }
+
+    #[test]
+    fn signals_without_a_handler_have_none() {
+        assert_eq!(handler_of(libc::SIGURG), Some(libc::SIG_DFL));
+        assert_eq!(handler_of(100_000), None);
+    }
+}

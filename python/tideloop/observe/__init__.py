@@ -1,0 +1,31 @@
+"""What a loop does with its time, ``loop.metrics()``, and who blocks it, ``on_block()``. On by default.
+
+``docs/observe.md`` says what it costs.
+
+Everything here is measured by the loop itself. ``EventLoop(observe=False)``, or ``TIDELOOP_OBSERVE=0`` for every
+loop of the process, turns it off.
+"""
+
+from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
+from tideloop.watchdog import (
+    Block,
+    Frame,
+    block_threshold,
+    off_block,
+    on_block,
+    set_block_threshold,
+)
+
+__all__ = [
+    "Block",
+    "Frame",
+    "Histogram",
+    "LoopMetrics",
+    "SlowStep",
+    "TimeSpent",
+    "Utilization",
+    "block_threshold",
+    "off_block",
+    "on_block",
+    "set_block_threshold",
+]

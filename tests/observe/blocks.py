@@ -1,0 +1,118 @@
+"""A program that blocks its loop in several ways; prints what it is told of that. Run by test_watchdog.py."""
+
+import asyncio
+import contextvars
+import gc
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+
+import tideloop
+
+request = contextvars.ContextVar("request", default="none")
+LONG = 0.25
+
+
+def sleeps():
+    time.sleep(LONG)
+
+
+def computes():
+    end = time.perf_counter() + LONG
+    while time.perf_counter() < end:
+        pass
+
+
+def matches():
+    # Each further letter doubles it: until it takes long enough on this machine.
+    for length in range(18, 40):
+        started = time.perf_counter()
+        re.match(r"(a+)+$", "a" * length + "b")
+        if time.perf_counter() - started > LONG:
+            return
+
+
+def waits():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire(timeout=LONG)
+
+
+class Node:
+    pass
+
+
+def collects():
+    nodes = []
+    for _ in range(1_000_000):
+        node = Node()
+        node.other = node
+        nodes.append(node)
+    del node
+    nodes.clear()
+    gc.collect()
+
+
+WAYS = {"sleeps": sleeps, "computes": computes, "matches": matches, "waits": waits, "collects": collects}
+
+
+async def main(names):
+    told = []
+
+    @tideloop.observe.on_block
+    def blocked(block):
+        told.append(
+            {
+                "duration": block.duration,
+                "cause": block.cause,
+                "stack": block.stack,
+                "stacks": len(block.stacks),
+                "task": block.task.get_name(),
+                "request": request.get(),
+                "has_context": block.context is not None,
+            }
+        )
+
+    async def block(way):
+        request.set(f"request of {way}")
+        WAYS[way]()
+
+    gc.disable()
+    for name in names:
+        await asyncio.create_task(block(name), name=name)
+        await asyncio.sleep(0.01)
+    tideloop.observe.off_block(blocked)
+    return told
+
+
+def threads():
+    """How many threads this process has, as the system counts them."""
+    return len(os.listdir("/proc/self/task"))
+
+
+async def fork():
+    """Forks in a running loop, and runs another one in the child."""
+    before = threads()
+    child = os.fork()
+    if child == 0:
+        inherited = threads()
+        events = asyncio.events
+        events._set_running_loop(None)
+        with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+            seen = runner.run(main(["sleeps"]))
+        os._exit(0 if inherited == 1 and [block["cause"] for block in seen] == ["syscall"] else 1)
+    _, status = os.waitpid(child, 0)  # noqa: ASYNC222  nothing else runs here
+    return before, os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
+    with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+        if sys.argv[1] == "fork":
+            print(json.dumps(runner.run(fork())))
+        else:
+            print(json.dumps(runner.run(main(sys.argv[1:]))))
