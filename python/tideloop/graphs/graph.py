@@ -107,7 +107,7 @@ class Graph(Builder):
 
     def add_node(self, name: str, fn: Callable[..., Any] | None = None, **options: Any) -> Node[Any]:
         """Add a node by name, its edges to follow; without `fn` it does nothing. `options` are those of node()."""
-        return self.node(_nothing if fn is None else fn, name=name, **options)  # type: ignore[no-any-return]
+        return self.node(_nothing if fn is None else fn, name=name, **options)
 
     def add_edge(self, before: Node[Any] | str, after: Node[Any] | str, *, result: bool = True) -> None:
         """Let a node wait for another one, whose value becomes its next positional argument if `result` is true.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from tideloop.durations import seconds
 from tideloop.graphs import guards, places
@@ -97,6 +97,16 @@ class Node(Generic[_T]):
         return f"<tideloop.Node {self.name!r}>"
 
 
+class Decorator(Protocol):
+    """What ``node()`` is without a function: it makes a node of one."""
+
+    @overload
+    def __call__(self, fn: Callable[..., Awaitable[_T]], /) -> Node[_T]: ...
+
+    @overload
+    def __call__(self, fn: Callable[..., _T], /) -> Node[_T]: ...
+
+
 class Builder:
     """What nodes are added to: a Graph, or a GraphRun while it runs."""
 
@@ -105,6 +115,57 @@ class Builder:
     _nodes: list[Node[Any]]
     _named: dict[str, Node[Any]]
     _counts: dict[str, int]
+
+    @overload
+    def node(
+        self,
+        fn: Callable[..., Awaitable[_T]],
+        deps: Any = (),
+        *,
+        after: Iterable[Node[Any] | str] = (),
+        name: str | None = None,
+        limit: Limit = None,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        cache: Cache = None,
+        where: str = "loop",
+        estimate: float = 1.0,
+    ) -> Node[_T]: ...
+
+    @overload
+    def node(
+        self,
+        fn: Callable[..., _T],
+        deps: Any = (),
+        *,
+        after: Iterable[Node[Any] | str] = (),
+        name: str | None = None,
+        limit: Limit = None,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        cache: Cache = None,
+        where: str = "loop",
+        estimate: float = 1.0,
+    ) -> Node[_T]: ...
+
+    @overload
+    def node(
+        self,
+        fn: None = None,
+        deps: Any = (),
+        *,
+        after: Iterable[Node[Any] | str] = (),
+        name: str | None = None,
+        limit: Limit = None,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        cache: Cache = None,
+        where: str = "loop",
+        estimate: float = 1.0,
+    ) -> Decorator: ...
 
     def node(
         self,
@@ -131,8 +192,9 @@ class Builder:
         `limit`: the name of a limit of the graph, a mapping of such names to how many permits, a Limiter, or whatever
         has acquire() and release(). `retry`: a Retry, or how many attempts. `timeout`: seconds for one attempt, from
         when it is let in. `cache`: True, or a mapping, keeps values by arguments, so that other runs need not compute
-        them. `where`: "loop", or "thread" for a function that blocks. Of those that may run a higher `priority` goes
-        first, then who has the longest way to the end behind it, by `estimate`, the seconds that a node may take.
+        them. `where`: "loop", or "thread" or "process" for a function that blocks. Of those that may run a higher
+        `priority` goes first, then who has the longest way to the end behind it, by `estimate`, the seconds that a node
+        may take.
 
         Raises ValueError for a name that is taken or unknown, TypeError for what is none of these.
         """
@@ -150,7 +212,7 @@ class Builder:
             }
 
             def decorate(fn: Callable[..., Any]) -> Node[Any]:
-                return self.node(_function(fn), deps, **options)  # type: ignore[no-any-return]
+                return self.node(_function(fn), deps, **options)
 
             return decorate
         _function(fn)
