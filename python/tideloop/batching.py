@@ -147,6 +147,8 @@ class Batcher(Generic[_T, _R]):
                 raise TypeError(f"{what} must be a function, not {given!r}")
         if window not in ("tick", "auto"):
             window = seconds("window", window)  # type: ignore[arg-type]
+        # First: what it copies of fn's attributes must not replace ours.
+        functools.update_wrapper(self, fn)
         self.fn = fn
         self.name = name
         self._max_size = _count("max_size", max_size)
@@ -157,8 +159,8 @@ class Batcher(Generic[_T, _R]):
         self._lanes: PerLoop[_Lane] = PerLoop(_Lane)
         self._lane: _Lane | None = None
         self._attribute: str | None = None
+        self._instance: object = None
         self._shared = self._batches = self._keys = self._largest = self._cancelled = self._failed = 0
-        functools.update_wrapper(self, fn)
 
     def __call__(self, item: _T) -> asyncio.Future[_R]:
         """Ask for one item: a future, which may be cancelled. RuntimeError without a running loop."""
@@ -235,7 +237,8 @@ class Batcher(Generic[_T, _R]):
     # --- as a method ----------------------------------------------------------------------------
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._attribute = name
+        # Not the name itself: super() finds another Batcher of that name, and copies of an instance have its __dict__.
+        self._attribute = f"{owner.__qualname__}.{name}"
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> Batcher[_T, _R]: ...
@@ -246,6 +249,9 @@ class Batcher(Generic[_T, _R]):
             return self
         if self._attribute is None or not hasattr(instance, "__dict__"):
             raise TypeError(f"{self!r} needs a __dict__ in {instance!r} to keep that instance's batches in")
+        there = instance.__dict__.get(self._attribute)
+        if there is not None and there._instance is instance:
+            return there  # type: ignore[no-any-return]
         mine: Batcher[Any, _R] = Batcher(
             self.fn.__get__(instance, owner),
             max_size=self._max_size,
@@ -255,7 +261,9 @@ class Batcher(Generic[_T, _R]):
             dedupe=self._dedupe,
             name=self.name,
         )
-        return instance.__dict__.setdefault(self._attribute, mine)  # type: ignore[no-any-return]
+        mine._instance = instance
+        instance.__dict__[self._attribute] = mine
+        return mine
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -310,7 +318,16 @@ class Batcher(Generic[_T, _R]):
         self._keys += len(wanted)
         self._largest = max(self._largest, len(wanted))
         lane.inflight += 1
-        task = lane.loop.create_task(self._ask(batch, keys), context=batch.context)
+        asking = self._ask(batch, keys)
+        try:
+            task = lane.loop.create_task(asking, context=batch.context)
+        except Exception as error:  # a task factory's
+            asking.close()
+            lane.inflight -= 1
+            for there in batch.futures:
+                for future in there if isinstance(there, list) else (there,):
+                    _end(future, error)
+            return
         lane.tasks.add(task)
         task.add_done_callback(functools.partial(self._back, lane, batch))
 

@@ -38,7 +38,7 @@ from tideloop._tideloop import CacheCore, CachedCore, Warrant, function
 from tideloop.answers import hand_out
 from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
-from tideloop.failures import LoadCancelled, own_copy
+from tideloop.failures import own_copy
 from tideloop.flights import Flight, SingleFlight
 
 __all__ = ["Cache", "CacheStats", "Cached", "cached"]
@@ -157,8 +157,8 @@ class Cache(CacheCore, Generic[_K, _V]):
     Raises TypeError or ValueError that names the argument.
     """
 
-    def __new__(cls, maxsize: int | None = 128, **options: Any) -> Cache[_K, _V]:
-        return CacheCore.__new__(cls, _size(maxsize))
+    def __new__(cls, *args: Any, **options: Any) -> Cache[_K, _V]:
+        return CacheCore.__new__(cls, None)  # __init__ says how large, which a subclass may call with what it likes
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Cache(CacheCore, Generic[_K, _V]):
         if weight is not None and not callable(weight):
             raise TypeError(f"weight must be a function of a key and a value, not {weight!r}")
         self.name = name
-        self.maxsize = maxsize
+        self.resize(maxsize)
         self._ttl = None if ttl is None else seconds("ttl", ttl)
         self._jitter = jitter
         self._stale = None if stale is None else seconds("stale", stale)
@@ -212,7 +212,9 @@ class Cache(CacheCore, Generic[_K, _V]):
         if state == "fresh":
             return found
         if state == "failed":
-            raise own_copy(found)
+            own = own_copy(found)
+            # One that is not to be copied would keep the frames of all who have got it.
+            raise own if own is not found else own.with_traceback(None)
         if state == "stale":
             if self._loads.flying(key) is None:
                 self._loads.flight(key, load, *args)
@@ -246,41 +248,60 @@ class Cache(CacheCore, Generic[_K, _V]):
         found: dict[_K, _V] = {}
         seats: dict[_K, tuple[Flight[_V], asyncio.Future[_V]]] = {}
         wanted: dict[_K, _Load] = {}
-        failure: BaseException | None = None
+        failures: dict[_K, BaseException] = {}
         asked = list(dict.fromkeys(keys))
-        for key in asked:
-            state, value = self._look_up(key)
-            flight = None if state == "fresh" else self._loads.flying(key)
-            if state in ("fresh", "stale"):
-                found[key] = value
-            elif state == "failed":
-                if not isinstance(value, _Absent):
-                    failure = failure or own_copy(value)
-                continue
-            if state != "fresh" and flight is None:
-                flight = wanted[key] = self._loads.new(key)
-                flight.begin(asyncio.get_running_loop().create_future())
-            if state == "gone" and flight is not None:
-                seats[key] = (flight, flight.board())
-        if wanted:
-            # Who keeps the task: the futures of the flights, in whose callbacks it is not; so it keeps itself.
-            task = asyncio.get_running_loop().create_task(
-                _load_many(load, wanted, repr(self)), context=without_deadline()
-            )
-            for flight in wanted.values():
-                flight.task.add_done_callback(functools.partial(_hold, task))
         try:
-            for key, (_, seat) in seats.items():
+            for key in asked:
+                state, value = self._look_up(key)
+                flight = None if state == "fresh" else self._loads.flying(key)
+                if state in ("fresh", "stale"):
+                    found[key] = value
+                elif state == "failed":
+                    if not isinstance(value, _Absent):
+                        failures[key] = own_copy(value)
+                    continue
+                if state != "fresh" and flight is None:
+                    flight = wanted[key] = self._loads.new(key)
+                    flight.begin(asyncio.get_running_loop().create_future())
+                if state == "gone" and flight is not None:
+                    seats[key] = (flight, flight.board())
+            if wanted:
+                self._start_many(load, wanted)
+        except BaseException:
+            # Nobody would end them: a key of a load that asks, one whose __eq__ raises, a task factory.
+            for flight in wanted.values():
+                flight.forget()
+                flight.task.cancel()
+            for flight, seat in seats.values():
+                flight.leave(seat)
+            raise
+        try:
+            for key in asked:
+                if key in failures:
+                    raise failures[key]
+                if key not in seats:
+                    continue
                 try:
-                    found[key] = await seat
+                    found[key] = await seats[key][1]
                 except _Absent:
                     continue
         finally:
             for flight, seat in seats.values():
                 flight.leave(seat)
-        if failure is not None:
-            raise failure
         return {key: found[key] for key in asked if key in found}
+
+    def _start_many(self, load: Callable[[list[_K]], Any], wanted: dict[_K, _Load]) -> None:
+        loading = _load_many(load, wanted, repr(self))
+        try:
+            task = asyncio.get_running_loop().create_task(loading, context=without_deadline())
+        except BaseException:
+            loading.close()
+            raise
+        flights = list(wanted.values())
+        task.add_done_callback(functools.partial(_end_all, flights))
+        for flight in flights:
+            # That keeps the task, too.
+            flight.task.add_done_callback(functools.partial(_end_if_unwanted, task, flights))
 
     @overload
     def peek(self, key: _K) -> _V | None: ...
@@ -431,6 +452,8 @@ async def _load_many(load: Callable[[list[Any]], Any], wanted: dict[Any, _Load],
     """Load several keys at once; each of their flights ends, whatever happens."""
     flights = list(wanted.values())
     keys = list(wanted)
+    for flight in flights:
+        flight.worker = asyncio.current_task()
 
     def tell(answers: Iterable[tuple[int, Any]]) -> None:
         for number, value in answers:
@@ -439,8 +462,8 @@ async def _load_many(load: Callable[[list[Any]], Any], wanted: dict[Any, _Load],
     try:
         await hand_out(load(keys), keys, tell, who)
     except asyncio.CancelledError:
-        for flight in flights:
-            flight.answer(LoadCancelled(f"{who}: the load of {flight.key!r} and others was cancelled"))
+        # LoadCancelled to those who wait, and no failure to be remembered.
+        _end_all(flights)
         raise
     except Exception as error:
         for flight in flights:
@@ -450,8 +473,16 @@ async def _load_many(load: Callable[[list[Any]], Any], wanted: dict[Any, _Load],
             flight.answer(_Absent(flight.key))
 
 
-def _hold(task: asyncio.Task[None], _: asyncio.Future[Any]) -> None:
-    """A callback that keeps a task alive."""
+def _end_all(flights: list[_Load], _: object = None) -> None:
+    """Called when their task has ended, too, which may have been cancelled before it began."""
+    for flight in flights:
+        flight.task.cancel()
+
+
+def _end_if_unwanted(task: asyncio.Task[None], flights: list[_Load], ended: asyncio.Future[Any]) -> None:
+    """Cancel the load of many once the last key of it was given up."""
+    if ended.cancelled() and not (task.done() or task.cancelling()) and all(flight.task.done() for flight in flights):
+        task.cancel()
 
 
 # --- functions ----------------------------------------------------------------------------------
@@ -479,8 +510,8 @@ class Cached(CachedCore, Generic[_P, _V]):
         template = types.FunctionType(_call.__code__, _call.__globals__, name)
         template.__qualname__ = getattr(fn, "__qualname__", name)
         self = CachedCore.__new__(cls, cache, fn, function("Cached.__call__", template), key)
-        self.cache = cache
         functools.update_wrapper(self, fn)
+        self.cache = cache  # after that: fn may have a `cache`, too
         _mark_as_coroutine_function(self)
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 
 __all__ = ["LoadCancelled", "own_copy"]
 
@@ -23,12 +24,29 @@ def own_copy(error: BaseException) -> BaseException:
         stopped = RuntimeError(f"raised {error!r}")
         stopped.__cause__ = error
         return stopped
-    made = None
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # of a frozen dataclass, too
+        made = _another(error)
+        if type(made) is type(error):
+            made.__cause__ = error.__cause__
+            made.__context__ = error.__context__
+            made.__suppress_context__ = error.__suppress_context__
+            return made.with_traceback(error.__traceback__)
+    return error
+
+
+def _another(error: BaseException) -> BaseException | None:
+    kind = type(error)
+    try:
         made = copy.copy(error)
-    if type(made) is not type(error):
-        return error
-    made.__cause__ = error.__cause__
-    made.__context__ = error.__context__
-    made.__suppress_context__ = error.__suppress_context__
-    return made.with_traceback(error.__traceback__)
+    except Exception:
+        # Mostly its __init__ wants other arguments than those that it has handed on.
+        native = next(base for base in kind.__mro__ if not base.__flags__ & 1 << 9)
+        if native.__basicsize__ != BaseException.__basicsize__ or copyreg._slotnames(kind):  # type: ignore[attr-defined]
+            return None
+        made = kind.__new__(kind, *error.args)
+        made.__dict__.update(error.__dict__)
+    # Its __init__ may have made others of them: f"no {key}" of "no 7".
+    made.args = error.args
+    if isinstance(notes := getattr(error, "__notes__", None), list):
+        made.__notes__ = list(notes)
+    return made

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tideloop._tideloop import Warrant
@@ -59,7 +59,7 @@ class SingleFlightStats(NamedTuple):
 class Flight(Generic[_T]):
     """Work that is under way, and who waits for it."""
 
-    __slots__ = ("_owner", "_seats", "_table", "key", "task", "warrant")
+    __slots__ = ("_owner", "_seats", "_table", "key", "task", "warrant", "worker")
 
     def __init__(self, owner: SingleFlight[Any, Any], table: dict[Any, Flight[Any]], key: Any) -> None:
         self._owner = owner
@@ -68,6 +68,8 @@ class Flight(Generic[_T]):
         self.key = key
         self.warrant = Warrant()
         self.task: asyncio.Future[_T]
+        # The task that does it for others as well, where `task` is but a future.
+        self.worker: asyncio.Task[Any] | None = None
 
     def start(self, work: Callable[..., Awaitable[_T]], args: tuple[Any, ...]) -> None:
         """Have the work done: by a task of its own, unless it is a future, which somebody sees to already."""
@@ -87,7 +89,21 @@ class Flight(Generic[_T]):
         if asyncio.isfuture(doing) and doing.get_loop() is loop:
             return self.begin(doing)
         coroutine = doing if asyncio.iscoroutine(doing) else _awaited(doing)
-        return self.begin(loop.create_task(coroutine, context=context))
+        if loop.get_task_factory() is not None:
+            coroutine = self._flown(coroutine)
+        try:
+            task = loop.create_task(coroutine, context=context)
+        except BaseException:  # a task factory's
+            self._depart()
+            coroutine.close()
+            raise
+        return self.begin(task)
+
+    async def _flown(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        # An eager task asks for things before start() knows of it.
+        if (task := asyncio.current_task()) is not None:
+            self.task = task
+        return await coroutine
 
     def begin(self, task: asyncio.Future[_T]) -> None:
         """Have the work done by somebody else, who ends `task`, whatever happens."""
@@ -112,7 +128,8 @@ class Flight(Generic[_T]):
 
     def board(self) -> asyncio.Future[_T]:
         """A seat for one more caller: what the work comes to. To be left by leave(), however it ended."""
-        if self.task is asyncio.current_task():
+        me = asyncio.current_task()
+        if me is not None and (me is self.task or me is self.worker):
             raise RuntimeError(
                 f"{self._owner!r}: the work for {self.key!r} asks for {self.key!r}, so it would wait for itself"
             )
@@ -149,17 +166,17 @@ class Flight(Generic[_T]):
 
     def _land(self, task: asyncio.Future[_T]) -> None:
         # It is under way until what it brought is where it belongs, or who forgets it meanwhile would not find it.
-        error: BaseException | None
-        if task.cancelled():
-            error = LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled")
-        elif (error := task.exception()) is None:
-            try:
+        error: BaseException | None = None
+        try:
+            if task.cancelled():
+                error = LoadCancelled(f"{self._owner!r}: the work for {self.key!r} was cancelled")
+            elif (error := task.exception()) is None:
                 self.brought(task.result())
-            except Exception as wrong:
-                error = wrong
-        else:
-            self._owner._failed += 1
-            self.failed(error)
+            else:
+                self._owner._failed += 1
+                self.failed(error)
+        except Exception as wrong:  # the key's __eq__ and __repr__ may raise, too
+            error = error or wrong
         self._depart()
         seats = [seat for seat in self._seats if not seat.done()]
         self._seats = {}
