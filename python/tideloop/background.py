@@ -131,6 +131,7 @@ class Background:
         self._patience = seconds("patience", patience)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended = Changes()
+        self._closing = Changes()
         # Those of the tasks that wait for the others to end; they do not wait for each other.
         self._drainers: set[asyncio.Task[Any]] = set()
         self._entered = self._closed = self._left = False
@@ -224,7 +225,7 @@ class Background:
         limit = None if timeout is None else seconds("timeout", timeout)
         if self._entered:
             self._running_loop()
-        self._closed = True
+        self._close()
         task = asyncio.current_task()
         if task is None or task not in self._tasks or task in self._drainers:
             return await self._drain(limit, then)
@@ -303,9 +304,16 @@ class Background:
                 assert task is not None
                 _log.warning("%r has failed and begins again in %.3g s", task.get_name(), pause, exc_info=error)
             self._restarts += 1
-            await accelerated.sleep(pause)
+            until = loop.time() + pause
+            await accelerated.sleep(0)
+            while not self._closed and loop.time() < until:
+                await self._closing.wait(until)
             if self._closed:
                 raise last
+
+    def _close(self) -> None:
+        self._closed = True
+        self._closing.tell()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -320,7 +328,7 @@ class Background:
         self._failed += 1
         if self._on_error == "raise":
             self._errors.append(error)
-            self._closed = True
+            self._close()
             self.cancel()
             if self._left:
                 _log.error("%r has failed after its block was left", task.get_name(), exc_info=error)
@@ -331,7 +339,12 @@ class Background:
             _log.error("%r has failed", task.get_name(), exc_info=error)
         else:
             assert callable(self._on_error)
-            self._on_error(task, error)
+            try:
+                self._on_error(task, error)
+            except Exception:
+                # Neither is lost: the context of this one's traceback is not the failure.
+                _log.error("%r has failed", task.get_name(), exc_info=error)
+                raise
 
     # --- ending -----------------------------------------------------------------------------
 

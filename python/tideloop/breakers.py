@@ -95,7 +95,8 @@ class Breaker:
     def enter(self) -> int:
         """Ask whether a call may be made. Returns what leave() wants to know. Raises BreakerOpen."""
         if self._until is None:
-            return 0
+            # Below 0: not a probe, but of this time of being closed.
+            return -1 - self._opened
         left = self._until - asyncio.get_running_loop().time()
         if left > 0 or self._probing + self._succeeded >= self.probes:
             self._refused += 1
@@ -109,10 +110,10 @@ class Breaker:
         try:
             failed = isinstance(error, Exception) and matches(self.on, error)
         except BaseException:
-            if entered and entered == self._opened and self._until is not None:
+            if entered == self._opened and self._until is not None:
                 self._probing -= 1
             raise
-        if entered:
+        if entered > 0:
             if entered != self._opened or self._until is None:
                 return
             self._probing -= 1
@@ -124,7 +125,7 @@ class Breaker:
                     self._until = None
                     self._outcomes.clear()
                     self._failures = 0
-        elif counts and self._until is None:
+        elif counts and self._until is None and entered == -1 - self._opened:
             outcomes = self._outcomes
             if len(outcomes) == self.window:
                 self._failures -= outcomes[0]

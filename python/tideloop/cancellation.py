@@ -55,6 +55,11 @@ class Request:
         self._state: asyncio.Handle | Shield | Literal[True] | None = None
 
     @property
+    def shield(self) -> Shield | None:
+        """The shield that it began in."""
+        return self._shield
+
+    @property
     def made(self) -> bool:
         """Whether the cancellation was asked for and not taken back."""
         return self._state is not None

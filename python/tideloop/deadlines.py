@@ -16,7 +16,7 @@ __all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining", "without_dea
 
 _deadline: ContextVar[float] = ContextVar("tideloop.deadline", default=math.inf)
 # Whose timer that is: a task that was made inside of the block has none.
-_owner: ContextVar[asyncio.Task[Any] | None] = ContextVar("tideloop.deadline.owner", default=None)
+_owner: ContextVar[tuple[asyncio.Task[Any], object] | None] = ContextVar("tideloop.deadline.owner", default=None)
 
 
 class DeadlineExceeded(TimeoutError):
@@ -58,12 +58,14 @@ class Deadline:
             raise RuntimeError("tideloop.deadline() limits a task; none is running")
         loop = task.get_loop()
         self._request = Request(task)
-        outer = _deadline.get()
+        owner, shield = _owner.get(), self._request.shield
+        # One that a shield holds back does not count inside of it.
+        outer = _deadline.get() if owner is None or owner[1] is shield else math.inf
         # The outer one, if that is earlier, has its own timer.
         self.when = min(loop.time() + self._given, outer)
         self._token = _deadline.set(self.when)
-        mine = _owner.get() is task
-        self._owner = _owner.set(task)
+        mine = owner is not None and owner[0] is task
+        self._owner = _owner.set((task, shield))
         if self.when < outer or not mine:
             self._timer = loop.call_at(self.when, self._request.make, "deadline")
         return self

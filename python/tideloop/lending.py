@@ -68,7 +68,7 @@ class Lender(Upkeep[_T]):
         self._enter_loop()
         self._shut()
         # One that asks may be the pool's own, a hook's.
-        own = {asyncio.current_task()}
+        own = {current := asyncio.current_task(), self._hooks.get(current)}
         if making := self._making - own:
             await asyncio.wait(making, timeout=None if self._close_timeout == math.inf else self._close_timeout)
         for task in self._making - own:
@@ -158,14 +158,15 @@ class Lender(Upkeep[_T]):
 
     async def _next(self, shelf: Shelf[_T], deadline: float, number: int) -> Resource[_T]:
         assert self._loop is not None
-        # It may have been swept away while nobody used it, and another one have come in its place.
-        shelf = self._shelves.setdefault(shelf.key, shelf)
         now = self._loop.time()
+        shelf = self._shelves.get(shelf.key, shelf)
         while shelf.idle and shelf.first() is None:
             resource = shelf.idle.pop()
             if not self._is_worn(resource, now):
                 return resource
             self._retire(resource)
+        # It may have been swept away while nobody used it, also by that, and another one have come in its place.
+        shelf = self._shelves.setdefault(shelf.key, shelf)
         waiter: asyncio.Future[Resource[_T]] = self._loop.create_future()
         arrival = (number, waiter)
         shelf.queue(arrival)
@@ -245,7 +246,7 @@ class Lender(Upkeep[_T]):
     # --- who is next ------------------------------------------------------------------------
 
     def _put_back(self, resource: Resource[_T]) -> None:
-        if self._closed:
+        if self._closed or self._lasting() > self._max:
             self._retire(resource)
             return
         shelf = resource.shelf
@@ -262,9 +263,9 @@ class Lender(Upkeep[_T]):
     def _is_owed_elsewhere(self, shelf: Shelf[_T], arrival: int) -> bool:
         """Whether all places are taken, and somebody waits for another key who came earlier and could have one."""
         return self._size >= self._max and any(
-            first[0] < arrival and not other.creating and other.size < self._limit(other)
+            first < arrival and other.size < self._limit(other)
             for other in self._shelves.values()
-            if other is not shelf and not other.idle and (first := other.first()) is not None
+            if other is not shelf and not other.idle and (first := other.first_unserved()) is not None
         )
 
     def _serve(self) -> None:

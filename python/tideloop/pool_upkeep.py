@@ -82,6 +82,8 @@ class Upkeep(Generic[_T]):
         self._making: set[asyncio.Task[None]] = set()
         # Hooks that were given up and have not ended yet.
         self._strays: set[asyncio.Future[Any]] = set()
+        # Whose hook a task of its own is.
+        self._hooks: dict[Any, asyncio.Task[Any] | None] = {}
         self._housekeeping: asyncio.TimerHandle | None = None
         self._planned = math.inf
         # When the minimum is tried again after a failure, and how many there were in a row.
@@ -249,9 +251,11 @@ class Upkeep(Generic[_T]):
             await said
             return
         work = asyncio.ensure_future(said)
+        self._hooks[work] = asyncio.current_task()
         try:
             await asyncio.wait([work], timeout=self._close_timeout)
         finally:
+            del self._hooks[work]
             if not work.done():
                 work.cancel()
                 self._strays.add(work)

@@ -132,6 +132,9 @@ class Output:
         task = None if reader is None else reader.task
         return task is not None and not task.done() and task is not asyncio.current_task()
 
+    def reader_ended(self, _: object) -> None:
+        self._changes.tell()
+
     def give_to(self, reader: Lines, max_line: int) -> None:
         """Have the lines read by this one, as long as it lives."""
         for splitter in self._splitters.values():
@@ -178,7 +181,11 @@ class Lines(AsyncIterator[tuple[StreamName, bytes]]):
     async def __anext__(self) -> tuple[StreamName, bytes]:
         if self._waiting:
             raise RuntimeError(f"another task waits for a line of {self._process!r} already")
-        self.task = asyncio.current_task()
+        task = asyncio.current_task()
+        if task is not self.task and task is not None:
+            self.task = task
+            # With him ends that somebody reads, also if he leaves this object behind.
+            task.add_done_callback(self._output.reader_ended)
         self._waiting = True
         try:
             return await self._output.next_line()

@@ -80,7 +80,7 @@ class Retry:
     def called(self) -> None:
         """A call was made, which earns a part of a retry."""
         if self.budget is not None:
-            self._tokens = min(self._tokens + self.budget, self.reserve)
+            self._tokens = min(self._tokens + self.budget, max(self.reserve, self.budget, 1.0))
 
     def covers(self, error: Exception) -> bool:
         """Whether a failure is one of those that may be tried again."""
@@ -130,7 +130,6 @@ def _seconds_of(header: str) -> float | None:
     if header.isascii() and header.isdecimal():
         return float(header)
     try:
-        date = parsedate_to_datetime(header)
-    except ValueError:
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
         return None
-    return max(date.timestamp() - time.time(), 0.0)

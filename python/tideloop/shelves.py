@@ -49,6 +49,11 @@ class Shelf(Generic[_T]):
             self.waiters.popleft()
         return self.waiters[0] if self.waiters else None
 
+    def first_unserved(self) -> int | None:
+        """When he came who has waited longest of those for whom none is being made."""
+        waiting = (number for number, waiter in self.waiters if not waiter.done())
+        return next(itertools.islice(waiting, self.creating, None), None)
+
     def give_first(self, resource: Resource[_T]) -> None:
         """To who has waited longest; there has to be one."""
         self.waiters.popleft()[1].set_result(resource)

@@ -212,10 +212,10 @@ async def attend(main: Coroutine[Any, Any, _T], signals: Sequence[signal.Signals
         try:
             value: _T | None = await main
         except asyncio.CancelledError:
-            if not received:
+            if not received and plan.cancelled is not task:
                 raise
             value = None
-            interrupted: int | None = received[0]
+            interrupted: int | None = received[0] if received else None
         else:
             interrupted = None
         finally:

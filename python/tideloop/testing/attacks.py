@@ -13,6 +13,7 @@ goes on as if nothing had been, or that does not end.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from traceback import FrameSummary
@@ -47,12 +48,15 @@ class Attack(Observer):
     _hangs: list[FrameSummary] | None = None
     _work: Any = None
     _task: asyncio.Task[Any] | None = None
+    _context: contextvars.Context | None = None
 
     async def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run the test's coroutine, and raise what is wrong with its end."""
         __tracebackhide__ = True
         loop = asyncio.get_running_loop()
         self._work = work
+        # Outside of what the test enters: a shield lets through what comes from inside of it.
+        self._context = contextvars.copy_context()
         task = self._task = loop.create_task(driven(work, self))
         await ended(task)
         if self._hangs is not None:
@@ -73,10 +77,10 @@ class Attack(Observer):
             return
         self.place = where(self._work)
         if self.moment == "waiting":
-            asyncio.get_running_loop().call_soon(self._fire)
+            asyncio.get_running_loop().call_soon(self._fire, context=self._context)
         elif future is not None:
             # In front of the task itself, which is told of its end in the order of who asked.
-            future.add_done_callback(self._fire)
+            future.add_done_callback(self._fire, context=self._context)
 
     def intercepted(self, error: BaseException) -> BaseException | None:
         return None if self._hangs is None else Unending()
@@ -93,4 +97,5 @@ class Attack(Observer):
     def _give_up(self) -> None:
         assert self._task is not None
         self._hangs = where(self._work)
-        self._task.cancel()
+        # Past a shield that the test may be in.
+        type(self._task).cancel(self._task)

@@ -103,12 +103,17 @@ class Watch:
     # --- exactly, around each task --------------------------------------------------------------
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        plain = work
         if inspect.isawaitable(work):
             work = driven(work, _Stopwatch(self, work))
         # By whatever makes tasks otherwise: a loop's own tasks are made by its own create_task() only.
         loop.set_task_factory(self._factory)
         try:
-            return loop.create_task(work, **options)
+            task = loop.create_task(work, **options)
+            if inspect.iscoroutine(plain):
+                # One that was cancelled before it began would warn that nobody has awaited it.
+                task.add_done_callback(lambda _: plain.close())
+            return task
         finally:
             loop.set_task_factory(self._make_task)
 
