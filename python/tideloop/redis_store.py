@@ -230,6 +230,9 @@ class RedisStore:
         """The link of the running loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
+            for closed in [one for one in self._links if one.is_closed()]:
+                # It was closed without cancelling its tasks; they refer to it, so it would stay here for ever.
+                del self._links[closed]
             link = self._links.get(loop)
             if link is None:
                 link = self._links[loop] = Link(self._open(), self.prefix, self._client is None, self.lease / 3)
@@ -239,8 +242,10 @@ class RedisStore:
         """Somebody needs the link of the running loop no more."""
         if not link.serves_others(word):
             with self._lock:
-                # From now on whoever comes gets a new one.
-                self._links.pop(asyncio.get_running_loop(), None)
+                # From now on whoever comes gets a new one. (A keeper that is collected runs this in any loop.)
+                loop = asyncio.get_running_loop()
+                if self._links.get(loop) is link:
+                    del self._links[loop]
         await link.detach(word)
 
     def _open(self) -> Any:

@@ -46,6 +46,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -237,31 +238,45 @@ class SharedLimiter(Kept):
         """
         if self._refusal is None and self._inner.try_acquire(weight):
             return
+        end = None if timeout is None else monotonic() + timeout
         key = object()
         self._wants[key] = weight
         try:
+            # This one, from before the ring: if the keeper ends in between, it is closed.
+            inner = self._inner
             self._ring()
             while True:
                 self._check()
                 try:
-                    return self._inner.blocking_acquire(weight, priority, timeout)
+                    return inner.blocking_acquire(weight, priority, timeout)
                 except LimiterClosed:
+                    inner = self._inner
                     self._go_on()
+                if end is not None:
+                    timeout = max(0.0, end - monotonic())
         finally:
             self._wants.pop(key, None)
 
     async def _wait(self, weight: int, priority: int, timeout: float | None) -> None:  # noqa: ASYNC109 - as above
+        time = asyncio.get_running_loop().time
+        end = None if timeout is None else time() + timeout
         key = object()
         self._wants[key] = weight
         try:
+            # This one, from before the ring: if the keeper ends in between, it is closed.
+            inner = self._inner
             if weight > self._queued:
                 self._ring()
             while True:
                 self._check()
                 try:
-                    return await self._inner.acquire(weight, priority, timeout)
+                    return await inner.acquire(weight, priority, timeout)
                 except LimiterClosed:
+                    inner = self._inner
                     self._go_on()
+                if end is not None:
+                    # Another native limiter, but the same wait.
+                    timeout = max(0.0, end - time())
         finally:
             self._wants.pop(key, None)
 
@@ -442,7 +457,7 @@ class SharedLimiter(Kept):
     def _ended(self) -> None:
         self._queued = 0
         self._unrecall()
-        if self.waiting:
+        if self.waiting or self._wants:
             # In other loops, mostly: they go on from there, with a keeper of their own.
             self._replace()
 

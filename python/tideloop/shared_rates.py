@@ -201,13 +201,15 @@ class SharedRateLimiter(Kept):
         self._wants[key] = costs
         try:
             while True:
+                # This one, from before the ring: if the keeper ends in between, it is closed.
+                pocket = self._pocket
                 self._ring()
                 self._check()
                 if (local := self._local) is not None:
                     await local.acquire(costs, priority)
                     return
                 try:
-                    await self._pocket(costs, priority=priority).acquire()
+                    await pocket(costs, priority=priority).acquire()
                     return
                 except LimiterClosed:
                     continue  # there is another by now, or a refusal
@@ -316,12 +318,14 @@ class SharedRateLimiter(Kept):
         if self._pocket.waiting or (self._away is not None and self._wants):
             wants = list(self._wants.values())
             # Enough for whichever of them is the first.
-            need = {unit: max(costs.get(unit, 0) for costs in wants) for unit in self._units}
+            usage = self._pocket._usage()
+            here = {unit: size - used for unit, (size, used, _) in zip(self._units, usage, strict=True)}
+            need = {unit: max(0, max(costs.get(unit, 0) for costs in wants) - here[unit]) for unit in self._units}
             served = wants[: self._store.batch]
             ahead = self._store.batch - len(served)
             for unit in self._units:
                 units = sum(costs.get(unit, 0) for costs in served) + ahead * wants[-1].get(unit, 0)
-                ask[unit] = min(units, self._bursts[unit])
+                ask[unit] = max(0, min(units, self._bursts[unit]) - here[unit])
         elif self._latest:
             ask = {unit: self._latest.get(unit, 0) * self._store.batch for unit in self._units}
         self._latest = {}
@@ -336,8 +340,10 @@ class SharedRateLimiter(Kept):
         for unit, units in charged.items():
             # One by one: of a burst there can be no more in the pocket.
             room = pocket._usage()[self._units.index(unit)][1]
-            if units:
+            if min(units, room):
                 pocket(dict.fromkeys([unit], min(units, room))).release()
+            if units > room:
+                self._owe({unit: room - units})
         if pocket.waiting or self._penalty is not None or any(self._owed.values()):
             self._bell.set()
             await asyncio.sleep(0)  # those who were admitted leave the queue
@@ -352,21 +358,26 @@ class SharedRateLimiter(Kept):
         meanwhile is for those who come later.
         """
         terms = first = await self._call(link, loop, need, ask)
-        began = loop.time()
-        while True:
-            waits = (
-                then.wait - (now.back - then.back) * given.per / given.limit
-                for given, then, now in zip(self._rates, first, terms, strict=True)
-            )
-            left = max(waits) - (loop.time() - began)
-            if left <= 0:
-                break
-            await asyncio.sleep(min(left, _LOOK_AGAIN))
-            if left > _LOOK_AGAIN:
-                with contextlib.suppress(Exception):  # if there is no answer the wait is as long as it was
-                    terms = await self._call(link, loop, {}, {})
         # Rates of one unit are charged alike.
-        return {given.unit: terms.units for given, terms in zip(self._rates, first, strict=True)}
+        charged = {given.unit: terms.units for given, terms in zip(self._rates, first, strict=True)}
+        began = loop.time()
+        try:
+            while True:
+                waits = (
+                    then.wait - (now.back - then.back) * given.per / given.limit
+                    for given, then, now in zip(self._rates, first, terms, strict=True)
+                )
+                left = max(waits) - (loop.time() - began)
+                if left <= 0:
+                    return charged
+                await asyncio.sleep(min(left, _LOOK_AGAIN))
+                if left > _LOOK_AGAIN:
+                    with contextlib.suppress(Exception):  # if there is no answer the wait is as long as it was
+                        terms = await self._call(link, loop, {}, {})
+        except asyncio.CancelledError:
+            # The keeper ends before it may be used: the last words give it back.
+            self._owe({unit: -units for unit, units in charged.items()})
+            raise
 
     async def _call(
         self, link: Link, loop: asyncio.AbstractEventLoop, need: dict[str, int], ask: dict[str, int]

@@ -105,6 +105,7 @@ class ThreadIterator(AsyncIterator[_T]):
         self._job: Job | None = None
         self._taken = 0
         self._closed = False
+        self._hold: Callable[[], contextlib.AbstractContextManager[None]] | None = None
 
     def __aiter__(self) -> ThreadIterator[_T]:
         return self
@@ -113,7 +114,12 @@ class ThreadIterator(AsyncIterator[_T]):
         if self._job is None:
             await self._start()
         try:
-            item = await self._receiver.recv()
+            if self._hold is None:
+                item = await self._receiver.recv()
+            else:
+                # A loop of tideloop.testing: its clock stands while the thread works.
+                with self._hold():
+                    item = await self._receiver.recv()
         except ChannelClosed:
             await self._end()
             raise StopAsyncIteration from None
@@ -178,13 +184,15 @@ class ThreadIterator(AsyncIterator[_T]):
             limiter.release()
             raise
         self._job, self._source = job, None
+        self._hold = getattr(loop, "hold_clock", None)
 
     async def _end(self) -> None:
         """Wait for the thread, and raise what it has raised."""
         job, pump = self._job, self._pump
         if job is None or pump is None:
             return
-        await job.outlast()
+        with contextlib.nullcontext() if self._hold is None else self._hold():
+            await job.outlast()
         error, pump.error = pump.error, None
         if error is not None:
             raise error

@@ -84,8 +84,9 @@ class ProcessCall:
             reply = tool.ask(work)
         except (EOFError, OSError) as error:
             worker.tool = None
+            killed = tool.killed  # reap() may have to kill it, too
             code = tool.reap()
-            if tool.killed:
+            if killed:
                 raise asyncio.CancelledError from None
             raise WorkerDied(f"process {tool.pid}, which did {self.title!r}, {_ending(code)}") from error
         finally:
@@ -208,7 +209,8 @@ class _WorkerProcess:
             if self._pidfd is not None:
                 os.close(self._pidfd)
                 self._pidfd = None
-            self._process.close()
+            with contextlib.suppress(ValueError):  # somebody else has its exit status, or SIGCHLD is ignored
+                self._process.close()
 
 
 def serve(pipe: connection.Connection) -> None:

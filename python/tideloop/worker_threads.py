@@ -28,11 +28,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import contextvars
 import itertools
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -107,6 +109,7 @@ class Job:
             self.claim.pop()
         except IndexError:
             return False
+        self.done = True
         self.limiter.release()
         return True
 
@@ -124,12 +127,14 @@ class Job:
 
     def tell(self) -> None:
         """Give the permit back, and tell the caller, from the thread."""
-        self.limiter.release()
         try:
-            self.loop.call_soon_threadsafe(self.wake)
-        except RuntimeError:  # The loop is closed: nobody waits.
-            self.done = self.abandoned = True
-            self.report()
+            self.limiter.release()
+        finally:
+            try:
+                self.loop.call_soon_threadsafe(self.wake)
+            except RuntimeError:  # The loop is closed: nobody waits.
+                self.done = self.abandoned = True
+                self.report()
 
     def wake(self) -> None:
         """It has ended; called on the loop."""
@@ -146,7 +151,8 @@ class Job:
             if self.future.done():
                 self.future = self.loop.create_future()
             try:
-                await self.future
+                # Not the future itself: others may wait here as well, and a task that is cancelled cancels it.
+                await asyncio.wait([self.future])
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
@@ -175,6 +181,9 @@ class Job:
         """The process was forked, and this is the child, where the thread is not."""
         if not self.done:
             self.done = True
+            self.claim.clear()
+            with contextlib.suppress(ValueError):  # a limit of the caller's own would lack its permit here for ever
+                self.limiter.release()
             self.error = RuntimeError(f"{self.title!r} ran in a thread of the process that this one was forked from")
             if not self.future.done() and not self.loop.is_closed():
                 self.future.set_result(None)
@@ -265,10 +274,15 @@ class WorkerPool:
     def close(self) -> None:
         """The interpreter exits: end those that are idle, and leave the others to the process's end."""
         self.closed = True
-        while self.idle:
-            worker = self.idle.pop()
-            worker.ready.release()
-            worker.join(1.0)
+        ending = []
+        with contextlib.suppress(IndexError):  # they also take themselves out
+            while True:
+                worker = self.idle.pop()
+                worker.ready.release()
+                ending.append(worker)
+        until = time.monotonic() + 1.5  # longer than a process may take to end, or to be killed
+        for worker in ending:
+            worker.join(max(0.0, until - time.monotonic()))
         for worker in list(self.workers):
             if worker.tool is not None:
                 worker.tool.kill()
