@@ -3,10 +3,14 @@
 An interpreter has a lock of its own, so what computes there runs beside this one, in the same process. It shares
 nothing: functions are found by their names, arguments and results go through pickle. Modules that do not know of
 interpreters, tideloop's own among them, cannot be imported there.
+
+The child of a process that has a second interpreter crashes in CPython 3.14, before it runs anything. So those that are
+idle end before a fork. About one that works nothing can be done.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -14,9 +18,20 @@ from concurrent import interpreters  # type: ignore[attr-defined, unused-ignore]
 from typing import Any, cast
 
 from tideloop.worker_processes import RemoteTraceback
-from tideloop.worker_threads import Worker
+from tideloop.worker_threads import Worker, WorkerPool
 
 __all__ = ["InterpreterCall"]
+
+_pools: set[WorkerPool] = set()
+
+
+def _dismiss_idle() -> None:
+    for pool in _pools:
+        pool.dismiss()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_dismiss_idle)
 
 
 class InterpreterCall:
@@ -31,6 +46,7 @@ class InterpreterCall:
         worker = cast("Worker", threading.current_thread())
         tool = cast("_WorkerInterpreter | None", worker.tool)
         if tool is None:
+            _pools.add(worker.pool)
             tool = worker.tool = _WorkerInterpreter()
         try:
             reply = tool.interpreter.call(_call, self._fn, self._args)

@@ -274,6 +274,13 @@ class WorkerPool:
     def close(self) -> None:
         """The interpreter exits: end those that are idle, and leave the others to the process's end."""
         self.closed = True
+        self.dismiss()
+        for worker in list(self.workers):
+            if worker.tool is not None:
+                worker.tool.kill()
+
+    def dismiss(self) -> None:
+        """End those that are idle, and wait for their ends, but not for long."""
         ending = []
         with contextlib.suppress(IndexError):  # they also take themselves out
             while True:
@@ -283,9 +290,6 @@ class WorkerPool:
         until = time.monotonic() + 1.5  # longer than a process may take to end, or to be killed
         for worker in ending:
             worker.join(max(0.0, until - time.monotonic()))
-        for worker in list(self.workers):
-            if worker.tool is not None:
-                worker.tool.kill()
 
     def forget(self) -> None:
         """This is a forked child: there are no threads."""

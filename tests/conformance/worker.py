@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 import unittest
 from typing import Any
@@ -81,6 +82,9 @@ def wanted(module: str, mode: str, outcome: Outcome) -> unittest.TestSuite:
 
 def main() -> int:
     mode, module, path = sys.argv[1:]
+    # Whoever runs this in the background has it ignored, and the tests of Ctrl-C would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     modes.install(mode)
     outcome = Outcome()
     wanted(module, mode, outcome).run(outcome)

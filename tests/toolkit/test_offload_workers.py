@@ -180,6 +180,17 @@ def test_what_an_interpreter_does_not_take(run):
     run(main())
 
 
+@NEEDS_314
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_idle_interpreters_end_before_a_fork(run):
+    """CPython crashes in the child of a process that has one."""
+    assert run(run_blocking(int, kind="interpreter")) == 0
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 EXIT = """
 import asyncio, os, sys, tideloop
 from tests.toolkit import foreign_work
