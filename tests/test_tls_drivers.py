@@ -151,12 +151,12 @@ async def test_other_threads_change_keys_of_nothing(loop):
     """Python's methods in another thread, on a session that was shown, while the loop moves data."""
     async with encrypted(loop) as (client, server):
         session = client.transport.get_extra_info("ssl_object")
-        stop = threading.Event()
+        stop, told = threading.Event(), set()
 
         def ask():
-            while not stop.is_set():
-                # Not what OpenSSL itself replaces while another thread reads, as it does the session's cipher.
-                assert session.version() == "TLSv1.3"
+            # Not for what OpenSSL itself replaces while another thread reads, as it does the session's cipher.
+            while not stop.is_set() or not told:
+                told.add(session.version())
 
         thread = threading.Thread(target=ask)
         thread.start()
@@ -165,6 +165,8 @@ async def test_other_threads_change_keys_of_nothing(loop):
         finally:
             stop.set()
             thread.join()
+        # None: another thread has just read a message of the handshake, such as a ticket.
+        assert told <= {"TLSv1.3", None}
 
 
 def test_the_environment_forces_python(monkeypatch):
