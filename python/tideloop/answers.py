@@ -12,7 +12,8 @@ __all__ = ["hand_out"]
 async def hand_out(
     answer: Any, keys: Sequence[Hashable], tell: Callable[[Iterable[tuple[int, Any]]], None], who: str
 ) -> None:
-    """Call `tell` with pairs of the number of a key that is answered and its answer: a value, or an Exception.
+    """Call `tell` with pairs of the number of a key that is answered and its answer: a value, an Exception, or a
+    CancelledError, as gather(..., return_exceptions=True) has it.
 
     `answer` is what the function has returned: a sequence with an answer for each key, in order; a mapping; an
     iterator or async iterator of pairs of a key and its answer, which are told as they come; or an awaitable of
@@ -22,7 +23,7 @@ async def hand_out(
     """
     if inspect.isawaitable(answer):
         answer = await answer
-    if isinstance(answer, list | tuple):
+    if isinstance(answer, Sequence) and not isinstance(answer, str | bytes):
         if len(answer) != len(keys):
             raise ValueError(
                 f"{who} returned {len(answer)} answers for {len(keys)} keys; expected one for each, in order"

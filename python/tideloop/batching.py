@@ -60,6 +60,9 @@ Answers = (
 )
 """What a batch function answers with. Any value may be an Exception instead."""
 
+# As gather(..., return_exceptions=True) tells them.
+_FAILURES = (Exception, asyncio.CancelledError)
+
 _running_loop = asyncio.get_running_loop
 
 
@@ -345,7 +348,7 @@ class Batcher(Generic[_T, _R]):
                 if type(there) is list:
                     for future in there:
                         _end(future, value)
-                elif isinstance(value, Exception):
+                elif isinstance(value, _FAILURES):
                     _end(there, value)  # type: ignore[arg-type]
                 else:
                     try:
@@ -395,7 +398,12 @@ def _is_wanted(futures: asyncio.Future[Any] | list[asyncio.Future[Any]]) -> bool
 def _end(future: asyncio.Future[Any], value: Any) -> None:
     """Tell one caller, who may have gone."""
     if not future.done():
-        if isinstance(value, Exception):
+        if isinstance(value, asyncio.CancelledError):
+            # What was done for this key was; the caller was not.
+            cancelled = LoadCancelled("what was asked for was cancelled")
+            cancelled.__cause__ = value
+            future.set_exception(cancelled)
+        elif isinstance(value, Exception):
             future.set_exception(own_copy(value))
         else:
             future.set_result(value)

@@ -110,10 +110,12 @@ class _Load(Flight[Any]):
             self._owner.cache._remember(self.key, error, self.warrant)
 
     def answer(self, value: Any) -> None:
-        """End a load that others do, by a value or an Exception."""
+        """End a load that others do, by a value, an Exception or a CancelledError."""
         if self.task.done():
             return
-        if isinstance(value, Exception):
+        if isinstance(value, asyncio.CancelledError):
+            self.task.cancel()
+        elif isinstance(value, Exception):
             self.task.set_exception(own_copy(value))
         else:
             self.task.set_result(value)

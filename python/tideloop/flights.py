@@ -88,14 +88,14 @@ class Flight(Generic[_T]):
             raise
         if asyncio.isfuture(doing) and doing.get_loop() is loop:
             return self.begin(doing)
-        coroutine = doing if asyncio.iscoroutine(doing) else _awaited(doing)
-        if loop.get_task_factory() is not None:
-            coroutine = self._flown(coroutine)
+        working = doing if asyncio.iscoroutine(doing) else _awaited(doing)
+        flown = self._flown(working) if loop.get_task_factory() is not None else working
         try:
-            task = loop.create_task(coroutine, context=context)
+            task = loop.create_task(flown, context=context)
         except BaseException:  # a task factory's
             self._depart()
-            coroutine.close()
+            flown.close()
+            working.close()  # which it has not come to
             raise
         return self.begin(task)
 

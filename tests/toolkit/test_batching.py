@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import random
 import threading
+from collections import deque
 
 import pytest
 import tideloop
@@ -319,7 +322,7 @@ class TestCallers:
 
 
 class TestAnswers:
-    @pytest.mark.parametrize("shape", ["list", "tuple", "mapping", "async pairs", "pairs", "plain list"])
+    @pytest.mark.parametrize("shape", ["list", "tuple", "deque", "mapping", "async pairs", "pairs", "plain list"])
     def test_shapes(self, kind, shape):
         async def fetch(keys):
             pairs = [(key, Boom(key) if key == 2 else key * 10) for key in keys]
@@ -328,6 +331,8 @@ class TestAnswers:
                     return [value for _, value in pairs]
                 case "tuple":
                     return tuple(value for _, value in pairs)
+                case "deque":
+                    return deque(value for _, value in pairs)
                 case "mapping":
                     return dict([*reversed(pairs), ("not asked for", 1)])
                 case "pairs":
@@ -433,6 +438,61 @@ class TestAnswers:
 
         harness.run(kind, main())
 
+    @pytest.mark.parametrize("callers", [1, 2])
+    def test_a_cancelled_part_is_none_either(self, kind, callers):
+        async def one(key):
+            if key == 1:
+                raise asyncio.CancelledError
+            return key
+
+        async def fetch(keys):
+            return await asyncio.gather(*map(one, keys), return_exceptions=True)
+
+        async def main():
+            batcher = Batcher(fetch)
+            *cancelled, two = await asyncio.gather(*map(batcher, [*[1] * callers, 2]), return_exceptions=True)
+            assert [type(failure) for failure in cancelled] == [LoadCancelled] * callers
+            assert two == 2
+
+        harness.run(kind, main())
+
+    def test_a_task_that_could_not_be_made(self, kind):
+        def refuse(loop, coro, **options):
+            raise Boom("no more tasks")
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            database = Database()
+            batcher = Batcher(database.fetch, max_inflight=1)
+            calls = [batcher(key) for key in (1, 1, 2)]
+            loop.set_task_factory(refuse)
+            try:
+                for call in calls:
+                    with pytest.raises(Boom, match="no more tasks"):
+                        await call
+            finally:
+                loop.set_task_factory(None)
+            assert batcher.stats().inflight == 0
+            assert await batcher(3) == 30
+            assert database.asked == [[3]]
+
+        harness.run(kind, main())
+
+    def test_an_exception_that_cannot_be_changed(self, kind):
+        @dataclasses.dataclass(frozen=True)
+        class Frozen(Exception):
+            """Can be made anew, and not be changed."""
+
+        async def fetch(keys):
+            raise Frozen()
+
+        async def main():
+            batcher = Batcher(fetch)
+            assert await asyncio.gather(*map(batcher, (1, 1, 2)), return_exceptions=True) == [Frozen()] * 3
+            assert batcher.stats().inflight == 0
+
+        harness.run(kind, main())
+
     def test_answers_that_are_none(self, kind):
         async def main():
             for answer, match in [
@@ -525,6 +585,39 @@ class TestName:
             assert a.fetch is a.fetch
             with pytest.raises(TypeError, match="needs a __dict__"):
                 _ = Slotted().fetch
+
+        harness.run(kind, main())
+
+    def test_a_method_that_another_overrides(self, kind):
+        class Users:
+            @batched
+            async def fetch(self, keys):
+                return [key * 2 for key in keys]
+
+        class Doubled(Users):
+            @batched
+            async def fetch(self, keys):
+                return [2 * answer for answer in await super().fetch.load_many(keys)]
+
+        async def main():
+            assert await asyncio.gather(*map(Doubled().fetch, (1, 2))) == [4, 8]
+
+        harness.run(kind, main())
+
+    def test_a_copy_has_batches_of_its_own(self, kind):
+        class Users:
+            factor = 2
+
+            @batched
+            async def fetch(self, keys):
+                return [key * self.factor for key in keys]
+
+        async def main():
+            users = Users()
+            assert await users.fetch(1) == 2
+            other = copy.copy(users)
+            other.factor = 3
+            assert await asyncio.gather(users.fetch(1), other.fetch(1), users.fetch(2)) == [2, 3, 4]
 
         harness.run(kind, main())
 

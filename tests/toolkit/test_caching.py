@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import inspect
@@ -11,9 +12,11 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
 import weakref
+from typing import ClassVar
 
 import pytest
 import tideloop
@@ -44,6 +47,71 @@ class Source:
 
 class Thing:
     """Can be referred to weakly."""
+
+
+class Missing(KeyError):
+    """Hands on other arguments than it takes."""
+
+    def __init__(self, key):
+        super().__init__(f"no {key!r}")
+
+    def __str__(self):
+        return self.args[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """Can be made anew, and not be changed."""
+
+
+class Fragile:
+    """A key that all others of its class collide with, and that neither compares nor shows itself within fragile()."""
+
+    broken = False
+
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        if self.broken:
+            raise Boom("__eq__")
+        return isinstance(other, Fragile) and other.number == self.number
+
+    def __repr__(self):
+        if self.broken:
+            raise Boom("__repr__")
+        return f"Fragile({self.number})"
+
+
+@contextlib.contextmanager
+def fragile():
+    Fragile.broken = True
+    try:
+        yield
+    finally:
+        Fragile.broken = False
+
+
+class Compared:
+    """A key of which all are equal. Each comparison takes the next of `steps` and does it."""
+
+    steps: ClassVar = []
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        if self.steps and (step := self.steps.pop(0)):
+            step()
+        return isinstance(other, Compared)
+
+
+def refuse(loop, coro, **options):
+    """A task factory."""
+    raise Boom("no more tasks")
 
 
 def run(main):
@@ -255,6 +323,107 @@ class TestErrors:
             log.removeHandler(handler)
         assert ["nobody waits" in message.getMessage() for message in messages] == [True]
 
+    @run
+    async def test_a_task_that_could_not_be_made(self):
+        source, cache = Source(), Cache()
+        loop = asyncio.get_running_loop()
+
+        async def attempt(asking):
+            loop.set_task_factory(refuse)
+            try:
+                with pytest.raises(Boom, match="no more tasks"):
+                    await asking
+            finally:
+                loop.set_task_factory(None)
+            assert cache.stats().loading == 0
+
+        await attempt(cache.get("a", source.load))
+        await attempt(cache.get_many(["a", "b"], many(source)))
+        assert await cache.get_many(["a", "b"], many(source)) == {"a": ("a", 1), "b": ("b", 2)}
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks that begin at once came with Python 3.12")
+    @run
+    async def test_a_task_that_begins_at_once_and_asks_for_its_own_key(self):
+        cache = Cache()
+
+        async def load(key):
+            return await cache.get(key, load)
+
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="wait for itself"):
+                await cache.get("a", load)
+
+    @run
+    async def test_exceptions_that_cannot_be_changed(self):
+        cache = Cache(negative_ttl=5)
+
+        async def load(key):
+            await asyncio.sleep(1)
+            raise Frozen()
+
+        for _ in range(2):
+            failures = await asyncio.gather(*(cache.get("a", load) for _ in range(2)), return_exceptions=True)
+            assert failures == [Frozen()] * 2
+
+    @run
+    async def test_keys_that_break_while_they_are_loaded(self):
+        cache = Cache()
+        cache.put(Fragile(1), "kept")
+
+        async def load(key):
+            await asyncio.sleep(1)
+            return key
+
+        async def cancelled(key):
+            await asyncio.sleep(1)
+            raise asyncio.CancelledError
+
+        for loading in (load, cancelled):
+            asking = asyncio.ensure_future(cache.get(Fragile(2), loading))
+            await asyncio.sleep(0.5)
+            with fragile(), pytest.raises(Boom):
+                await asking
+            assert cache.stats().loading == 0
+
+    @run
+    async def test_an_exceptions_message_and_notes(self):
+        cache = Cache(negative_ttl=5)
+
+        async def load(key):
+            await asyncio.sleep(1)
+            failure = Missing(key)
+            failure.add_note("of the load")
+            raise failure
+
+        for _ in range(2):
+            first, second = await asyncio.gather(*(cache.get(7, load) for _ in range(2)), return_exceptions=True)
+            assert first is not second
+            first.add_note("of a caller")
+            assert (str(first), str(second)) == ("no 7", "no 7")
+            assert second.__notes__ == ["of the load"]
+
+    @run
+    async def test_one_that_is_kept_does_not_keep_who_got_it(self):
+        """Though it cannot be copied."""
+        cache = Cache(negative_ttl=5)
+
+        async def load(key):
+            raise Frozen
+
+        async def ask():
+            thing = Thing()
+            with pytest.raises(Frozen):
+                await cache.get(7, load)
+            return weakref.ref(thing)
+
+        asked = [await ask() for _ in range(3)]
+        with pytest.raises(Frozen) as last:
+            await cache.get(7, load)
+        gc.collect()
+        assert [thing() for thing in asked] == [None] * 3
+        del last
+
 
 class TestTime:
     @run
@@ -401,6 +570,32 @@ class TestInvalidation:
             assert "a" not in cache
 
         harness.run(kind, main())
+
+    @pytest.mark.parametrize("during", range(5))
+    @pytest.mark.parametrize("inner", ["put", "invalidate", "clear", "put and invalidate", "put another"])
+    @pytest.mark.parametrize("outer", ["put", "invalidate", "clear"])
+    def test_a_comparison_in_which_somebody_else_comes_first(self, outer, inner, during):
+        """As another thread may; whoever it was, each entry keeps its name, and each name its entry."""
+        cache = Cache(maxsize=1)
+        actions = {
+            "put": lambda: cache.put(Compared(), 1),
+            "invalidate": lambda: cache.invalidate(Compared()),
+            "clear": cache.clear,
+            "put and invalidate": lambda: cache.put(Compared(), 1) and cache.invalidate(Compared()),
+            "put another": lambda: cache.put("another", 1),
+        }
+        cache.put(Compared(), 0)
+        cache.put(Compared(), 0)  # has the name of the first, whose key is another object
+        Compared.steps = [*[None] * during, actions[inner]]
+        try:
+            actions[outer]()
+        finally:
+            Compared.steps = []
+        assert all(map(cache.__contains__, cache.keys()))
+        assert len(cache) == len(cache.keys())
+        cache.invalidate(Compared())
+        cache.invalidate("another")
+        assert (len(cache), cache.keys()) == (0, [])
 
 
 class TestRoom:
@@ -593,6 +788,92 @@ class TestMany:
         await asyncio.sleep(3)
         assert await cache.get_many("ab", many(source)) == {"a": ("a", 3), "b": ("b", 4)}
 
+    @run
+    async def test_it_is_the_first_keys_failure_that_is_raised(self):
+        cache = Cache(negative_ttl=5)
+
+        async def load(keys):
+            return [Boom(key) for key in keys]
+
+        with pytest.raises(Boom, match="a"):
+            await cache.get_many(["a"], load)
+        with pytest.raises(Boom, match="a"):
+            await cache.get_many(["a", "b"], load)
+        with pytest.raises(Boom, match="c"):
+            await cache.get_many(["c", "b", "a"], load)
+
+    @run
+    async def test_a_failure_before_the_load_leaves_nothing_under_way(self):
+        source, cache = Source(), Cache()
+        cache.put(Fragile(1), "kept")
+        waiting = asyncio.ensure_future(cache.get("b", source.load))
+        await asyncio.sleep(0)
+        with fragile(), pytest.raises(Boom):
+            await cache.get_many(["a", "b", Fragile(2)], many(source))
+        assert cache.stats().loading == 1
+        assert await waiting == ("b", 1)
+        assert await cache.get_many(["a", "b"], many(source)) == {"a": ("a", 2), "b": ("b", 1)}
+
+    @run
+    async def test_a_load_that_was_cancelled_before_it_began(self):
+        source, cache = Source(), Cache()
+        before = asyncio.all_tasks()
+        asking = asyncio.ensure_future(cache.get_many(["a", "b"], many(source)))
+        await asyncio.sleep(0)
+        (load,) = asyncio.all_tasks() - before - {asking}
+        load.cancel()
+        with pytest.raises(LoadCancelled):
+            await asking
+        assert (source.loads, cache.stats().loading) == ([], 0)
+        assert await cache.get("a", source.load) == ("a", 1)
+
+    @run
+    async def test_a_load_of_many_that_asks_for_one_of_them(self):
+        source, cache = Source(), Cache(name="loops")
+
+        async def load(keys):
+            return [await cache.get(key, source.load) for key in keys]
+
+        async def load_many(keys):
+            return await cache.get_many(keys[1:], many(source))
+
+        for loading in (load, load_many):
+            with pytest.raises(RuntimeError, match="wait for itself"):
+                await cache.get_many(["a", "b"], loading)
+            assert cache.stats().loading == 0
+
+    @pytest.mark.parametrize("cancelled", ["load", "part"])
+    @run
+    async def test_what_was_cancelled_has_not_failed(self, cancelled):
+        source, cache = Source(), Cache(negative_ttl=100)
+
+        async def load(keys):
+            if cancelled == "load":
+                raise asyncio.CancelledError
+            return [asyncio.CancelledError() for _ in keys]
+
+        for _ in range(2):
+            with pytest.raises(LoadCancelled):
+                await cache.get_many(["a", "b"], load)
+        assert cache.stats().negative_hits == 0
+        assert await cache.get("a", source.load) == ("a", 1)
+
+    @run
+    async def test_a_load_of_many_is_abandoned_with_its_last_key(self):
+        source, cache = Source(), Cache(cancel_abandoned=True)
+        asking = asyncio.ensure_future(cache.get_many(["a", "b"], many(source)))
+        await asyncio.sleep(0.5)
+        single = asyncio.ensure_future(cache.get("b", source.load))
+        await asyncio.sleep(0)
+        asking.cancel()
+        assert await single == ("b", 2)
+        asking = asyncio.ensure_future(cache.get_many(["c", "d"], many(source)))
+        await asyncio.sleep(0.5)
+        asking.cancel()
+        await asyncio.sleep(10)
+        assert source.finished == 2
+        assert cache.stats().loading == 0
+
 
 class TestFunctions:
     @run
@@ -716,6 +997,35 @@ class TestFunctions:
         assert await asyncio.gather(*map(double, [1, 2, 1, 3])) == [2, 4, 2, 6]
         assert await asyncio.gather(*map(double, [3, 4])) == [6, 8]
         assert batches == [[1, 2, 3], [4]]
+
+    @run
+    async def test_over_another_cached_function(self):
+        calls = []
+
+        @cached(maxsize=1)
+        async def inner(key):
+            calls.append(key)
+            return key * 2
+
+        outer = cached(maxsize=5)(inner)
+        assert [await outer(key) for key in (1, 2, 1)] == [2, 4, 2]
+        assert outer.cache is not inner.cache
+        assert (outer.cache.maxsize, inner.cache.maxsize) == (5, 1)
+        assert outer.invalidate(1)
+        assert (outer.peek(1), outer.peek(2), inner.peek(1), inner.peek(2)) == (None, 4, None, 4)
+        assert await outer(1) == 2
+        assert calls == [1, 2, 1]
+
+    @run
+    async def test_a_class_with_arguments_of_its_own(self):
+        class Users(Cache):
+            def __init__(self, source, *, size):
+                super().__init__(size, name="users")
+                self.source = source
+
+        users = Users(Source(), size=2)
+        assert [await users.get(key, users.source.load) for key in "abc"] == [("a", 1), ("b", 2), ("c", 3)]
+        assert (len(users), users.maxsize, users.name) == (2, 2, "users")
 
     def test_options_that_are_wrong(self):
         for error, match, options in [

@@ -24,6 +24,9 @@ pub const NEVER: i64 = i64::MAX;
 /// So many entries whose time is over are taken out when one is added.
 const SWEPT_PER_ENTRY: usize = 2;
 
+/// So many deadlines are looked at for each entry that may be taken out; those of entries that were used are put back.
+const LOOKS_PER_SWEPT: usize = 8;
+
 /// So few deadlines are never sifted for those of entries that have left.
 const FEW_DEADLINES: usize = 64;
 
@@ -217,14 +220,16 @@ impl<T> Cache<T> {
         self.policy.remove(key).map(|kept| kept.item)
     }
 
-    /// Takes out at most so many entries whose time is over.
+    /// Takes out at most so many entries whose time is over, of the few that it looks at.
     pub fn sweep(&mut self, now: i64, most: usize, out: &mut Vec<T>) {
-        let mut taken = 0;
+        let (mut taken, mut looks) = (0, 0);
         while taken < most
+            && looks < LOOKS_PER_SWEPT * most
             && let Some(&Reverse((deadline, bits))) = self.deadlines.peek()
             && deadline <= now
         {
             self.deadlines.pop();
+            looks += 1;
             let key = Key::from_u64(bits);
             let Some(kept) = self.policy.get(key) else {
                 continue;
@@ -350,6 +355,31 @@ mod tests {
         }
         assert_eq!(out.len() + cache.len(), 100_000);
         assert!(cache.deadlines.len() <= 2 * cache.len() + FEW_DEADLINES);
+    }
+
+    #[test]
+    fn those_that_were_used_hold_no_store_up() {
+        let (mut cache, mut out) = cache_of(u64::MAX);
+        let lifetime = Lifetime::from(0, NEVER, 0, 2 * SECOND);
+        let keys: Vec<_> = (0..1_000)
+            .map(|number| cache.store(number, number, 1, lifetime, 0, &mut out))
+            .collect();
+        for key in keys {
+            assert!(cache.fresh(key.unwrap(), SECOND).is_some());
+        }
+        cache
+            .store(0, 0, 1, lifetime, 2 * SECOND, &mut out)
+            .unwrap();
+        let put_back = |&&Reverse((deadline, _)): &&Reverse<(i64, u64)>| deadline == 3 * SECOND;
+        let looks = cache.deadlines.iter().filter(put_back).count();
+        assert_eq!(looks, LOOKS_PER_SWEPT * SWEPT_PER_ENTRY);
+        // The others have their turn all the same.
+        for number in 0..1_000 {
+            cache
+                .store(number, number, 1, lifetime, 3 * SECOND, &mut out)
+                .unwrap();
+        }
+        assert_eq!((out.len(), cache.len()), (1_000, 1_001));
     }
 
     #[test]

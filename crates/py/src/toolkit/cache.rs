@@ -8,7 +8,8 @@
 //! **The index and the entries** are two things, since looking a key up may run any code (`__eq__`), and no code may run
 //! while the entries are borrowed. So the index may name an entry that is no more, which finds nothing and is a miss, and an
 //! entry may have lost its name, in which case it leaves like any other. A name is taken off the index when its entry
-//! has left, if it still leads nowhere then. For as long as every key is plain (`str`, `int`, tuples of these, …), whose
+//! has left, if it still leads nowhere then. Two threads may give one key to two entries; the second takes the name from
+//! the first, and that entry with it. For as long as every key is plain (`str`, `int`, tuples of these, …), whose
 //! comparison is the interpreter's own, a look-up runs no code at all, and the first step may make it.
 //!
 //! **What was invalidated while it was being loaded** must not be stored. A load has a [`Warrant`] for that, which an
@@ -180,10 +181,47 @@ impl CacheCore {
     /// Takes the name of an entry that has left off the index, unless it leads somewhere.
     fn forget(&self, key: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = key.py();
-        if let Some(place) = self.place(key)?
-            && !self.entries.with(py, |entries| entries.contains(place))
+        let live = |place| self.entries.with(py, |entries| entries.contains(place));
+        while let Some(place) = self.place(key)?
+            && !live(place)
         {
-            self.index.bind(py).del_item(key)?;
+            // While the key's `__eq__` ran, another thread may have taken the name off, or given it to another entry.
+            if let Some(taken) = self.unname(key)?
+                && live(taken)
+            {
+                self.name(key, taken)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a name off the index, whatever it leads to; that is what it led to.
+    fn unname(&self, key: &Bound<'_, PyAny>) -> PyResult<Option<Key>> {
+        let py = key.py();
+        let index = self.index.bind(py);
+        let bits = index.call_method1(intern!(py, "pop"), (key, py.None()))?;
+        let bits: Option<u64> = bits.extract()?;
+        Ok(bits.map(Key::from_u64))
+    }
+
+    /// Has the name of an entry lead to it. One name is taken off by one thread only, which sees to what it led to.
+    fn name(&self, key: &Bound<'_, PyAny>, place: Key) -> PyResult<()> {
+        let (py, bits) = (key.py(), place.to_u64());
+        let index = self.index.bind(py);
+        if !self.odd.load(Ordering::Relaxed) {
+            return index.set_item(key, bits);
+        }
+        let setdefault = intern!(py, "setdefault");
+        while index
+            .call_method1(setdefault, (key, bits))?
+            .extract::<u64>()?
+            != bits
+        {
+            if let Some(other) = self.unname(key)?
+                && let Some(item) = self.entries.with(py, |entries| entries.remove(other))
+            {
+                item.discard(py);
+            }
         }
         Ok(())
     }
@@ -350,11 +388,15 @@ impl CacheCore {
             }
         });
         let named = match stored {
-            Some(place) => self.index.bind(py).set_item(key, place.to_u64()),
+            Some(place) => self.name(key, place),
             None => Ok(()),
         };
         self.see_off(py, out)?;
         named?;
+        if stored.is_some_and(|place| !self.entries.with(py, |entries| entries.contains(place))) {
+            // It has left before it had its name.
+            self.forget(key)?;
+        }
         if let Some(place) = stored
             && withdrawn()
         {
