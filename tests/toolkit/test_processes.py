@@ -301,7 +301,8 @@ class TestLines:
             if not writing:
                 process.close_stdin()
             waiting = asyncio.ensure_future(process.write(b"x" * (8 * MIB)) if writing else process.wait())
-            while process.stats().unread <= 256 * 1024:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+            while not process._output.paused:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             assert not waiting.done()
             leave.set()
