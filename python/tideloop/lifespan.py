@@ -31,7 +31,7 @@ def run(
     registered by on_shutdown(), for `grace` seconds at most, and then cancels main; if main has asked for stopping(),
     it may end by itself until the grace is over. The second one cancels everything that is under way. The third leaves
     the process. Where main was cancelled by that, run() raises KeyboardInterrupt for SIGINT, for others SystemExit with
-    128 and the signal's number.
+    128 and the signal's number; where it was by request_shutdown(), it returns None.
 
     Raises RuntimeError if a loop runs in this thread; ValueError if main is not a coroutine, or for a signal that
     is none; what the system says of a signal that cannot be handled, or not in this thread.
@@ -54,7 +54,7 @@ def run(
                     runner.run(shutdown.finish(limit))
         ending = runner.run(shutdown.attend(main, numbers, limit))
     if ending.signal is None:
-        return ending.value  # type: ignore[return-value]  # None exactly if that was returned
+        return ending.value  # type: ignore[return-value]  # None if main or request_shutdown() says so
     if ending.signal == shutdown.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + ending.signal)

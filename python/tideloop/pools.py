@@ -47,9 +47,10 @@ class Pool(Lender[_T]):
     seconds, or the deadline() of his context, gets PoolTimeout; that time is for all of it, whatever has to be tried
     again. With `leak_after` seconds a loan that is longer is logged with the stack of the borrower.
 
-    A creation is cancelled after `create_timeout` seconds, and has failed; so is a reset or a close after
-    `close_timeout`, and is waited for no longer, even if it does not heed that. Where making the minimum has failed, it
-    is tried again after a pause. The functions run in the context in which the pool was made.
+    A creation is cancelled after `create_timeout` seconds, and has failed once it has heeded that; a reset or a close
+    is after `close_timeout`, and is waited for no longer, even if it does not heed that. Where making the minimum has
+    failed, it is tried again after a pause. The functions, apart from `check`, run in the context in which the pool was
+    made; `check` is a part of the borrower's waiting: if he is cancelled in it, the resource is closed.
     """
 
     @overload

@@ -88,10 +88,13 @@ def on_shutdown(fn: Callable[[], Any], *, order: float = 0) -> Callable[[], None
 
     `fn` takes nothing; what it returns is awaited if it can be. The lower its `order`, the earlier it is called;
     those of the same order one after the other, the last one registered first. One that raises is logged, and the
-    others are called. Raises RuntimeError outside of a loop.
+    others are called; one that goes on when its time is over, though it was cancelled, holds up what comes after it.
+    Raises RuntimeError outside of a loop.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function without arguments, not {fn!r}")
+    if not isinstance(order, int | float) or order != order:
+        raise TypeError(f"order must be a number, not {order!r}")
     plan = _plan()
     hook = _Hook(order, -next(plan.serials), fn)
     plan.hooks.append(hook)
@@ -114,6 +117,7 @@ async def stopping() -> None:
 def request_shutdown() -> None:
     """Do what the first signal does. Again does nothing. On the loop.
 
+    Where it is this that main was cancelled by, tideloop.run() returns None: no signal is to blame.
     Under another runner than tideloop.run(), and without its `signals`, it wakes those that wait for stopping(), and no
     more.
     """

@@ -360,6 +360,18 @@ async def test_it():
     lines(result, "step* of the loop took longer than 20 ms:", "test_it")
 
 
+def test_a_task_that_never_begins_is_no_warning(run):
+    result = run("""
+@pytest.mark.no_blocking(5000)
+async def test_it():
+    task = asyncio.create_task(asyncio.sleep(1000))
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+""")
+    result.assert_outcomes(passed=1)
+
+
 # --- cancel_everywhere ---------------------------------------------------------------------------
 
 
@@ -524,6 +536,38 @@ async def test_raises(virtual_clock):
         "in test_hangs: await asyncio.Event().wait() *",
         "_ test_raises _",
         "RuntimeError: Lock is not acquired.",
+    )
+
+
+def test_what_is_shielded_is_not_torn_and_cannot_hang(run):
+    result = run("""
+@pytest.fixture
+def steps():
+    made = []
+    yield made
+    assert made in ([], ["begun", "done"]), "torn"
+
+@pytest.mark.cancel_everywhere
+async def test_whole(steps, virtual_clock):
+    with tideloop.shield():
+        steps.append("begun")
+        await asyncio.sleep(1)
+        steps.append("done")
+
+@pytest.mark.cancel_everywhere
+async def test_hangs(virtual_clock):
+    try:
+        await asyncio.sleep(1)
+    except asyncio.CancelledError:
+        with tideloop.shield():
+            await asyncio.Event().wait()
+""")
+    result.assert_outcomes(passed=1, failed=1)
+    lines(
+        result,
+        "_ test_hangs _",
+        "cancelled, the test does not end; it waits at",
+        "in test_hangs: await asyncio.Event().wait()",
     )
 
 

@@ -65,6 +65,23 @@ def test_failures_can_be_handed_over(kind):
     harness.run(kind, main())
 
 
+def test_a_failure_is_not_lost_with_the_one_it_is_handed_to(kind, caplog):
+    def bad(task, error):
+        raise LookupError("mine")
+
+    async def main():
+        told = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        async with Background(on_error=bad) as background:
+            background.spawn(fail, "lost", name="sender")
+        assert [str(error) for error in told] == ["mine"]
+        (record,) = caplog.records
+        assert record.getMessage() == "'sender' has failed"
+        assert str(record.exc_info[1]) == "lost"
+
+    harness.run(kind, main())
+
+
 def test_failures_can_end_the_block(kind):
     async def main():
         before = asyncio.all_tasks()
@@ -351,6 +368,21 @@ class TestRestart:
             async with Background(on_error=lambda *it: told.append(it), restart=Restart()) as background:
                 background.spawn(fail, "no", 3)
             assert len(told) == 1
+
+        harness.run(kind, main())
+
+    def test_nobody_waits_for_a_pause_to_end(self, kind):
+        async def main():
+            told = []
+            began = now()
+            restart = Restart(first=500, longest=500, jitter=0)
+            async with Background(on_error=lambda *it: told.append(it), restart=restart, grace=1000) as background:
+                background.spawn(fail, "no", 1)
+                await asyncio.sleep(2)
+                assert background.stats().restarts == 1
+                assert not told
+            assert len(told) == 1
+            assert now() - began == pytest.approx(2)
 
         harness.run(kind, main())
 

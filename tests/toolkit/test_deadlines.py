@@ -140,6 +140,28 @@ class TestDeadline:
 
         harness.run(kind, main())
 
+    def test_inside_of_a_shield_that_holds_an_outer_one_back(self, kind):
+        async def main():
+            began = now()
+
+            async def clean_up():
+                with tideloop.deadline(5), tideloop.deadline(9):
+                    assert tideloop.remaining() == pytest.approx(5)
+                    await forever()
+
+            async def block():
+                with tideloop.deadline(2):
+                    with tideloop.shield(), pytest.raises(tideloop.DeadlineExceeded, match="of 5 s"):
+                        await clean_up()
+                    await forever()
+
+            with pytest.raises(tideloop.DeadlineExceeded, match="of 2 s"):
+                await block()
+            assert now() - began == pytest.approx(5)
+            assert asyncio.current_task().cancelling() == 0
+
+        harness.run(kind, main())
+
     def test_left_in_another_context(self, kind):
         async def main():
             async def numbers():

@@ -63,6 +63,44 @@ class TestKeys:
 
         harness.run(kind, main())
 
+    def test_served_in_turn_over_all_keys(self, kind):
+        async def main():
+            order = []
+
+            async def borrow(name):
+                async with pool.acquire(name[0]):
+                    order.append(name)
+                    await asyncio.sleep(5)
+
+            maker = Maker(seconds=1)
+            async with KeyedPool(maker.create, maker.close, max=2) as pool:
+                leases = [pool.acquire("b"), pool.acquire("b")]
+                await asyncio.gather(*(lease._begin() for lease in leases))
+                tasks = [asyncio.ensure_future(borrow(name)) for name in ("a1", "a2", "b1")]
+                await turns(3)
+                # The first one's is being made while the second one's comes back, which is not for the third.
+                leases[0].release()
+                await asyncio.sleep(0.5)
+                leases[1].release()
+                await asyncio.gather(*tasks)
+            assert order == ["a1", "a2", "b1"]
+            assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_a_key_is_forgotten_while_somebody_comes_for_it(self, kind):
+        """What was idle too long goes as he looks at it, and with it, if nothing has to be closed, the key."""
+
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, check=lambda made: True, max_idle=0.1, acquire_timeout=5) as pool:
+                assert await hold(pool, 0, "a") == ("a", 1)
+                await asyncio.sleep(0.2)
+                assert pool.stats().idle == 1
+                assert await hold(pool, 0, "a") == ("a", 2)
+
+        harness.run(kind, main())
+
     def test_keys_are_forgotten(self, kind):
         async def main():
             maker = Maker()

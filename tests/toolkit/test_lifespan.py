@@ -106,6 +106,32 @@ class TestWithoutSignals:
 
         tideloop.run(main())
 
+    def test_asked_for_by_the_program_itself(self):
+        """No signal is to blame, so nothing is raised."""
+        called = []
+
+        async def main(heeds):
+            tideloop.on_shutdown(lambda: called.append("closing"))
+            tideloop.request_shutdown()
+            if heeds:
+                await tideloop.stopping()
+                return "in peace"
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                called.append("cancelled")
+
+        assert tideloop.run(main(False), signals=("TERM",)) is None
+        assert called == ["closing", "cancelled"]
+        assert tideloop.run(main(True), signals=("TERM",)) == "in peace"
+
+        async def cancels_itself():
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+        with pytest.raises(asyncio.CancelledError):
+            tideloop.run(cancels_itself(), signals=("TERM",))
+
     def test_on_any_loop(self):
         async def main():
             tideloop.on_shutdown(print)
@@ -115,11 +141,17 @@ class TestWithoutSignals:
         asyncio.run(main())
 
     def test_bad_arguments(self):
+        called = []
+
         async def main():
             with pytest.raises(TypeError, match="fn must be a function"):
                 tideloop.on_shutdown(3)
+            for order in (None, "1", float("nan")):
+                with pytest.raises(TypeError, match=f"order must be a number, not {order!r}"):
+                    tideloop.on_shutdown(called.append, order=order)
 
         tideloop.run(main())
+        assert not called
         with pytest.raises(RuntimeError):
             tideloop.on_shutdown(print)
         with pytest.raises(ValueError, match="'WINK' is none"):

@@ -90,7 +90,15 @@ class TestRetry:
 
     @pytest.mark.parametrize(
         ("header", "pause"),
-        [("3", 3), (" 120 ", 120), ("Thu, 01 Jan 1970 00:00:01 GMT", 0), ("soon", None), ("-1", None), ("1e3", None)],
+        [
+            ("3", 3),
+            (" 120 ", 120),
+            ("Thu, 01 Jan 1970 00:00:01 GMT", 0),
+            ("Sun, 06 Nov 99999999999 08:49:37 GMT", None),
+            ("soon", None),
+            ("-1", None),
+            ("1e3", None),
+        ],
     )
     def test_what_the_headers_of_a_response_ask_for(self, header, pause):
         class Failure(Exception):
@@ -127,6 +135,15 @@ class TestRetry:
                         await guarded(out)()
             # Each call is made; of the retries a tenth of that, and the reserve once.
             assert 200 + 20 <= calls <= 200 + 20 + 5
+
+        harness.run(kind, main())
+
+    def test_a_budget_that_is_earned_needs_no_reserve(self, kind):
+        async def main():
+            guarded = policy(retry=Retry(first=0, budget=1.0, reserve=0))
+            for _ in range(3):
+                assert await guarded.call(Flaky(1)) == "answer"
+            assert guarded.stats().retries == 3
 
         harness.run(kind, main())
 
@@ -269,6 +286,27 @@ class TestBreaker:
             assert breaker.state == "closed"
             await asyncio.wait([early])
             assert isinstance(early.exception(), Boom)
+
+        harness.run(kind, main())
+
+    def test_what_began_when_it_was_closed_before_does_not_count(self, kind):
+        async def fail_late():
+            await asyncio.sleep(50)
+            raise Boom
+
+        async def main():
+            breaker = Breaker(window=1, pause=10, probes=1)
+            guarded = policy(breaker=breaker)
+            early = asyncio.ensure_future(guarded.call(fail_late))
+            await turns(2)
+            with pytest.raises(Boom):
+                await guarded.call(fail)
+            await asyncio.sleep(10)
+            assert await guarded.call(give, 1) == 1
+            assert breaker.state == "closed"
+            await asyncio.wait([early])
+            assert isinstance(early.exception(), Boom)
+            assert breaker.stats() == ("closed", 0.0, 0, 1)
 
         harness.run(kind, main())
 

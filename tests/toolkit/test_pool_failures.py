@@ -243,6 +243,28 @@ class TestClosing:
 
         harness.run(kind, main())
 
+    @pytest.mark.parametrize("patience", [5, None])
+    def test_by_one_that_makes_ready(self, kind, patience):
+        """It does not wait for itself."""
+        pool = None
+        took = []
+
+        async def reset(made):
+            began = now()
+            await pool.aclose()
+            took.append(now() - began)
+
+        async def main():
+            nonlocal pool
+            maker = Maker()
+            pool = pool_of(maker, reset=reset, close_timeout=patience)
+            await hold(pool, 0)
+            assert await pool.drain(100)
+            assert took == pytest.approx([0])
+            assert maker.closed == [1]
+
+        harness.run(kind, main())
+
     def test_in_another_loop(self, kind):
         pool = Pool(iter_of(1))
         harness.run(kind, hold(pool, 0))

@@ -394,6 +394,24 @@ class TestEnding:
 
         harness.run(kind, main())
 
+    def test_resize_while_one_is_made_ready(self, kind):
+        async def reset(made):
+            await asyncio.sleep(3)
+
+        async def main():
+            maker = Maker()
+            async with pool_of(maker, reset=reset, max=2) as pool:
+                leases = [pool.acquire(), pool.acquire()]
+                await asyncio.gather(*(lease._begin() for lease in leases))
+                for lease in leases:
+                    lease.release()
+                pool.resize(max=1)
+                await asyncio.sleep(4)
+                assert len(maker.open) == pool.stats().idle == 1
+                assert await hold(pool, 0) in maker.open
+
+        harness.run(kind, main())
+
 
 def test_a_pool_and_its_resources_can_be_collected(kind):
     async def main():

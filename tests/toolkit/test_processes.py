@@ -285,6 +285,30 @@ class TestLines:
             rest = [int(line) async for _, line in process.lines()]
         assert rest == [5, 6, 7, 8, 9, 10]
 
+    @pytest.mark.parametrize("writing", [False, True])
+    async def test_a_reader_whose_task_ends_holds_nobody(self, loop, writing):
+        """Also if what he has read from is kept."""
+        leave = asyncio.Event()
+
+        async def read(lines):
+            await anext(lines)
+            await leave.wait()
+
+        async with Process("seq 1000000; cat", shell=True, grace=0) as process:
+            lines = process.lines()
+            assert await anext(lines) == ("stdout", b"1\n")
+            reading = asyncio.ensure_future(read(lines))
+            if not writing:
+                process.close_stdin()
+            waiting = asyncio.ensure_future(process.write(b"x" * (8 * MIB)) if writing else process.wait())
+            await asyncio.sleep(0)
+            while not process._output.paused:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert not waiting.done()
+            leave.set()
+            await asyncio.wait([waiting, reading])
+            assert isinstance(waiting.exception(), RuntimeError if writing else type(None))
+
     async def test_one_at_a_time(self, loop):
         async with Process("echo x", shell=True) as process:
             lines = process.lines()
