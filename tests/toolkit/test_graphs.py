@@ -804,6 +804,59 @@ async def test_resuming_keeps_what_was_added(loop):
     assert results.values == {"adds": 5, "added": "done"}
 
 
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("only", [None, ["late"]])
+async def test_resuming_keeps_edges_that_were_added(loop, extra, only):
+    calls, broken = [], [True]
+
+    async def slow():
+        await turns(5)
+        calls.append("slow")
+
+    def plans():
+        graph_run().add_edge("slow", "late")
+        if extra:
+            graph_run().node(lambda: None, name="extra")
+
+    def sometimes(_):
+        if broken:
+            raise Boom("not yet")
+
+    g = Graph()
+    g.node(sometimes, [g.node(plans, priority=9)], priority=8)
+    g.node(slow)
+    g.node(lambda: calls.append("late"), name="late")
+    with pytest.raises(GraphFailed) as caught:
+        await g.run()
+    assert calls == []
+    broken.clear()
+    await g.resume(caught.value.results, only=only)
+    assert calls == ["slow", "late"]
+
+
+async def test_a_given_value_ends_what_a_target_needs_by_edges_that_were_added(loop):
+    calls, broken = [], [True]
+
+    def plans():
+        graph_run().add_edge("second", "target")
+        if broken:
+            raise Boom("not yet")
+
+    g = Graph()
+    g.node(plans, priority=9)
+    g.node(lambda: calls.append("first"), name="first")
+    g.node(lambda _: calls.append("second"), ["first"], name="second")
+    g.node(lambda: calls.append("target"), name="target")
+    with pytest.raises(GraphFailed) as caught:
+        await g.run()
+    broken.clear()
+    await g.resume(caught.value.results, only="target")
+    assert calls == ["first", "second", "target"]
+    calls.clear()
+    await g.resume(caught.value.results, {"second": 2}, only="target")
+    assert calls == ["target"]
+
+
 async def test_a_node_cannot_be_added_from_another_thread(loop):
     g = Graph()
     g.input("run")
