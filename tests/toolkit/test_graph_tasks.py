@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import sys
 
 import pytest
@@ -95,6 +96,70 @@ async def test_no_node_notices_what_another_one_has_left(loop, leaves):
     assert results.ok
     assert len(kept) == (3 if leaves is calls_back else 0)
     assert variable.get() == "outside"
+
+
+async def pairs(loop, factory, leaves, looks):
+    """Runs a hundred nodes that leave something, each before one that looks for it, in tasks of a factory."""
+    g = Graph()
+    for number in range(100):
+        g.node(looks, [g.node(leaves, name=f"leaves {number}")], name=f"looks {number}")
+    loop.set_task_factory(factory)
+    try:
+        await g.run()
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_variables_that_come_to_be_where_those_before_were(loop):
+    instrument = contextvars.ContextVar("instrument")
+    seen = []
+
+    def factory(loop, coroutine, **options):
+        async def instrumented():
+            instrument.set(object())
+            await coroutine
+
+        return asyncio.Task(instrumented(), loop=loop, **options)
+
+    def sets():
+        # The first mapping is given free by the second one, whose place is that of the mapping before.
+        variable.set("first")
+        variable.set("second")
+
+    await pairs(loop, factory, sets, lambda _: seen.append(variable.get()))
+    assert seen == ["unset"] * 100
+
+
+async def test_a_name_that_comes_to_be_where_the_one_before_was(loop):
+    numbers = itertools.count(10_000)
+    seen = []
+
+    def factory(loop, coroutine, **options):
+        options["name"] = f"named by the factory that makes tasks, as number {next(numbers)}"
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    def renames():
+        for _ in range(2):
+            asyncio.current_task().set_name(f"renamed by a node that runs in such a task, {next(numbers)}")
+
+    await pairs(loop, factory, renames, lambda _: seen.append(asyncio.current_task().get_name().split()[0]))
+    assert seen == ["named"] * 100
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks tell their contexts since 3.12")
+async def test_a_context_that_somebody_keeps_is_no_other_node_s(loop):
+    contexts = []
+
+    def keeps():
+        contexts.append(asyncio.current_task().get_context())
+
+    def looks(_):
+        return any(asyncio.current_task().get_context() is context for context in contexts)
+
+    g = Graph()
+    looking = [g.node(looks, [g.node(keeps)]) for _ in range(3)]
+    results = await g.run()
+    assert [results[node] for node in looking] == [False] * 3
 
 
 async def test_a_node_sees_the_variables_of_whoever_runs_the_graph(loop):

@@ -6,7 +6,7 @@
 //! *carriers*: tasks of the loop whose coroutine ([`Carry`]) takes ready nodes one after another and takes the first step of
 //! each. A node that waits has the carrier, and so the task, for itself from then on, until its end; others go on with
 //! what is ready. A carrier takes another node only if the one before has left no trace on its task or its context
-//! ([`Imprint`](crate::ffi::imprint::Imprint): nobody keeps a reference to the task, it was not cancelled, has no callback, no variable was set, …).
+//! ([`Imprint`](crate::ffi::imprint::Imprint): nobody keeps a reference to the task or its context, it was not cancelled, has no callback, no variable was set, …).
 //! So a node cannot tell its task from one that is only its own, but for this: a weak reference to the task outlives the
 //! node, and the task's name is that of the node only once it waits.
 //!
