@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import itertools
 import sys
+import types
 
 import pytest
 import tideloop
@@ -220,10 +221,19 @@ async def test_any_awaitable_is_awaited(loop):
             yield from asyncio.sleep(0).__await__()
             return "value"
 
+    @types.coroutine
+    def marked():
+        yield
+        return "generator"
+
     g = Graph()
     g.node(Awaitable, name="object")
+    g.node(marked)
     g.node(lambda: asyncio.ensure_future(asyncio.sleep(0, "task")), name="task")
-    assert (await g.run()).values == {"object": "value", "task": "task"}
+    plain = g.node(lambda: (number for number in range(2)), name="plain")
+    results = await g.run()
+    assert list(results[plain]) == [0, 1]
+    assert results.values == {"object": "value", "marked": "generator", "task": "task", "plain": results[plain]}
 
 
 async def test_a_coroutine_that_somebody_else_awaits_is_refused(loop):
