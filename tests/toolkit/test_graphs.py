@@ -259,6 +259,17 @@ def test_the_longest_way_by_what_a_previous_run_took(kind):
     run(kind, main())
 
 
+def test_the_critical_path_where_the_clock_stands_still(kind):
+    async def main():
+        g = Graph()
+        first, second, third = chain(g, lambda: 1, lambda one: asyncio.sleep(1), lambda _: 1)
+        results = await g.run()
+        assert results.node(second).ended == results.node(third).ended
+        assert results.critical_path == [first, second, third]
+
+    run(kind, main())
+
+
 async def test_only_what_the_targets_need(loop):
     g, calls = Graph(), []
     for name, deps in {"a": [], "b": ["a"], "c": ["a"], "d": ["c"], "e": []}.items():
