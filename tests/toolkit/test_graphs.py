@@ -502,6 +502,20 @@ async def test_a_cancelled_node_is_no_failure(loop):
         results[b]
 
 
+async def test_a_node_that_raises_generator_exit_has_failed(loop):
+    async def raises(after):
+        await turns(after)
+        raise GeneratorExit
+
+    g = Graph()
+    for after in (0, 2):
+        g.node(lambda after=after: raises(after), name=f"after {after}")
+    g.node(lambda: give("value", after=5), name="other")
+    results = await g.run(on_error="continue")
+    assert [result.state for result in results] == ["failed", "failed", "succeeded"]
+    assert isinstance(results.outcome("after 2").exception, GeneratorExit)
+
+
 async def test_resuming_runs_what_is_left(loop):
     calls, broken = [], [True]
 
