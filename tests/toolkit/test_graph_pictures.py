@@ -148,6 +148,29 @@ def test_the_bar_is_for_terminals_only(kind, monkeypatch):
     assert 25 <= written.count("\r") <= 40
 
 
+def test_the_bar_counts_what_runs(kind, monkeypatch):
+    g = Graph(name="g")
+    g.node(len, [g.input("given")], name="needed")
+    g.node(len, ["needed"], name="left out")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    run(kind, g.run({"given": "value"}, only="needed", progress=True))
+    last = stream.getvalue().rpartition("\r")[2]
+    assert last.endswith(" 1/1\n")
+    assert "#]" in last
+
+
+def test_nobody_sees_a_bar_on_a_stream_that_is_closed(kind, monkeypatch):
+    g = Graph()
+    g.node(lambda: 1, name="one")
+    stream = Terminal()
+    stream.close()
+    # What was closed says so, rather than that it is no terminal.
+    monkeypatch.setattr(Terminal, "isatty", io.StringIO.isatty)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert run(kind, g.run(progress=True))["one"] == 1
+
+
 def test_the_bar_fits(kind):
     results = ended(kind, limited())
     for columns in (200, 60, 30, 10, 1):

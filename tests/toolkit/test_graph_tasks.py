@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import sys
+import types
 
 import pytest
 import tideloop
@@ -97,6 +99,71 @@ async def test_no_node_notices_what_another_one_has_left(loop, leaves):
     assert variable.get() == "outside"
 
 
+async def pairs(loop, factory, leaves, looks):
+    """Runs a hundred nodes that leave something, each before one that looks for it, in tasks of a factory."""
+    g = Graph()
+    for number in range(100):
+        g.node(looks, [g.node(leaves, name=f"leaves {number}")], name=f"looks {number}")
+    loop.set_task_factory(factory)
+    try:
+        await g.run()
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_variables_that_come_to_be_where_those_before_were(loop):
+    instrument = contextvars.ContextVar("instrument")
+    seen = []
+
+    def factory(loop, coroutine, **options):
+        async def instrumented():
+            instrument.set(object())
+            await coroutine
+
+        return asyncio.Task(instrumented(), loop=loop, **options)
+
+    def sets():
+        # The first mapping is given free by the second one, whose place is that of the mapping before.
+        variable.set("first")
+        variable.set("second")
+
+    await pairs(loop, factory, sets, lambda _: seen.append(variable.get()))
+    assert seen == ["unset"] * 100
+
+
+async def test_a_name_that_comes_to_be_where_the_one_before_was(loop):
+    numbers = itertools.count(10_000)
+    seen = []
+
+    def factory(loop, coroutine, **options):
+        options["name"] = f"named by the factory that makes tasks, as number {next(numbers)}"
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    def renames():
+        for _ in range(2):
+            asyncio.current_task().set_name(f"renamed by a node that runs in such a task, {next(numbers)}")
+
+    await pairs(loop, factory, renames, lambda _: seen.append(asyncio.current_task().get_name().split()[0]))
+    assert len(seen) == 100
+    assert "renamed" not in seen
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks tell their contexts since 3.12")
+async def test_a_context_that_somebody_keeps_is_no_other_node_s(loop):
+    contexts = []
+
+    def keeps():
+        contexts.append(asyncio.current_task().get_context())
+
+    def looks(_):
+        return any(asyncio.current_task().get_context() is context for context in contexts)
+
+    g = Graph()
+    looking = [g.node(looks, [g.node(keeps)]) for _ in range(3)]
+    results = await g.run()
+    assert [results[node] for node in looking] == [False] * 3
+
+
 async def test_a_node_sees_the_variables_of_whoever_runs_the_graph(loop):
     variable.set("of the caller")
     g = Graph()
@@ -135,9 +202,13 @@ async def test_time_limits_and_groups_inside_of_nodes(loop):
     assert not tasks_left()
 
 
+def eagerly(loop, coroutine, **options):
+    return asyncio.Task(coroutine, loop=loop, **options | {"eager_start": True})
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of 3.12 and later")
 async def test_eager_tasks(loop):
-    loop.set_task_factory(asyncio.eager_task_factory)
+    loop.set_task_factory(eagerly)
     try:
         g = Graph()
         for number in range(200):
@@ -155,10 +226,19 @@ async def test_any_awaitable_is_awaited(loop):
             yield from asyncio.sleep(0).__await__()
             return "value"
 
+    @types.coroutine
+    def marked():
+        yield
+        return "generator"
+
     g = Graph()
     g.node(Awaitable, name="object")
+    g.node(marked)
     g.node(lambda: asyncio.ensure_future(asyncio.sleep(0, "task")), name="task")
-    assert (await g.run()).values == {"object": "value", "task": "task"}
+    plain = g.node(lambda: (number for number in range(2)), name="plain")
+    results = await g.run()
+    assert list(results[plain]) == [0, 1]
+    assert results.values == {"object": "value", "marked": "generator", "task": "task", "plain": results[plain]}
 
 
 async def test_a_coroutine_that_somebody_else_awaits_is_refused(loop):
@@ -175,7 +255,10 @@ async def test_a_coroutine_that_somebody_else_awaits_is_refused(loop):
     await task
 
 
-async def test_who_runs_long_lets_the_loop_have_its_turn(loop):
+@pytest.mark.parametrize("eager", [False, True])
+async def test_who_runs_long_lets_the_loop_have_its_turn(loop, eager):
+    if eager and sys.version_info < (3, 12):
+        pytest.skip("eager tasks are of 3.12 and later")
     turns_taken = 0
     done = False
 
@@ -189,7 +272,12 @@ async def test_who_runs_long_lets_the_loop_have_its_turn(loop):
     g = Graph()
     for _ in range(5000):
         g.node(lambda: None)
-    await g.run()
+    if eager:
+        loop.set_task_factory(eagerly)
+    try:
+        await g.run()
+    finally:
+        loop.set_task_factory(None)
     done = True
     await counter
     assert turns_taken >= 5

@@ -259,6 +259,17 @@ def test_the_longest_way_by_what_a_previous_run_took(kind):
     run(kind, main())
 
 
+def test_the_critical_path_where_the_clock_stands_still(kind):
+    async def main():
+        g = Graph()
+        first, second, third = chain(g, lambda: 1, lambda one: asyncio.sleep(1), lambda _: 1)
+        results = await g.run()
+        assert results.node(second).ended == results.node(third).ended
+        assert results.critical_path == [first, second, third]
+
+    run(kind, main())
+
+
 async def test_only_what_the_targets_need(loop):
     g, calls = Graph(), []
     for name, deps in {"a": [], "b": ["a"], "c": ["a"], "d": ["c"], "e": []}.items():
@@ -489,6 +500,20 @@ async def test_a_cancelled_node_is_no_failure(loop):
     assert results.failures == []
     with pytest.raises(NodeSkipped, match="has failed or was cancelled"):
         results[b]
+
+
+async def test_a_node_that_raises_generator_exit_has_failed(loop):
+    async def raises(after):
+        await turns(after)
+        raise GeneratorExit
+
+    g = Graph()
+    for after in (0, 2):
+        g.node(lambda after=after: raises(after), name=f"after {after}")
+    g.node(lambda: give("value", after=5), name="other")
+    results = await g.run(on_error="continue")
+    assert [result.state for result in results] == ["failed", "failed", "succeeded"]
+    assert isinstance(results.outcome("after 2").exception, GeneratorExit)
 
 
 async def test_resuming_runs_what_is_left(loop):
@@ -802,6 +827,59 @@ async def test_resuming_keeps_what_was_added(loop):
     broken.clear()
     results = await g.resume(from_=caught.value.results)
     assert results.values == {"adds": 5, "added": "done"}
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("only", [None, ["late"]])
+async def test_resuming_keeps_edges_that_were_added(loop, extra, only):
+    calls, broken = [], [True]
+
+    async def slow():
+        await turns(5)
+        calls.append("slow")
+
+    def plans():
+        graph_run().add_edge("slow", "late")
+        if extra:
+            graph_run().node(lambda: None, name="extra")
+
+    def sometimes(_):
+        if broken:
+            raise Boom("not yet")
+
+    g = Graph()
+    g.node(sometimes, [g.node(plans, priority=9)], priority=8)
+    g.node(slow)
+    g.node(lambda: calls.append("late"), name="late")
+    with pytest.raises(GraphFailed) as caught:
+        await g.run()
+    assert calls == []
+    broken.clear()
+    await g.resume(caught.value.results, only=only)
+    assert calls == ["slow", "late"]
+
+
+async def test_a_given_value_ends_what_a_target_needs_by_edges_that_were_added(loop):
+    calls, broken = [], [True]
+
+    def plans():
+        graph_run().add_edge("second", "target")
+        if broken:
+            raise Boom("not yet")
+
+    g = Graph()
+    g.node(plans, priority=9)
+    g.node(lambda: calls.append("first"), name="first")
+    g.node(lambda _: calls.append("second"), ["first"], name="second")
+    g.node(lambda: calls.append("target"), name="target")
+    with pytest.raises(GraphFailed) as caught:
+        await g.run()
+    broken.clear()
+    await g.resume(caught.value.results, only="target")
+    assert calls == ["first", "second", "target"]
+    calls.clear()
+    await g.resume(caught.value.results, {"second": 2}, only="target")
+    assert calls == ["target"]
 
 
 async def test_a_node_cannot_be_added_from_another_thread(loop):

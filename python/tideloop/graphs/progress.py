@@ -25,10 +25,18 @@ class Bar:
         self._stream = sys.stderr if stream is None else stream
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._beside = 0
+        """Nodes that do not run: their values are given, or no target needs them."""
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Shows it from now on, if somebody can see it."""
-        if self._stream is not None and self._stream.isatty():
+        try:
+            seen = self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return
+        if seen:
+            words = (self._run._node(number)[0] for number in range(len(self._run._nodes)))
+            self._beside = sum(word in ("done", "left out") for word in words)
             self._loop = loop
             self._look()
 
@@ -43,7 +51,8 @@ class Bar:
         """What there is to see."""
         stats = self._run.stats()
         ended = stats.succeeded + stats.failed + stats.cancelled + stats.skipped
-        counts = f" {ended}/{stats.nodes}"
+        nodes = stats.nodes - self._beside
+        counts = f" {ended}/{nodes}"
         counts += "".join(
             f", {count} {what}"
             for count, what in ((stats.running, "running"), (stats.failed, "failed"), (stats.skipped, "skipped"))
@@ -54,7 +63,7 @@ class Bar:
         room = min(40, columns - len(title) - len(counts) - 4)
         if room < 4:
             return (title + counts)[: max(0, columns - 1)]
-        full = room * ended // max(1, stats.nodes)
+        full = room * ended // max(1, nodes)
         return f"{title} [{'#' * full}{'.' * (room - full)}]{counts}"
 
     def _look(self) -> None:

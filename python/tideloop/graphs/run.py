@@ -140,6 +140,8 @@ class GraphRun(GraphRunCore, Builder):
         given = {self._number_of(node): value for node, value in inputs.items()}
         targets = [only] if isinstance(only, Node | str) else only
         wanted = None if targets is None else [self._number_of(node) for node in targets]
+        if wanted is not None and self._joins:
+            wanted = self._with_joined(wanted, given)
         request = Request(parent)
         token = _running.set(self)
         try:
@@ -220,6 +222,22 @@ class GraphRun(GraphRunCore, Builder):
         finally:
             interrupted = fatal = None
 
+    def _with_joined(self, wanted: list[int], given: Mapping[int, Any]) -> list[int]:
+        """All that targets need, also by the edges that were added in a previous run, which the plan does not have."""
+        before: dict[int, list[int]] = {}
+        for first, second in self._joins:
+            before.setdefault(second, []).append(first)
+        found: set[int] = set()
+        left = list(wanted)
+        while left:
+            number = left.pop()
+            if number in found:
+                continue
+            found.add(number)
+            if number not in given:
+                left += [*self._nodes[number]._needs, *before.get(number, ())]
+        return list(found)
+
     def _weights(self, estimates: Mapping[str, float] | GraphResult | None) -> list[tuple[int, float]]:
         if estimates is None:
             return []
@@ -227,9 +245,10 @@ class GraphRun(GraphRunCore, Builder):
         return [(node._number, float(known[node.name])) for node in self._nodes if node.name in known]
 
     def _inherit(self, previous: GraphRun) -> GraphPlan | None:
-        """Takes over the nodes that were added in a previous run; a plan with them, if there are any."""
+        """Takes over what was added in a previous run: its edges, and its nodes, with a plan if there are any."""
         from tideloop.graphs.graph import plan_of  # at the top it would be a circle
 
+        self._joins = previous._joins.copy()
         added = previous._nodes[previous._static :]
         if not added:
             return None
@@ -238,7 +257,6 @@ class GraphRun(GraphRunCore, Builder):
         self._nodes += added
         self._named = previous._named.copy()
         self._counts = previous._counts.copy()
-        self._joins = previous._joins.copy()
         return plan_of(repr(self.graph), self._nodes)
 
     # --- for the nodes' guards and the results -------------------------------------------------

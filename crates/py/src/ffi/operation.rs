@@ -931,6 +931,7 @@ pub fn iterator_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny
         let slots = (*ffi::Py_TYPE(object.as_ptr())).tp_as_async;
         match slots.as_ref().and_then(|slots| slots.am_await) {
             Some(am_await) => Bound::from_owned_ptr_or_err(py, am_await(object.as_ptr())),
+            None if is_marked_generator(object) => Ok(object.clone()),
             None => Err(PyTypeError::new_err("an awaitable is required")),
         }
     }
@@ -941,8 +942,22 @@ pub fn is_awaitable(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: a live object, whose type is alive as well.
     unsafe {
         let slots = (*ffi::Py_TYPE(object.as_ptr())).tp_as_async;
-        slots.as_ref().is_some_and(|slots| slots.am_await.is_some())
+        slots.as_ref().is_some_and(|slots| slots.am_await.is_some()) || is_marked_generator(object)
     }
+}
+
+/// Whether it is a generator of a function that `types.coroutine()` has marked: `await` takes it as it is.
+fn is_marked_generator(object: &Bound<'_, PyAny>) -> bool {
+    /// `inspect.CO_ITERABLE_COROUTINE`
+    const ITERABLE_COROUTINE: u32 = 0x100;
+    let py = object.py();
+    // SAFETY: a live object.
+    if unsafe { ffi::PyGen_CheckExact(object.as_ptr()) } == 0 {
+        return false;
+    }
+    let code = object.getattr(intern!(py, "gi_code"));
+    let flags = code.and_then(|code| code.getattr(intern!(py, "co_flags"))?.extract::<u32>());
+    flags.is_ok_and(|flags| flags & ITERABLE_COROUTINE != 0)
 }
 
 /// What came of [`begin`].

@@ -90,14 +90,14 @@ fn find(py: Python<'_>) -> PyResult<Option<usize>> {
     }
 }
 
-/// The address of what the variables of the current context are kept in: the same one again, while somebody has a
-/// copy of that context, only if no variable was set. Nothing where that cannot be told.
-pub fn variables(py: Python<'_>) -> Option<usize> {
+/// What the variables of the current context are kept in, borrowed: the same one again, while somebody keeps it,
+/// only if no variable was set. Nothing where that cannot be told.
+pub fn variables(py: Python<'_>) -> Option<*mut PyObject> {
     // SAFETY: the word of this thread's state that holds its current context, or null; the layout was verified.
     unsafe {
         let state = ffi::PyThreadState_Get().cast::<*mut PyObject>();
         let context = state.add(layout(py)?).read();
-        (!context.is_null()).then(|| variables_of(context).addr())
+        (!context.is_null()).then(|| variables_of(context))
     }
 }
 

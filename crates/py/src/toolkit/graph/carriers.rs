@@ -34,11 +34,20 @@ impl Coroutine for Carry {
         input: Input,
     ) -> PyResult<Step<'py>> {
         let py = frame.py();
+        // An eager task that was made within spawn() has begun nothing: it does in its loop's next turn, as others do.
+        let begun = frame.ticket().to_u64() != u64::MAX;
         let outcome = match input {
+            Input::Start if run.get().state.with(py, |state| state.spawning) => {
+                return Ok(Step::Yield);
+            }
             Input::Start => return carry(run, frame),
+            Input::Resumed if !begun => return carry(run, frame),
+            Input::Thrown(error) if !begun => return Err(error),
             Input::Resumed => Ok(frame.awaited()?),
             // Nobody is to run any more: the loop has gone, or the task is garbage.
-            Input::Thrown(error) if error.is_instance_of::<PyGeneratorExit>(py) => {
+            Input::Thrown(error)
+                if error.is_instance_of::<PyGeneratorExit>(py) && !in_own_task(run, frame) =>
+            {
                 return Err(error);
             }
             Input::Thrown(error) => Err(error),
@@ -49,6 +58,17 @@ impl Coroutine for Carry {
         GraphRunCore::leave(run)?;
         ended.map(|()| Step::Finish)
     }
+}
+
+/// Whether the task of the node runs: then the node has raised, and nobody closes it.
+fn in_own_task(run: &Bound<'_, GraphRunCore>, frame: &Frame<'_, '_>) -> bool {
+    let py = frame.py();
+    let node = frame.ticket().to_u64() as u32;
+    let own = run.get().state.with(py, |state| {
+        let slot = state.slots.get(node as usize)?;
+        slot.task.as_ref().map(|task| task.bind(py).clone())
+    });
+    own.is_some_and(|own| park::current_task(py).is_ok_and(|task| task.is(&own)))
 }
 
 /// Takes ready nodes until one of them waits.
@@ -281,7 +301,7 @@ impl GraphRunCore {
         let py = run.py();
         let event_loop = run.get().event_loop(py)?;
         let direct = run.get().state.with(py, |state| state.direct);
-        // Counted before: an eager task takes its first step, or all, as it is made.
+        // Counted before: an eager task takes its first step as it is made, and waits for its turn in it.
         while run.get().state.with(py, |state| {
             let wanted = state.missing_carriers() > 0;
             state.starting += usize::from(wanted);

@@ -6,9 +6,10 @@
 //! *carriers*: tasks of the loop whose coroutine ([`Carry`]) takes ready nodes one after another and takes the first step of
 //! each. A node that waits has the carrier, and so the task, for itself from then on, until its end; others go on with
 //! what is ready. A carrier takes another node only if the one before has left no trace on its task or its context
-//! ([`Imprint`](crate::ffi::imprint::Imprint): nobody keeps a reference to the task, it was not cancelled, has no callback, no variable was set, …).
+//! ([`Imprint`](crate::ffi::imprint::Imprint): nobody keeps a reference to the task or its context, it was not cancelled, has no callback, no variable was set, …).
 //! So a node cannot tell its task from one that is only its own, but for this: a weak reference to the task outlives the
-//! node, and the task's name is that of the node only once it waits.
+//! node, a reference that takes the place of one from before the node is not noticed, the task's name is that of the
+//! node only once it waits, and the task returns None.
 //!
 //! **How many carriers.** Those that were scheduled and have not begun are `starting`. When a node waits, or ends after it
 //! has waited, there have to be as many of them as may run: at first one, twice as many for each node that waits, half as
@@ -63,6 +64,8 @@ struct Slot {
     ready: i64,
     started: i64,
     ended: i64,
+    /// Its place among those that have ended; NEVER before.
+    turn: i64,
 }
 
 impl Slot {
@@ -75,6 +78,7 @@ impl Slot {
             ready: NEVER,
             started: NEVER,
             ended: NEVER,
+            turn: NEVER,
         }
     }
 
@@ -120,6 +124,8 @@ struct State {
     failed: usize,
     cancelled: usize,
     skipped: usize,
+    /// How many nodes have ended.
+    ends: i64,
 }
 
 impl State {
@@ -163,8 +169,10 @@ impl State {
     /// Takes note of a node's end; returns its task, for the caller to drop.
     #[must_use]
     fn end(&mut self, node: u32, now: i64) -> Option<Py<PyAny>> {
+        self.ends += 1;
         let slot = &mut self.slots[node as usize];
         slot.ended = now;
+        slot.turn = self.ends;
         slot.task.take()
     }
 
@@ -453,9 +461,10 @@ impl GraphRunCore {
             let Some(progress) = &state.progress else {
                 return Vec::new();
             };
+            // By their order: the clock may say the same of several.
             let end = |node: u32| {
                 let slot = state.slots.get(node as usize)?;
-                (slot.ended != NEVER).then_some(slot.ended)
+                (slot.turn != NEVER).then_some(slot.turn)
             };
             progress.plan().chain(end)
         })
