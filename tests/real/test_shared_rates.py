@@ -163,7 +163,7 @@ async def test_cancelled_waiters_cost_nothing(loop, url, name):
 
 @either_loop
 async def test_an_outage_fails(loop, own_redis, name, caplog):
-    async with tideloop.RedisStore(f"redis://127.0.0.1:{own_redis.port}/0", lease=0.3, batch=1) as store:
+    async with tideloop.RedisStore(f"redis://127.0.0.1:{own_redis.port}/0", lease=1, batch=1) as store:
         limiter = tideloop.RateLimiter(rate(1, per=3600, burst=1), store=store, name=name)
         await limiter.acquire()
         own_redis.stop()
@@ -179,7 +179,7 @@ async def test_an_outage_fails(loop, own_redis, name, caplog):
 @either_loop
 async def test_an_outage_leaves_a_share(loop, own_redis, name, caplog):
     url = f"redis://127.0.0.1:{own_redis.port}/0"
-    async with holders(url, name, rate(100, per=1, burst=10), lease=0.3, batch=1, on_outage="local") as limiters:
+    async with holders(url, name, rate(100, per=1, burst=10), lease=1, batch=1, on_outage="local") as limiters:
         for limiter in limiters * 2:
             await limiter.acquire()
         own_redis.stop()
