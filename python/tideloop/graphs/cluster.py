@@ -36,6 +36,7 @@ from weakref import WeakSet
 
 import dask
 import distributed
+from dask._expr import LLGExpr
 from dask._task_spec import Task, TaskRef  # as Client.submit() has it: no argument is taken for a task that it looks like
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
@@ -85,7 +86,7 @@ class Cluster:
     """What a run has on the cluster of a client, which belongs to the user and to the run's loop."""
 
     def __init__(self, run: GraphRun, client: Any, gather: bool | None) -> None:
-        if not isinstance(client, distributed.Client) or not client.asynchronous:
+        if not isinstance(client, distributed.Client):
             raise TypeError(f"dask must be a distributed.Client(asynchronous=True), not {client!r}")
         self._run = run
         self._client = client
@@ -104,7 +105,10 @@ class Cluster:
         """Says which nodes were asked for. Raises RuntimeError for a client of another loop, or one that is closed."""
         self._targets = frozenset(targets or ())
         if getattr(self._client.loop, "asyncio_loop", None) is not asyncio.get_running_loop():
-            raise RuntimeError(f"{self._client!r} belongs to another event loop than the one that runs here")
+            raise RuntimeError(
+                f"{self._client!r} belongs to another event loop than the one that runs here, where it is to be made "
+                "with asynchronous=True"
+            )
         if self._client.status not in ("running", "connecting", "newly-created"):
             raise RuntimeError(f"{self._client!r} is {self._client.status}; it must be open while a graph runs")
 
@@ -214,7 +218,9 @@ class Cluster:
 
     def _submit(self, node: Node[Any], tasks: dict[str, Task], going: dict[int, _Sent]) -> None:
         with dask.annotate(tideloop_once=True):
-            futures = self._client.get(tasks, list(tasks), sync=False, priority=node.priority)
+            # With a token, as submit() has it: else all arguments would be hashed, and refused if they cannot be.
+            graph = LLGExpr(tasks, _determ_token=uuid.uuid4().hex)
+            futures = self._client.get(graph, list(tasks), sync=False, priority=node.priority)
         by_key = {future.key: future for future in futures}
         for sent in going.values():
             sent.future = by_key[sent.key]
