@@ -275,7 +275,9 @@ async def test_a_cancelled_run_leaves_nothing_to_begin(loop, cluster, folder):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not client.futures
-        # Nobody waits for the workers to hear of it, except for us.
+        # Nobody waits for the cluster to hear of it, except for us: the scheduler, and by it the workers.
+        while await client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
+            await asyncio.sleep(0.002)
         while sum((await client.run(lambda dask_worker: len(dask_worker.state.tasks))).values()) > 4:
             await asyncio.sleep(0.002)
         go(folder)
