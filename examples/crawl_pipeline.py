@@ -2,8 +2,9 @@
 
     python examples/crawl_pipeline.py
     python examples/crawl_pipeline.py --dask                       (a cluster of processes on this machine, for the run)
-    python examples/crawl_pipeline.py --dask tcp://scheduler:8786  (a cluster that is there; pip install 'tideloop[dask]')
+    python examples/crawl_pipeline.py --dask tcp://scheduler:8786  (a cluster that is there)
 
+Dask comes with ``pip install 'tideloop[dask]'``.
 The sites are small servers in this program, on loopback, which count who is inside. Of each site two documents are
 fetched at once. Parsing runs in processes, or on the cluster: there `parse` and `weigh` of a document go as one
 submission, and what is between them stays there.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import re
 import sqlite3
@@ -174,5 +176,7 @@ if __name__ == "__main__":
     parser.add_argument("--database", default=":memory:")
     parser.add_argument("--loop", choices=["asyncio", "tideloop"], default="tideloop")
     options = parser.parse_args()
+    if options.dask is not None:
+        importlib.import_module("distributed")  # takes a second, for which the loop would be blocked
     runs = asyncio.run if options.loop == "asyncio" else tideloop.run
     runs(main(options.dask, options.database))

@@ -17,7 +17,9 @@ async def main(scheduler: str) -> None:
     if scheduler == "scheduler":
         made = Scheduler(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
     else:
-        made = Worker(scheduler, host="127.0.0.1", nthreads=2, memory_limit=0, dashboard=False, dashboard_address="127.0.0.1:0")
+        made = Worker(
+            scheduler, host="127.0.0.1", nthreads=2, memory_limit=0, dashboard=False, dashboard_address="127.0.0.1:0"
+        )
     async with made as part:
         print("ready", part.address, type(asyncio.get_running_loop()).__module__, flush=True)
         await part.finished()

@@ -387,7 +387,7 @@ async def test_the_whole_cluster_runs_on_tideloop_and_is_lost(loop, folder):
 
 async def test_what_cannot_be_meant_is_refused(loop, cluster):
     g = chain()
-    with pytest.raises(TypeError, match="dask must be a distributed.Client"):
+    with pytest.raises(TypeError, match=r"dask must be a distributed\.Client"):
         await g.run(dask=cluster)
     client = client_of(cluster)
     async with client:
@@ -400,3 +400,17 @@ async def test_what_cannot_be_meant_is_refused(loop, cluster):
     with pytest.raises(RuntimeError, match="is closed; it must be open"):
         await g.run(dask=client)
     assert g.stats().running == 0
+
+
+# --- the example ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loop_name", "given"), [("asyncio", True), ("tideloop", True), ("tideloop", False)])
+def test_the_crawl_on_dask(cluster, loop_name, given):
+    program = [sys.executable, "-W", "error", "examples/crawl_pipeline.py", "--loop", loop_name, "--dask"]
+    words = 3 * sum(4 * (number + 1) for number in range(12))
+    assert peers.run([*program, cluster] if given else program) == (
+        f"36 documents of 3 sites, {words} words\n"
+        "at most 2 of a site at once; 147 nodes\n"
+        "fewer batches than documents: True\n"
+    )

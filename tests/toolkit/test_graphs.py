@@ -170,7 +170,7 @@ async def test_runs_refuse_what_cannot_be_meant(loop):
     with pytest.raises(TypeError, match="gather must be"):
         await g.run(gather="all")
     away = g.node(add, where="dask", name="away")
-    with pytest.raises(ValueError, match="'away'> runs on Dask: run .* with dask=client"):
+    with pytest.raises(ValueError, match=r"'away'> runs on Dask: run .* with dask=client"):
         await g.run()
     assert (await g.run({away: 1}))[away] == 1
     assert g.stats().running == 0

@@ -37,7 +37,10 @@ from weakref import WeakSet
 import dask
 import distributed
 from dask._expr import LLGExpr
-from dask._task_spec import Task, TaskRef  # as Client.submit() has it: no argument is taken for a task that it looks like
+from dask._task_spec import (
+    Task,
+    TaskRef,
+)  # as Client.submit() has it: no argument is taken for a task that it looks like
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 

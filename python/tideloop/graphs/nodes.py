@@ -325,7 +325,13 @@ def _check(
     gather: Any,
 ) -> None:
     """Complains about an option that cannot be meant."""
-    if limit is retry is timeout is cache is None and priority == 0 and where == "loop" and estimate == 1.0 and gather is None:
+    if (
+        limit is retry is timeout is cache is None
+        and priority == 0
+        and where == "loop"
+        and estimate == 1.0
+        and gather is None
+    ):
         return  # as it mostly is
     title = f"node {name!r}: "
     if not (limit is None or isinstance(limit, str | Mapping | Acquirable)):
