@@ -1,7 +1,7 @@
 """A part of a Dask cluster: `python -m tests.real.dask_cluster asyncio|tideloop scheduler|ADDRESS`.
 
-A scheduler, or a worker with two threads for the one at an address, on 127.0.0.1, each a process without a nanny: who is
-killed stays dead. Its first line says where it is, and on which loop.
+A scheduler, or a worker with two threads for the one at an address, on 127.0.0.1, each a process without a nanny: who
+is killed stays dead. Its first line says where it is, and on which loop.
 """
 
 from __future__ import annotations

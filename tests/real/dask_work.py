@@ -1,4 +1,4 @@
-"""What the nodes of test_dask do: functions that workers import, which leave word of themselves as files in a folder."""
+"""What the nodes of test_dask do: functions that workers import. They leave word of themselves as files in a folder."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ keys of those that it was sent with; a node that was tried again has another one
 continues has none, and then what needs it is sent anew with the right arguments. So the scheduler need know nothing of
 retries.
 
-**A node is begun again only if its retry says so.** Dask would run it again after the loss of its worker, three times by
-default. `_losses` makes it fail at the first one, which reaches the guard as NodeLost and its policy decides. A node
-that *has ended*, and whose value was lost with a worker before anybody took it, is computed again by Dask whatever its
+**A node is begun again only if its retry says so.** Dask would run it again after the loss of its worker, three times
+by default. `_losses` makes it fail at the first one, which reaches the guard as NodeLost and its policy decides. One that
+had been given to the worker and was not begun fares alike: the scheduler cannot tell. A node that *has ended*, and whose value was lost with a worker before anybody took it, is computed again by Dask whatever its
 retry says: the run has seen it end.
 
 **Nobody here waits for what is given up.** Futures are cancelled, which keeps what was not begun from beginning; a
@@ -37,10 +37,7 @@ from weakref import WeakSet
 import dask
 import distributed
 from dask._expr import LLGExpr
-from dask._task_spec import (
-    Task,
-    TaskRef,
-)  # as Client.submit() has it: no argument is taken for a task that it looks like
+from dask._task_spec import Task, TaskRef
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
@@ -61,7 +58,7 @@ def _losses() -> distributed.SchedulerPlugin:
     A class in a function, so that it is sent by its value and the scheduler need not be able to import it.
     """
 
-    class TideloopLosses(distributed.SchedulerPlugin):
+    class TideloopLosses(distributed.SchedulerPlugin):  # type: ignore[misc]  # Dask is not typed here
         name = "tideloop-losses"
         idempotent = True  # whichever client is the first
 
@@ -98,8 +95,12 @@ class Cluster:
         self._ended: dict[int, Any] = {}
         self._awaited: dict[int, _Sent] = {}
         self._ahead: dict[int, _Sent] = {}
+        # The nodes that need a node, those of them that take its value, and how many nodes were looked at for that.
         self._behind: dict[int, list[int]] = {}
+        self._takers: dict[int, list[int]] = {}
         self._known = 0
+        # How many of a node's dependencies were found to be there, so that none is looked at for each of the others.
+        self._found: dict[int, int] = {}
         self._targets: frozenset[int] = frozenset()
         self._id = uuid.uuid4().hex[:12]
         self._count = itertools.count()
@@ -178,20 +179,21 @@ class Cluster:
         wish = self._gather if node.gather is None else node.gather
         if wish is not None:
             return wish
-        takers = [self._run._nodes[taker] for taker in self._takers(number)]
-        takers = [taker for taker in takers if number in taker._arguments]
+        self._learn()
+        takers = [self._run._nodes[taker] for taker in self._takers.get(number, ())]
         if not takers or number in self._targets:
             return True
         return any(taker.where != "dask" or taker.cache is not None for taker in takers)
 
-    def _takers(self, number: int) -> list[int]:
-        """The nodes that need a node."""
-        nodes = self._run._nodes
-        while self._known < len(nodes):
-            for before in nodes[self._known]._needs:
-                self._behind.setdefault(before, []).append(self._known)
-            self._known += 1
-        return self._behind.get(number, [])
+    def _learn(self) -> None:
+        """Looks at the nodes that have come since it last did."""
+        for number in range(self._known, len(self._run._nodes)):
+            node = self._run._nodes[number]
+            for before in node._needs:
+                self._behind.setdefault(before, []).append(number)
+            for before in set(node._arguments):
+                self._takers.setdefault(before, []).append(number)
+        self._known = len(self._run._nodes)
 
     # --- what goes there -----------------------------------------------------------------------
 
@@ -221,7 +223,8 @@ class Cluster:
 
     def _submit(self, node: Node[Any], tasks: dict[str, Task], going: dict[int, _Sent]) -> None:
         with dask.annotate(tideloop_once=True):
-            # With a token, as submit() has it: else all arguments would be hashed, and refused if they cannot be.
+            # Made as submit() makes it: no argument is taken for a task because it looks like one. And with a token:
+            # else all arguments would be hashed, and refused if they cannot be.
             graph = LLGExpr(tasks, _determ_token=uuid.uuid4().hex)
             futures = self._client.get(graph, list(tasks), sync=False, priority=node.priority)
         by_key = {future.key: future for future in futures}
@@ -233,9 +236,10 @@ class Cluster:
         run = self._run
         if run._limit is not None:
             return
+        self._learn()
         left = [first]
         while left:
-            for number in self._takers(left.pop()):
+            for number in self._behind.get(left.pop(), ()):
                 node = run._nodes[number]
                 if number in going or not self._may_go_ahead(node, going):
                     continue
@@ -247,7 +251,7 @@ class Cluster:
                 left.append(number)
 
     def _may_go_ahead(self, node: Node[Any], going: dict[int, _Sent]) -> bool:
-        if node.where != "dask" or not (node.limit is node.timeout is node.cache is None):
+        if node.where != "dask" or any(it is not None for it in (node.limit, node.timeout, node.cache)):
             return False
         if self._run._node(node._number)[0] != "waiting":
             return False
@@ -256,12 +260,19 @@ class Cluster:
 
     def _arguments(self, node: Node[Any], going: dict[int, _Sent]) -> tuple[list[Any], dict[int, str]] | None:
         """A node's arguments, and the keys among them; None if something is not to be had yet."""
+        needs, found = node._needs, self._found.get(node._number, 0)
+        while found < len(needs) and self._is_there(needs[found], going):
+            found += 1
+        self._found[node._number] = found % len(needs)  # from the first one again, should it be asked for again
+        if found < len(needs):
+            return None
         values: dict[int, Any] = {}
         sources: dict[int, str] = {}
+        taken = set(node._arguments)
         for number in self._run._dependencies(node._number):
             word, value = self._run._node(number)[:2]
             key = self._current(number, going)
-            if number not in node._arguments:
+            if number not in taken:
                 if word != "done":
                     return None  # nothing on the cluster would wait for it
             elif key is not None:
@@ -273,13 +284,16 @@ class Cluster:
                 return None
         return [values[number] for number in node._arguments], sources
 
+    def _is_there(self, number: int, going: dict[int, _Sent]) -> bool:
+        return self._current(number, going) is not None or self._run._node(number)[0] == "done"
+
     def _current(self, number: int, going: dict[int, _Sent]) -> str | None:
         """The key of what a node's value is going to be, or is."""
         for place in (going, self._awaited, self._ahead):
             if (sent := place.get(number)) is not None:
                 return sent.key
         ended = self._ended.get(number)
-        return None if ended is None else ended.key  # type: ignore[no-any-return]  # Dask's are strings here
+        return None if ended is None else ended.key
 
     def _valid(self, sent: _Sent) -> bool:
         return all(it in self._ended and self._ended[it].key == key for it, key in sent.sources.items())
