@@ -15,9 +15,10 @@ continues has none, and then what needs it is sent anew with the right arguments
 retries.
 
 **A node is begun again only if its retry says so.** Dask would run it again after the loss of its worker, three times
-by default. `_losses` makes it fail at the first one, which reaches the guard as NodeLost and its policy decides. One that
-had been given to the worker and was not begun fares alike: the scheduler cannot tell. A node that *has ended*, and whose value was lost with a worker before anybody took it, is computed again by Dask whatever its
-retry says: the run has seen it end.
+by default. `_losses` makes it fail at the first one, which reaches the guard as NodeLost and its policy decides. One
+that had been given to the worker and was not begun fares alike: the scheduler cannot tell. A node that *has ended*,
+and whose value was lost with a worker before anybody took it, is computed again by Dask whatever its retry says: the
+run has seen it end.
 
 **Nobody here waits for what is given up.** Futures are cancelled, which keeps what was not begun from beginning; a
 function in the middle of its work on a worker goes on to its end, since a thread cannot be stopped. What is left at the
