@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -174,6 +175,13 @@ async def test_runs_refuse_what_cannot_be_meant(loop):
         await g.run()
     assert (await g.run({away: 1}))[away] == 1
     assert g.stats().running == 0
+
+
+async def test_a_cluster_needs_its_packages(loop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.delitem(sys.modules, "tideloop.graphs.cluster", raising=False)
+    with pytest.raises(ImportError, match=r"needs the packages of tideloop\[dask\]"):
+        await Graph().run(dask=object())
 
 
 # --- order ---------------------------------------------------------------------------------------
