@@ -90,3 +90,13 @@ def test_off_the_loop(loop):
     assert len(set(digests.split())) == 2
     assert chain == "longest chain from 2919"
     assert primes == "primes 430"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "tideloop"])
+def test_crawl_pipeline(loop):
+    words = 3 * sum(4 * (number + 1) for number in range(12))
+    assert example("crawl_pipeline.py", "--loop", loop).splitlines() == [
+        f"36 documents of 3 sites, {words} words",
+        "at most 2 of a site at once; 147 nodes",
+        "fewer batches than documents: True",
+    ]

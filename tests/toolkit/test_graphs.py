@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -143,8 +144,10 @@ def test_what_cannot_be_meant_is_refused():
         (lambda: g.node(add, estimate="long"), ValueError, "estimate must be"),
         (lambda: g.node(add, priority=2**40), TypeError, "priority must be"),
         (lambda: g.node(add, cache=7), TypeError, "cache must be"),
-        (lambda: g.node(add, where="moon"), ValueError, "where must be one of 'loop', 'thread', 'process'"),
-        (lambda: g.node(add, where="dask"), NotImplementedError, "'dask' is not available"),
+        (lambda: g.node(add, where="moon"), ValueError, "where must be one of 'loop', 'thread', 'process', 'dask'"),
+        (lambda: g.node(add, gather=True), ValueError, "gather must be True or False for a node with where='dask'"),
+        (lambda: g.node(add, where="dask", gather=1), ValueError, "gather must be"),
+        (lambda: g.node(add, where="dask", gather=False, cache=True), ValueError, "keeps it here"),
         (lambda: g.node(give, where="thread"), TypeError, "runs on the loop"),
         (lambda: g.node(add, name=""), TypeError, "must be a string"),
         (lambda: Graph(limits={"a": "b"}), TypeError, r"limits\['a'\]"),
@@ -165,7 +168,20 @@ async def test_runs_refuse_what_cannot_be_meant(loop):
     for options, error in [({"on_error": "ignore"}, "on_error"), ({"limit": 0}, "limit"), ({"only": ["x"]}, "no node")]:
         with pytest.raises(ValueError, match=error):
             await g.run(**options)
+    with pytest.raises(TypeError, match="gather must be"):
+        await g.run(gather="all")
+    away = g.node(add, where="dask", name="away")
+    with pytest.raises(ValueError, match=r"'away'> runs on Dask: run .* with dask=client"):
+        await g.run()
+    assert (await g.run({away: 1}))[away] == 1
     assert g.stats().running == 0
+
+
+async def test_a_cluster_needs_its_packages(loop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.delitem(sys.modules, "tideloop.graphs.cluster", raising=False)
+    with pytest.raises(ImportError, match=r"needs the packages of tideloop\[dask\]"):
+        await Graph().run(dask=object())
 
 
 # --- order ---------------------------------------------------------------------------------------

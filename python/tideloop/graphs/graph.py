@@ -143,13 +143,17 @@ class Graph(Builder):
         limit: int | None = None,
         estimates: Mapping[str, float] | GraphResult | None = None,
         progress: bool = False,
+        dask: Any = None,
+        gather: bool | None = None,
     ) -> GraphResult:
         """Run the graph: each node once, after those that it depends on, which may go on at the same time.
 
         `inputs` are values of nodes, which then do not run. `only` runs what these targets need and nothing else.
         `limit` is how many nodes run at once; those that wait for a limit of their own are among them. `estimates`,
         in seconds by name, or a previous result, say what the longest way is, along which nodes are preferred.
-        `progress` shows a bar, if stderr is a terminal.
+        `progress` shows a bar, if stderr is a terminal. `dask`, a distributed.Client(asynchronous=True) of this loop,
+        is where nodes with ``where="dask"`` run; `gather` is what holds for those that do not say whether their values
+        come here.
 
         By `on_error`, when a node has failed: "fail_fast" cancels what runs, waits for it, and raises GraphFailed, an
         ExceptionGroup that has the results so far; "skip_downstream" skips what depends on it, and "continue" runs
@@ -157,9 +161,9 @@ class Graph(Builder):
         depends on a node that was cancelled is treated like that as well, but it is no failure.
 
         Cancelled, it cancels what runs and waits for it. KeyboardInterrupt and SystemExit of a node do the same and
-        are raised bare. Raises GraphCycle, and ValueError if an input is missing, before anything has run.
+        are raised bare. Raises GraphCycle, and ValueError if an input or a cluster is missing, before anything has run.
         """
-        run = GraphRun(self, on_error, limit)
+        run = GraphRun(self, on_error, limit, dask, gather)
         return await run._go(self._compiled(), inputs or {}, only, estimates, progress)
 
     async def resume(
@@ -172,6 +176,8 @@ class Graph(Builder):
         limit: int | None = None,
         estimates: Mapping[str, float] | GraphResult | None = None,
         progress: bool = False,
+        dask: Any = None,
+        gather: bool | None = None,
     ) -> GraphResult:
         """Run what a previous run has left: as run(), but nodes that have a value there keep it.
 
@@ -180,7 +186,7 @@ class Graph(Builder):
         previous = from_._run
         if previous.graph is not self:
             raise ValueError(f"{from_!r} is not of {self!r}")
-        run = GraphRun(self, on_error, limit)
+        run = GraphRun(self, on_error, limit, dask, gather)
         plan = run._inherit(previous) or self._compiled()
         given: dict[Node[Any] | str, Any] = {
             result.node: result.outcome.value for result in from_ if result.state in ("succeeded", "given")

@@ -15,6 +15,7 @@ from tideloop.limits import Limiter, ResourceLimits
 from tideloop.policies import Policy
 
 if TYPE_CHECKING:
+    from tideloop.graphs.cluster import Cluster
     from tideloop.graphs.nodes import Node
 
 __all__ = ["Guard", "Limits", "check_limits"]
@@ -72,10 +73,12 @@ class _Place:
 class Guard:
     """A node's function with what guards it, to be called in its place."""
 
-    __slots__ = ("_policy", "node")
+    __slots__ = ("_policy", "fetches", "node")
 
     def __init__(self, node: Node[Any]) -> None:
         self.node = node
+        # Whether it may be given what was left on a cluster, for it was not there to be asked.
+        self.fetches = False
         self._policy: Policy | None = None
         if node.retry is not None or node.timeout is not None or node.limit is not None:
             limit = None if node.limit is None else _Place(self)
@@ -100,9 +103,23 @@ class Guard:
         return await self._policy.call(self._call, *args, **kwargs)
 
     async def _call(self, *args: Any, **kwargs: Any) -> Any:
-        fn = self.node.fn
+        fn, where = self.node.fn, self.node.where
         assert fn is not None
-        if self.node.where != "loop":
-            return await PLACES[self.node.where](fn, *args, **kwargs)
+        if where == "dask":
+            return await self._cluster().call(self.node, args, kwargs)
+        if self.fetches:
+            fetch = self._cluster().fetch
+            args = tuple([await fetch(arg) for arg in args])
+            kwargs = {name: await fetch(arg) for name, arg in kwargs.items()}
+        if where != "loop":
+            return await PLACES[where](fn, *args, **kwargs)
         made = fn(*args, **kwargs)
         return await made if inspect.isawaitable(made) else made
+
+    def _cluster(self) -> Cluster:
+        from tideloop.graphs.run import graph_run  # at the top it would be a circle
+
+        run = graph_run()
+        if run._cluster is None:
+            raise ValueError(f"{self.node!r} runs on Dask: run {run.graph!r} with dask=client")
+        return run._cluster

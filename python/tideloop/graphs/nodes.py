@@ -41,6 +41,7 @@ class Node(Generic[_T]):
         "cache",
         "estimate",
         "fn",
+        "gather",
         "limit",
         "name",
         "priority",
@@ -62,6 +63,7 @@ class Node(Generic[_T]):
         cache: Cache = None,
         where: str = "loop",
         estimate: float = 1.0,
+        gather: bool | None = None,
     ) -> None:
         self._owner = owner
         self._number = number
@@ -78,6 +80,7 @@ class Node(Generic[_T]):
             self.cache = {}
         self.where = where
         self.estimate = estimate
+        self.gather = gather
         # Numbers of what it depends on, each once, and of those whose values are its arguments, as they are given.
         self._needs: list[int] = []
         self._arguments: list[int] = []
@@ -86,6 +89,12 @@ class Node(Generic[_T]):
         self._known: set[int] | None = None
         plain = limit is None and retry is None and timeout is None and self.cache is None and where == "loop"
         self._called: Callable[..., Any] | None = fn if plain or fn is None else guards.Guard(self)
+
+    def _fetch(self) -> None:
+        """Lets it have the values of what it is given as futures of a cluster."""
+        if not isinstance(self._called, guards.Guard):
+            self._called = guards.Guard(self)
+        self._called.fetches = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the node's function, outside of any run and without what guards it in one."""
@@ -131,6 +140,7 @@ class Builder:
         cache: Cache = None,
         where: str = "loop",
         estimate: float = 1.0,
+        gather: bool | None = None,
     ) -> Node[_T]: ...
 
     @overload
@@ -148,6 +158,7 @@ class Builder:
         cache: Cache = None,
         where: str = "loop",
         estimate: float = 1.0,
+        gather: bool | None = None,
     ) -> Node[_T]: ...
 
     @overload
@@ -165,6 +176,7 @@ class Builder:
         cache: Cache = None,
         where: str = "loop",
         estimate: float = 1.0,
+        gather: bool | None = None,
     ) -> Decorator: ...
 
     def node(
@@ -181,6 +193,7 @@ class Builder:
         cache: Cache = None,
         where: str = "loop",
         estimate: float = 1.0,
+        gather: bool | None = None,
     ) -> Any:
         """Add a node that calls `fn`; without `fn`, a decorator that does.
 
@@ -192,7 +205,9 @@ class Builder:
         `limit`: the name of a limit of the graph, a mapping of such names to how many permits, a Limiter, or whatever
         has acquire() and release(). `retry`: a Retry, or how many attempts. `timeout`: seconds for one attempt, from
         when it is let in. `cache`: True, or a mapping, keeps values by arguments, so that other runs need not compute
-        them. `where`: "loop", or "thread" or "process" for a function that blocks. Of those that may run a higher
+        them. `where`: "loop", or "thread" or "process" for a function that blocks, or "dask" for the cluster of the
+        run, where `gather` says whether the value comes here; by default it does if a node elsewhere takes it, or no
+        other node. Of those that may run a higher
         `priority` goes first, then who has the longest way to the end behind it, by `estimate`, the seconds that a node
         may take.
 
@@ -209,6 +224,7 @@ class Builder:
                 "cache": cache,
                 "where": where,
                 "estimate": estimate,
+                "gather": gather,
             }
 
             def decorate(fn: Callable[..., Any]) -> Node[Any]:
@@ -220,10 +236,10 @@ class Builder:
             name = self._free_name(getattr(fn, "__name__", None) or type(fn).__name__)
         self._check_name(name)
         again = Retry(attempts=retry) if isinstance(retry, int) and not isinstance(retry, bool) else retry
-        _check(name, fn, limit, again, timeout, priority, cache, where, estimate)
+        _check(name, fn, limit, again, timeout, priority, cache, where, estimate, gather)
         assert again is None or isinstance(again, Retry)
         node: Node[Any] = Node(
-            self, len(self._nodes), name, fn, limit, again, timeout, priority, cache, where, float(estimate)
+            self, len(self._nodes), name, fn, limit, again, timeout, priority, cache, where, float(estimate), gather
         )
         self._link(node, deps, after)
         self._admit(node)
@@ -306,9 +322,16 @@ def _check(
     cache: Any,
     where: Any,
     estimate: Any,
+    gather: Any,
 ) -> None:
     """Complains about an option that cannot be meant."""
-    if limit is retry is timeout is cache is None and priority == 0 and where == "loop" and estimate == 1.0:
+    if (
+        limit is retry is timeout is cache is None
+        and priority == 0
+        and where == "loop"
+        and estimate == 1.0
+        and gather is None
+    ):
         return  # as it mostly is
     title = f"node {name!r}: "
     if not (limit is None or isinstance(limit, str | Mapping | Acquirable)):
@@ -323,3 +346,7 @@ def _check(
     if not (cache is None or isinstance(cache, bool | MutableMapping)):
         raise TypeError(f"{title}cache must be True or a mapping that can be changed, not {cache!r}")
     places.check(title, fn, where)
+    if gather is not None and not (isinstance(gather, bool) and where == "dask"):
+        raise ValueError(f"{title}gather must be True or False for a node with where='dask', else None, not {gather!r}")
+    if gather is False and cache not in (None, False):
+        raise ValueError(f"{title}gather=False keeps the value on the cluster, cache={cache!r} keeps it here")

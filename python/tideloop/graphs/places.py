@@ -1,4 +1,4 @@
-"""Where nodes run: on the loop, or in what PLACES names.
+"""Where nodes run: on the loop, in what PLACES names, or on the cluster that a run is given (`cluster`).
 
 A place is a coroutine function that is called with a function and its arguments and returns what that returns.
 Cancelled, it ends only when the function has: a run that has ended has nothing left that runs.
@@ -30,17 +30,14 @@ async def _in_process(fn: Callable[..., Any], /, *args: Any, **keywords: Any) ->
 
 
 PLACES: dict[str, Callable[..., Awaitable[Any]]] = {"thread": _in_thread, "process": _in_process}
-_PLANNED = ("dask",)
 
 
 def check(title: str, fn: Callable[..., Any], where: object) -> None:
     """Complains about a place that there is not, or where the function cannot run."""
-    if where == "loop":
+    if where in ("loop", "dask"):
         return
-    if where in _PLANNED and where not in PLACES:
-        raise NotImplementedError(f"{title}where={where!r} is not available in this version of tideloop")
     if not isinstance(where, str) or where not in PLACES:
-        known = ", ".join(map(repr, ["loop", *PLACES]))
+        known = ", ".join(map(repr, ["loop", *PLACES, "dask"]))
         raise ValueError(f"{title}where must be one of {known}, not {where!r}")
     if inspect.iscoroutinefunction(fn):
         raise TypeError(f"{title}{fn!r} is a coroutine function, which runs on the loop, not in a {where}")

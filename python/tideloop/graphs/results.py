@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from tideloop.graphs.nodes import Node
     from tideloop.graphs.run import GraphRun
 
-__all__ = ["GraphFailed", "GraphResult", "NodeResult", "NodeSkipped", "State"]
+__all__ = ["GraphFailed", "GraphResult", "NodeLost", "NodeResult", "NodeSkipped", "State"]
 
 State = Literal["succeeded", "failed", "cancelled", "skipped", "given", "left out", "pending"]
 
 
 class NodeSkipped(RuntimeError):
     """A node did not run: what it depends on has failed or was skipped, or the run was given up before its turn."""
+
+
+class NodeLost(RuntimeError):
+    """What had a node on a cluster is lost: its worker, or the scheduler. With ``retry=`` the node runs again."""
 
 
 class NodeResult(NamedTuple):

@@ -20,6 +20,7 @@ from tideloop.groups import Acquirable
 from tideloop.limits import ResourceLimits
 
 if TYPE_CHECKING:
+    from tideloop.graphs.cluster import Cluster
     from tideloop.graphs.graph import Graph
 
 __all__ = ["GraphRun", "GraphRunStats", "OnError", "graph_run"]
@@ -57,6 +58,7 @@ class GraphRun(GraphRunCore, Builder):
 
     __slots__ = (
         "_began",
+        "_cluster",
         "_counts",
         "_held",
         "_joins",
@@ -71,12 +73,15 @@ class GraphRun(GraphRunCore, Builder):
         "results",
     )
 
-    def __init__(self, graph: Graph, on_error: OnError, limit: int | None) -> None:
+    def __init__(self, graph: Graph, on_error: OnError, limit: int | None, dask: Any, gather: bool | None) -> None:
         if on_error not in ("fail_fast", "skip_downstream", "continue"):
             raise ValueError(f"on_error must be 'fail_fast', 'skip_downstream' or 'continue', not {on_error!r}")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise ValueError(f"limit must be a number of nodes, at least 1, or None, not {limit!r}")
+        if gather is not None and not isinstance(gather, bool):
+            raise TypeError(f"gather must be True, False or None, not {gather!r}")
         self.graph = graph
+        self._cluster = None if dask is None else _cluster(self, dask, gather)
         self.on_error: OnError = on_error
         self.results = GraphResult(self)
         self._limit = limit
@@ -100,6 +105,8 @@ class GraphRun(GraphRunCore, Builder):
         """
         self._check_open()
         first, second = self._number_of(before), self._number_of(after)
+        if self._cluster is not None and self._cluster.sent_ahead(second):
+            raise RuntimeError(f"{self._nodes[second]!r} can wait for nothing more: it is on the cluster")
         state, cycle = self._join(first, second)
         if cycle is not None:
             raise GraphCycle(repr(self), names_of(self._nodes, cycle))
@@ -142,6 +149,8 @@ class GraphRun(GraphRunCore, Builder):
         wanted = None if targets is None else [self._number_of(node) for node in targets]
         if wanted is not None and self._joins:
             wanted = self._with_joined(wanted, given)
+        if self._cluster is not None:
+            self._cluster.begin(wanted)
         request = Request(parent)
         token = _running.set(self)
         try:
@@ -158,6 +167,8 @@ class GraphRun(GraphRunCore, Builder):
             if missing := self._without_value():
                 named = ", ".join(map(repr, names_of(self._nodes, missing)))
                 raise ValueError(f"{self.graph!r} cannot run without values for its inputs {named}")
+            if self._cluster is None:
+                self._check_places()
             for first, second in self._joins:
                 self._join(first, second)
             self._open_for_nodes = True
@@ -178,8 +189,16 @@ class GraphRun(GraphRunCore, Builder):
             self.graph._running -= 1
             if bar is not None:
                 bar.end()
+            if self._cluster is not None:
+                await self._cluster.end()
             self._close()
             interrupted = None
+
+    def _check_places(self) -> None:
+        """Complains about nodes that would need a cluster."""
+        for number, node in enumerate(self._nodes):
+            if node.where == "dask" and self._node(number)[0] not in ("done", "left out"):
+                raise ValueError(f"{node!r} runs on Dask: run {self.graph!r} with dask=client")
 
     async def _ended(self, loop: asyncio.AbstractEventLoop) -> asyncio.CancelledError | None:
         """Wait until nothing of the run is left. The cancellation that came meanwhile, if one did."""
@@ -312,6 +331,8 @@ class GraphRun(GraphRunCore, Builder):
     def _admit(self, node: Node[Any]) -> None:
         self._check_open()
         super()._admit(node)
+        if node.where != "dask" and any(self._nodes[it].where == "dask" for it in node._arguments):
+            node._fetch()
         try:
             self._add(node)
         except BaseException:
@@ -323,6 +344,14 @@ class GraphRun(GraphRunCore, Builder):
     async def _carry(self) -> None:
         """Take ready nodes one after another, until one of them waits."""
         raise TypeError(f"{self!r} is not a run of a graph")
+
+
+def _cluster(run: GraphRun, client: Any, gather: bool | None) -> Cluster:
+    try:
+        from tideloop.graphs.cluster import Cluster  # imports Dask
+    except ImportError as error:
+        raise ImportError(f"a run with dask= needs the packages of tideloop[dask]: {error}") from error
+    return Cluster(run, client, gather)
 
 
 def graph_run() -> GraphRun:
