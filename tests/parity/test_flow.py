@@ -155,6 +155,30 @@ class TestWriting:
             assert protocol.events == ["made", "pause", "resume", "lost"]
             assert handled == []
 
+    @deviates("uvloop", "loses what is written after it has tried to send once")
+    async def test_resume_writing_writes_on_after_close(self, loop, handled):
+        async with facing_socket(loop) as (protocol, peer):
+
+            def resume():
+                protocol.events.append("resume")
+                if protocol.events.count("resume") == 1:
+                    protocol.transport.write(b"1")
+                    protocol.transport.write(bytes(8 << 20))
+
+            protocol.resume_writing = resume
+            protocol.transport.set_write_buffer_limits(0)
+            protocol.transport.write(bytes(16 << 20))
+            protocol.transport.close()
+            received = bytearray()
+            while data := await loop.sock_recv(peer, 1 << 20):
+                received += data
+            assert len(received) == (24 << 20) + 1
+            assert received[16 << 20] == ord("1")
+            assert await protocol.lost is None
+            await turns()
+            assert protocol.events[-1] == "lost"
+            assert handled == []
+
     @pytest.mark.parametrize("name", ["pause_writing", "resume_writing"])
     async def test_one_that_raises_is_reported(self, loop, handled, name):
         def fail():

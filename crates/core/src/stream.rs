@@ -115,6 +115,8 @@ pub struct Stream {
     hold: Hold,
     dropped: u32,
     flow: Flow,
+    /// The protocol is being told to go on, and may write more before that call returns.
+    telling: bool,
 }
 
 impl Default for Stream {
@@ -127,6 +129,7 @@ impl Default for Stream {
             hold: Hold::default(),
             dropped: 0,
             flow: Flow::default(),
+            telling: false,
         }
     }
 }
@@ -269,8 +272,19 @@ impl Stream {
         self.flow.shrunk(self.queued)
     }
 
+    /// The protocol is told of what was sent: what it writes now is the connection's, also if the buffer is empty
+    /// again in between. Ends by [`Stream::told`].
+    pub fn tells(&mut self) {
+        self.telling = true;
+    }
+
+    /// The protocol was told; [`Stream::drained`] says what follows.
+    pub fn told(&mut self) {
+        self.telling = false;
+    }
+
     pub fn drained(&mut self) -> Drained {
-        if self.queued > 0 {
+        if self.queued > 0 || self.telling {
             return Drained::Nothing;
         }
         match (self.life, self.writing) {
@@ -387,6 +401,21 @@ mod tests {
         assert_eq!(stream.drained(), Drained::Finish);
         assert_eq!(stream.abort(), CloseStep::Nothing);
         assert_eq!(stream.write(1, None), WriteStep::Dropped { warn: false });
+    }
+
+    #[test]
+    fn what_is_written_when_told_to_go_on_comes_before_the_end() {
+        let mut stream = started();
+        assert_eq!(stream.set_limits(Some(0), None), Ok(Signal::Nothing));
+        assert_eq!(stream.queued(5), Signal::PauseWriting);
+        assert_eq!(stream.close(), CloseStep::Nothing);
+        assert_eq!(stream.sent(5), Signal::ResumeWriting);
+        stream.tells();
+        assert_eq!(stream.write(1, Some(0)), WriteStep::SendNow);
+        assert_eq!(stream.drained(), Drained::Nothing, "there may be more");
+        assert_eq!(stream.write(1, Some(0)), WriteStep::SendNow);
+        stream.told();
+        assert_eq!(stream.drained(), Drained::Finish);
     }
 
     #[test]

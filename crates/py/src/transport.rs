@@ -384,11 +384,19 @@ impl StreamTransport {
         }
         match state.offer(py, &[], 0) {
             Ok(offer) => {
-                let signal = state.consume(py, offer.taken);
-                if signal != Signal::Nothing {
-                    call::in_context(state.context.bind(py), |_| Self::tell(slf, signal))?;
-                }
-                Self::after_send(slf)
+                let told = match state.consume(py, offer.taken) {
+                    Signal::Nothing => Ok(()),
+                    signal => {
+                        state.with(py, |connection| connection.machine.tells());
+                        let told =
+                            call::in_context(state.context.bind(py), |_| Self::tell(slf, signal));
+                        state.with(py, |connection| connection.machine.told());
+                        told
+                    }
+                };
+                // What ends the loop does not end the connection.
+                let after = Self::after_send(slf);
+                told.and(after)
             }
             Err(error) => Self::fail(slf, os_error(error), WRITE_FAILED),
         }
