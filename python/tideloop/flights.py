@@ -158,7 +158,9 @@ class Flight(Generic[_T]):
         if not self._seats and not self.task.done():
             self._owner._abandoned += 1
             if self._owner._cancel_abandoned and not self.task.get_loop().is_closed():
-                self.forget()
+                # Not by forget(): what others, elsewhere, do for the key is as good as it was.
+                self.warrant.withdraw()
+                self._depart()
                 self.task.cancel()
 
     @property
@@ -211,8 +213,8 @@ class SingleFlight(Generic[_K, _T]):
 
     cancel_abandoned: whether work is cancelled when nobody waits for it any more. By default it is finished.
 
-    With a ``store`` it is a SharedSingleFlight: of all processes that use that `name` there, one does the work. codec: how
-    results get to the others, an object with dumps() and loads(), such as a module; JSON if it is not given.
+    With a ``store`` it is a SharedSingleFlight: of all processes that use that `name` there, one does the work. codec:
+    how results get to the others, an object with dumps() and loads(), such as a module; JSON if it is not given.
     """
 
     __slots__ = ("__weakref__", "_abandoned", "_cancel_abandoned", "_failed", "_flights", "_joined", "_tables", "name")

@@ -3,8 +3,9 @@
     store = RedisStore("redis://cache.example/0")
     limiter = tideloop.Limiter(50, store=store, name="search")
 
-What is shared and how is told in ``shared_limits``, ``shared_rates`` and ``shared_flights``; the scripts that the server runs are in
-``lua/``. Here is what both need: the connections, one `Link` per event loop, and who is told what the server says.
+What is shared and how is told in ``shared_limits``, ``shared_rates`` and ``shared_flights``; the scripts that the
+server runs are in ``lua/``. Here is what they all need: the connections, one `Link` per event loop, and who is told
+what the server says.
 
 **Connections belong to a loop**, so a store that was given a URL has one link for each loop in which something of it
 lives, and opens it when the first comes and closes it when the last has gone. A client that was given to it belongs to
@@ -284,8 +285,8 @@ class RedisStore:
     def _check_process(self) -> None:
         if self._is_inherited:
             raise RuntimeError(
-                "RedisStore: its client was used before this process was forked, and is the parent's; make another client"
-                " and another store here, or give the store a URL"
+                "RedisStore: its client was used before this process was forked, and is the parent's; make another"
+                " client and another store here, or give the store a URL"
             )
 
     async def aclose(self) -> None:

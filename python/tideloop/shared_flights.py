@@ -26,14 +26,15 @@ write to the Redis server may run programs in every process that reads there. JS
 way (a tuple, keys that are numbers), or the answer would depend on which process has worked. A failure is sent by the
 codec if that brings back the same; else its type's name and text, as WorkFailed.
 
-**What is not promised.** A process that lives on without its lease (suspended, cut off, its loop blocked for longer) goes
-on working while another one begins; so do two when the server loses its memory. What must not happen twice checks
+**What is not promised.** A process that lives on without its lease (suspended, cut off, its loop blocked for longer)
+goes on working while another one begins; so do two when the server loses its memory. What must not happen twice checks
 `fence()`: the number of the flight, larger than those before, which whatever is written to can compare.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -188,7 +189,8 @@ class _Line:
         link = self.opened()
         self.calls += 1
         asked = asyncio.get_running_loop().time()
-        said = await link.run("flight", turn.keys, [step, turn.word, int(self._store.lease * 1000), *arguments])
+        about: list[Any] = [step, turn.word, int(self._store.lease * 1000), *arguments]
+        said = await link.run("flight", turn.keys, about)
         if self.away is not None:
             _log.info("%s: %s answers again", self._title, self._store.place)
         self.away = None
@@ -279,10 +281,10 @@ class _Turn:
                 timer.cancel()
         if self._store.on_outage == "local":
             return None
-        error = self._line.away
+        why = self._line.away
         raise StoreUnavailable(
-            f"{self._flights._title}: {self._store.place} does not answer ({type(error).__name__})"
-        ) from error
+            f"{self._flights._title}: {self._store.place} does not answer ({type(why).__name__})"
+        ) from why
 
     async def _ask(self, awaited: int) -> list[Any]:
         link = self._line.opened()
@@ -311,15 +313,16 @@ class _Turn:
     def _read(self, kind: bytes | str, data: bytes | str) -> Any:
         kind = kind if isinstance(kind, str) else kind.decode()
         data = data if isinstance(data, bytes) else data.encode()
-        if kind == "value":
-            return self._flights._codec.loads(data)
+        kind, _, form = kind.partition(":")
+        if form:
+            data = base64.b64decode(data)
+        if kind == "failure":
+            raise WorkFailed(*map(str, json.loads(data)))
+        result = self._flights._codec.loads(data)
         if kind == "error":
-            error = self._flights._codec.loads(data)
-            if isinstance(error, Exception):
-                error.add_note(f"raised in another process, which did the work of {self._flights._title}")
-                raise error
-            data = b'["Exception", "what cannot be read"]'
-        raise WorkFailed(*map(str, json.loads(data)))
+            result.add_note(f"raised in another process, which did the work of {self._flights._title}")
+            raise result
+        return result
 
     # --- working ------------------------------------------------------------------------------
 
@@ -340,6 +343,9 @@ class _Turn:
     async def _land(self, number: int, kind: str, data: bytes) -> None:
         """Tell the server. If it cannot be told, those who wait elsewhere do it again when the lease has ended."""
         self._stop_beating()
+        if not data.isascii():
+            # A client of the user's may make text of all that it is told.
+            kind, data = f"{kind}:base64", base64.b64encode(data)
         try:
             if not await self._line.call(self, "land", number, kind, data):
                 self._lost()
@@ -405,9 +411,13 @@ class _SharedFlight(Flight[_T]):
 class SharedSingleFlight(SingleFlight[_K, _T]):
     """``SingleFlight(store=..., name=...)``: of all processes that ask for a key at once, one does the work.
 
-    See the head of the module. Keys are what is the same in each process: str, bytes, int, float, bool, None, and tuples
-    of such. codec: how results become bytes; JSON if it is not given. Who asks gets StoreUnavailable when the server
-    is away and the store says "fail"; with "local" each process works for itself.
+    See the head of the module. Keys are what is the same in each process: str, bytes, int, float, bool, None, and
+    tuples of such. codec: how results become bytes; JSON if it is not given. Who asks gets StoreUnavailable when the
+    server is away and the store says "fail"; with "local" each process works for itself. A failure elsewhere is
+    WorkFailed, or with a codec that can send it what it was.
+
+    forget() concerns what is under way in this process, be it done here or elsewhere: who asks here from now on starts
+    another, and who asks elsewhere after that joins that one.
     """
 
     _kind = _SharedFlight
@@ -424,7 +434,8 @@ class SharedSingleFlight(SingleFlight[_K, _T]):
             raise TypeError(f"store is {store!r}; expected a RedisStore")
         if not isinstance(name, str) or not name or set(name) & set("{}"):
             raise ValueError(
-                f"a shared SingleFlight needs a name without braces, by which processes mean the same one; it is {name!r}"
+                "a shared SingleFlight needs a name without braces, by which processes mean the same one; it is"
+                f" {name!r}"
             )
         for method in ("dumps", "loads"):
             if codec is not None and not callable(getattr(codec, method, None)):
@@ -505,11 +516,15 @@ class SharedSingleFlight(SingleFlight[_K, _T]):
     def stats(self) -> SingleFlightStats:
         """What it has done, and is doing, in this process."""
         lines = self._lines.all()
-        return super().stats()._replace(
-            elsewhere=self._elsewhere,
-            lost=self._lost,
-            calls=sum(line.calls for line in lines),
-            away=any(line.away is not None for line in lines),
+        return (
+            super()
+            .stats()
+            ._replace(
+                elsewhere=self._elsewhere,
+                lost=self._lost,
+                calls=sum(line.calls for line in lines),
+                away=any(line.away is not None for line in lines),
+            )
         )
 
     def __repr__(self) -> str:

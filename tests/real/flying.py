@@ -24,7 +24,7 @@ async def main(port: int, name: str, lease: float) -> None:
 
         async def work() -> int:
             await client.rpush(f"seen:{name}:workers", f"{os.getpid()} {flights.fence()}")
-            while not await client.exists(f"go:{name}"):
+            while not await client.exists(f"go:{name}"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # real time: another process decides
             return os.getpid()
 
