@@ -32,7 +32,6 @@ local function tell()
   for index = 1, #all, 2 do
     redis.call('PUBLISH', all[index + 1], all[index])
   end
-  redis.call('DEL', ears)
 end
 
 local function set(who, which)
@@ -80,10 +79,12 @@ if step == 'land' then
     redis.call('HSET', result, 'number', string.format('%.0f', mine), 'kind', kind, 'bytes', bytes)
     redis.call('PEXPIRE', result, 2 * lease)
   end
+  tell()
   if holder == me then
     set('', mine)
+    -- All of them have it. If it is another's turn they still wait, told or not: he must know that somebody does.
+    redis.call('DEL', ears)
   end
-  tell()
   return holder == me and 1 or 0
 end
 
