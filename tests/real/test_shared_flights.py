@@ -80,6 +80,15 @@ async def waits(flights):
     await until(lambda: told(flights))
 
 
+async def one_works_one_waits(work, one, two):
+    """What they ask for, each in a task."""
+    first = asks(one, work)
+    await until(lambda: work.begun)
+    second = asks(two, work)
+    await waits(two)
+    return first, second
+
+
 # --- what it is ----------------------------------------------------------------------------------
 
 
@@ -122,10 +131,7 @@ async def test_keys_are_apart(loop, url, name):
 async def test_failures_are_told_to_those_who_wait(loop, url, name):
     async with processes(url, name) as (one, two):
         work = Work(KeyError("no such user"))
-        first = asks(one, work)
-        await until(lambda: work.begun)
-        second = asks(two, work)
-        await waits(two)
+        first, second = await one_works_one_waits(work, one, two)
         work.go.set()
         with pytest.raises(KeyError):
             await first
@@ -145,10 +151,7 @@ async def test_a_codec_brings_more(loop, url, name):
     async with processes(url, name, codec=pickle) as (one, two):
         for result in ((1, {2: "b"}), LookupError("gone")):
             work = Work(result)
-            first = asks(one, work)
-            await until(lambda work=work: work.begun)
-            second = asks(two, work)
-            await waits(two)
+            first, second = await one_works_one_waits(work, one, two)
             work.go.set()
             outcomes = await asyncio.gather(first, second, return_exceptions=True)
             assert [repr(outcome) for outcome in outcomes] == [repr(result)] * 2
@@ -161,10 +164,7 @@ async def test_json_does_not_change_what_it_brings(loop, url, name):
     async with processes(url, name) as (one, two):
         for result in ((1, 2), {1: 2}, float("nan"), {3}, [{"a": (1,)}]):
             work = Work(result)
-            first = asks(one, work)
-            await until(lambda work=work: work.begun)
-            second = asks(two, work)
-            await waits(two)
+            first, second = await one_works_one_waits(work, one, two)
             work.go.set()
             with pytest.raises((TypeError, ValueError)) as caught:
                 await first
@@ -198,10 +198,7 @@ async def test_callers_who_go_harm_nobody(loop, url, name):
 async def test_a_worker_who_is_cancelled_is_succeeded_at_once(loop, url, name):
     async with processes(url, name, lease=600, cancel_abandoned=True) as (one, two):
         work = Work()
-        gone = asks(one, work)
-        await until(lambda: work.begun)
-        other = asks(two, work)
-        await waits(two)
+        gone, other = await one_works_one_waits(work, one, two)
         gone.cancel()
         await until(lambda: work.begun == 2)
         assert work.cancelled == 1
@@ -253,10 +250,7 @@ async def test_who_is_slow_to_ask_again_does_not_work_again(loop, url, name):
 async def test_closing_the_store_hands_on(loop, url, name):
     async with processes(url, name, lease=600) as (one, two):
         work = Work()
-        first = asks(one, work)
-        await until(lambda: work.begun)
-        second = asks(two, work)
-        await waits(two)
+        first, second = await one_works_one_waits(work, one, two)
         await one._store.aclose()
         with pytest.raises(tideloop.LoadCancelled):
             await first
@@ -354,10 +348,7 @@ def test_a_loop_that_ends_hands_on(url, name):
 async def test_a_lease_is_refreshed_and_waiting_is_quiet(loop, url, name):
     async with processes(url, name, lease=1) as (one, two):
         work = Work()
-        first = asks(one, work)
-        await until(lambda: work.begun)
-        second = asks(two, work)
-        await waits(two)
+        first, second = await one_works_one_waits(work, one, two)
         before = two.stats().calls
         began = loop.time()
         await until(lambda: one.stats().calls >= 6)  # each a third of a lease after the other
@@ -462,10 +453,7 @@ async def test_an_outage_fails_those_who_wait(loop, own_redis, name, caplog):
     async with store_of(own_redis, lease=1) as a, store_of(own_redis, lease=1) as b:
         one, two = (tideloop.SingleFlight(store=store, name=name) for store in (a, b))
         work = Work()
-        first = asks(one, work)
-        await until(lambda: work.begun)
-        second = asks(two, work)
-        await waits(two)
+        first, second = await one_works_one_waits(work, one, two)
         own_redis.stop()
         with pytest.raises(tideloop.StoreUnavailable, match=rf"{name}.*127\.0\.0\.1:\d+ does not answer"):
             await second
