@@ -211,6 +211,9 @@ class _Line:
         """A call has failed. Seconds until it is to be tried again; None: the store is away."""
         now = asyncio.get_running_loop().time()
         self._tries += 1
+        if self._good_until is None and isinstance(error, TimeoutError):
+            # It took the call as it was: it is slow, and has a lease to answer, of which a third is over.
+            self._good_until = now + self._store.lease * 2 / 3
         if self._good_until is not None and now < self._good_until:
             pause: float = min(0.05 * 2 ** min(self._tries, 10), _ASK_AGAIN)
             return min(pause, self._good_until - now + 0.001)
