@@ -18,15 +18,22 @@ AT_ONCE, PER_SECOND = 4, 200
 COUNTER = "example:shared_limit"
 
 
+async def log_in() -> str:
+    return "the service's token"
+
+
 async def work(url: str, calls: int) -> None:
     """What each process does."""
     async with tideloop.RedisStore(url, lease=5, batch=4) as store, redis.asyncio.Redis.from_url(url) as client:
         limiter = tideloop.Limiter(AT_ONCE, store=store, name="service")
         rates = tideloop.RateLimiter(tideloop.rate(PER_SECOND, burst=20), store=store, name="service")
+        # Of processes that ask at once one logs in; the others get its token.
+        flights: tideloop.SingleFlight[str, str] = tideloop.SingleFlight(store=store, name="service")
+        token = await flights.do("token", log_in)
 
         async def call() -> None:
             async with limiter, rates:
-                inside = await client.incr(COUNTER)
+                inside = await client.incr(COUNTER) if token else 0
                 await client.zadd(f"{COUNTER}:seen", {"most": inside}, gt=True)
                 await client.decr(COUNTER)
 

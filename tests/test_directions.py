@@ -124,6 +124,7 @@ ALLOWED = {
         "redis_store",
         "scopes",
         "selection",
+        "shared_flights",
         "shared_limits",
         "shared_rates",
         "shutdown",
@@ -171,7 +172,9 @@ ALLOWED = {
     "answers": set(),
     "failures": set(),
     "per_loop": set(),
-    "flights": {"deadlines", "failures", "per_loop", "_tideloop"},
+    # The last two when a store is given, and for types.
+    "flights": {"deadlines", "failures", "per_loop", "redis_store", "shared_flights", "_tideloop"},
+    "shared_flights": {"failures", "flights", "per_loop", "redis_store"},
     "caching": {"answers", "deadlines", "durations", "failures", "flights", "_tideloop"},
     # It is of streams' items, too: the name is one.
     "batching": {"answers", "deadlines", "durations", "failures", "per_loop", "streams"},

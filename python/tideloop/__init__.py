@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tideloop.channels import Channel, ChannelClosed, ChannelStats, Receiver, Sender
     from tideloop.checkpoints import checkpoint
     from tideloop.deadlines import Deadline, DeadlineExceeded, deadline, remaining
-    from tideloop.failures import LoadCancelled
+    from tideloop.failures import LoadCancelled, WorkFailed
     from tideloop.flights import SingleFlight, SingleFlightStats
     from tideloop.gathering import first_ok, gather, race
     from tideloop.graphs import (
@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from tideloop.retries import Retry
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
+    from tideloop.shared_flights import SharedSingleFlight
     from tideloop.shared_limits import SharedLimiter, SharedLimiterStats
     from tideloop.shared_rates import SharedCharge, SharedRateLimiter, SharedRateLimiterStats
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
@@ -211,6 +212,7 @@ __all__ = [
     "SharedLimiterStats",
     "SharedRateLimiter",
     "SharedRateLimiterStats",
+    "SharedSingleFlight",
     "SingleFlight",
     "SingleFlightStats",
     "StoreUnavailable",
@@ -225,6 +227,7 @@ __all__ = [
     "Vegas",
     "WaitTimes",
     "WeightError",
+    "WorkFailed",
     "WorkerDied",
     "accelerate",
     "amap",
@@ -286,7 +289,7 @@ _HOMES = {
     ),
     "batching": ("Batcher", "BatcherStats", "batched"),
     "caching": ("Cache", "CacheStats", "Cached", "cached"),
-    "failures": ("LoadCancelled",),
+    "failures": ("LoadCancelled", "WorkFailed"),
     "flights": ("SingleFlight", "SingleFlightStats"),
     "channels": ("Channel", "ChannelClosed", "ChannelStats", "Receiver", "Sender"),
     "queues": ("LifoQueue", "PriorityQueue", "Queue", "QueueShutDown", "QueueStats"),
@@ -369,6 +372,7 @@ _HOMES = {
     ),
     "redis_store": ("RedisStore", "StoreUnavailable"),
     "retries": ("Retry",),
+    "shared_flights": ("SharedSingleFlight",),
     "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
     "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
     "keyed_pools": ("KeyedPool",),

@@ -6,11 +6,25 @@ import contextlib
 import copy
 import copyreg
 
-__all__ = ["LoadCancelled", "own_copy"]
+__all__ = ["LoadCancelled", "WorkFailed", "own_copy"]
 
 
 class LoadCancelled(RuntimeError):
     """What a caller waited for was cancelled, though the caller was not: by what ran it, or by itself."""
+
+
+class WorkFailed(RuntimeError):
+    """What a caller waited for was done by another process, and failed there."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(kind, text)
+        self.kind = kind
+        """Module and name of the exception's type, such as ``builtins.ValueError``."""
+        self.text = text
+        """What it said."""
+
+    def __str__(self) -> str:
+        return f"failed in another process: {self.kind.removeprefix('builtins.')}: {self.text}"
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -15,9 +15,8 @@ it has landed gets what it brings. So
 A flight belongs to the loop that started it, since a task and what it uses (connections, locks) do. Several loops
 may use one SingleFlight: each has its flights, so at most as many of a key are under way as there are loops.
 
-Where work is to be shared beyond the process, by a lease in a store, `Flight.start` is the place: it is the only one
-that has the work done, in a task that nobody's cancellation reaches; and `brought()` is told what it comes to before
-anybody else.
+With ``store=`` the work is shared beyond the process, by a lease in a store (``shared_flights``): `Flight.start` is the
+only place that has the work done, so there it is asked for.
 """
 
 from __future__ import annotations
@@ -25,12 +24,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from tideloop._tideloop import Warrant
 from tideloop.deadlines import without_deadline
 from tideloop.failures import LoadCancelled, own_copy
 from tideloop.per_loop import PerLoop
+
+if TYPE_CHECKING:
+    from tideloop.redis_store import RedisStore
+    from tideloop.shared_flights import Codec
 
 __all__ = ["Flight", "LoadCancelled", "SingleFlight", "SingleFlightStats"]
 
@@ -54,6 +57,14 @@ class SingleFlightStats(NamedTuple):
     failed: int
     abandoned: int
     """Flights that everybody who waited for has left."""
+    elsewhere: int = 0
+    """Flights whose work another process has done; this and what follows are of those with a store."""
+    lost: int = 0
+    """Flights that have lost their lease while they worked."""
+    calls: int = 0
+    """Calls of the server so far, by the loops that are open."""
+    away: bool = False
+    """Whether the server is away."""
 
 
 class Flight(Generic[_T]):
@@ -147,7 +158,9 @@ class Flight(Generic[_T]):
         if not self._seats and not self.task.done():
             self._owner._abandoned += 1
             if self._owner._cancel_abandoned and not self.task.get_loop().is_closed():
-                self.forget()
+                # Not by forget(): what others, elsewhere, do for the key is as good as it was.
+                self.warrant.withdraw()
+                self._depart()
                 self.task.cancel()
 
     @property
@@ -199,13 +212,32 @@ class SingleFlight(Generic[_K, _T]):
     """Does work that several ask for at once only once; see the head of this module.
 
     cancel_abandoned: whether work is cancelled when nobody waits for it any more. By default it is finished.
+
+    With a ``store`` it is a SharedSingleFlight: of all processes that use that `name` there, one does the work. codec:
+    how results get to the others, an object with dumps() and loads(), such as a module; JSON if it is not given.
     """
 
     __slots__ = ("__weakref__", "_abandoned", "_cancel_abandoned", "_failed", "_flights", "_joined", "_tables", "name")
 
     _kind: type[Flight[Any]] = Flight
 
-    def __init__(self, *, cancel_abandoned: bool = False, name: str | None = None) -> None:
+    def __new__(cls, *_: Any, store: RedisStore | None = None, **options: Any) -> SingleFlight[_K, _T]:
+        if cls is SingleFlight and store is not None:
+            from tideloop.shared_flights import SharedSingleFlight
+
+            return super().__new__(SharedSingleFlight)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        cancel_abandoned: bool = False,
+        name: str | None = None,
+        store: RedisStore | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        if store is not None or codec is not None:
+            raise TypeError(f"{type(self).__name__}: a codec is for a store, and a store for a SharedSingleFlight")
         self.name = name
         self._cancel_abandoned = cancel_abandoned
         self._tables: PerLoop[dict[_K, Flight[_T]]] = PerLoop(lambda _: {})
@@ -251,6 +283,10 @@ class SingleFlight(Generic[_K, _T]):
         for table in self._tables.all():
             for flight in list(table.values()):
                 flight.forget()
+
+    def fence(self) -> int | None:
+        """With a store, inside of the work: the number of its flight; see SharedSingleFlight."""
+        return None
 
     def stats(self) -> SingleFlightStats:
         """What it has done, and is doing."""

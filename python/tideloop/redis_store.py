@@ -3,8 +3,9 @@
     store = RedisStore("redis://cache.example/0")
     limiter = tideloop.Limiter(50, store=store, name="search")
 
-What is shared and how is told in ``shared_limits`` and ``shared_rates``; the scripts that the server runs are in
-``lua/``. Here is what both need: the connections, one `Link` per event loop, and who is told what the server says.
+What is shared and how is told in ``shared_limits``, ``shared_rates`` and ``shared_flights``; the scripts that the
+server runs are in ``lua/``. Here is what they all need: the connections, one `Link` per event loop, and who is told
+what the server says.
 
 **Connections belong to a loop**, so a store that was given a URL has one link for each loop in which something of it
 lives, and opens it when the first comes and closes it when the last has gone. A client that was given to it belongs to
@@ -102,6 +103,10 @@ class Link:
         """Whether somebody is attached by another word."""
         return bool(self._hearers.keys() - {word})
 
+    def mute(self, word: str) -> None:
+        """Call it no more. Others are attached still, who will see to the end of the link."""
+        self._hearers.pop(word, None)
+
     async def detach(self, word: str) -> None:
         """Call it no more. If nobody is left, the link is closed."""
         self._hearers.pop(word, None)
@@ -148,15 +153,17 @@ class Link:
 class RedisStore:
     """Where processes and machines share limits: a Redis server, version 5 or newer, or a cluster of them.
 
-    ``Limiter(n, store=store, name=...)`` and ``RateLimiter(..., store=store, name=...)`` are shared by all who give
-    the same name, at the same server, under the same `prefix`; processes should agree about the numbers.
+    ``Limiter(n, store=store, name=...)``, ``RateLimiter(..., store=store, name=...)`` and
+    ``SingleFlight(store=store, name=...)`` are shared by all who give the same name, at the same server, under the same
+    `prefix`; processes should agree about the numbers.
 
     server: a URL (redis://, rediss://, unix://), or an asyncio client of the package redis, which is used in the loop
     that used it first and not closed. lease: seconds after which what a dead process held is free again; twice the
     longest time that your loop may be blocked, at least. batch: permits that are fetched at once, and lie ready in a
     process as long as no other one wants them. on_outage: what becomes of those who want a permit when the server
     has not answered for a lease: "fail", they get StoreUnavailable; "local", each process goes on by itself, with
-    its fair share (the limit divided by how many processes there were, at least one permit).
+    its fair share (the limit divided by how many processes there were, at least one permit; work that would
+    be shared it does itself).
 
     ``async with store:`` or ``await store.aclose()`` gives back what is not in use and closes what was opened. One
     store serves any number of limiters, loops and threads. Raises ImportError without the package redis (the
@@ -195,6 +202,7 @@ class RedisStore:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         # Re-entrant: a collection inside of it may run code that uses this.
         self._lock = threading.RLock()
+        self._is_inherited = False
         _stores.add(self)
 
     @staticmethod
@@ -221,6 +229,7 @@ class RedisStore:
         if self._client is None:
             return running
         with self._lock:
+            self._check_process()
             home = None if self._home is None else self._home()
             if home is None or not (home is running or home.is_running()):
                 self._home, home = weakref.ref(running), running
@@ -230,6 +239,7 @@ class RedisStore:
         """The link of the running loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
+            self._check_process()
             for closed in [one for one in self._links if one.is_closed()]:
                 # It was closed without cancelling its tasks; they refer to it, so it would stay here for ever.
                 del self._links[closed]
@@ -260,12 +270,24 @@ class RedisStore:
         )
 
     def _forked(self) -> None:
-        """In a child: connections are the parent's, and stay untouched; they are only kept from being closed."""
+        """In a child: connections are the parent's, and stay untouched; they are only kept from being closed.
+
+        A client that was given has such connections once it was used, and is bound to a loop that does not run here,
+        though it says so. It is nothing for the child.
+        """
+        self._is_inherited = self._is_inherited or self._home is not None
         self._lock = threading.RLock()
         _inherited.append(list(self._links.values()))
         self._links = weakref.WeakKeyDictionary()
         for user in list(self._users):
             user._forked()
+
+    def _check_process(self) -> None:
+        if self._is_inherited:
+            raise RuntimeError(
+                "RedisStore: its client was used before this process was forked, and is the parent's; make another"
+                " client and another store here, or give the store a URL"
+            )
 
     async def aclose(self) -> None:
         """Give back what is not in use, and close what was opened. Limits of it may be used again afterwards."""

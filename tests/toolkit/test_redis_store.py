@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -17,11 +18,16 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
 
 
 def test_nothing_of_it_is_imported_unasked():
-    program = "import sys, tideloop; tideloop.Limiter(1); tideloop.RateLimiter(tideloop.rate(1)); print(*sys.modules)"
+    made = "tideloop.Limiter(1); tideloop.RateLimiter(tideloop.rate(1)); tideloop.SingleFlight()"
+    program = f"import sys, tideloop; {made}; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20
     ).stdout.split()
-    assert not {"redis", "tideloop.redis_store", "tideloop.shared_limits", "tideloop.shared_rates"} & set(modules)
+    unwanted = [
+        "redis",
+        *(f"tideloop.{name}" for name in ("redis_store", "shared_flights", "shared_limits", "shared_rates")),
+    ]
+    assert not set(unwanted) & set(modules)
 
 
 def test_a_store_is_a_store():
@@ -29,3 +35,7 @@ def test_a_store_is_a_store():
         given = 1 if make is tideloop.Limiter else tideloop.rate(1)
         with pytest.raises(TypeError, match="expected a RedisStore"):
             make(given, store="redis://127.0.0.1/0", name="x")
+    with pytest.raises(TypeError, match="expected a RedisStore"):
+        tideloop.SingleFlight(store="redis://127.0.0.1/0", name="x")
+    with pytest.raises(TypeError, match="a codec is for a store"):
+        tideloop.SingleFlight(codec=json)
