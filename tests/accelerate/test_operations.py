@@ -5,6 +5,7 @@ import collections.abc
 import gc
 import inspect
 import pickle
+import sys
 import types
 import warnings
 import weakref
@@ -303,3 +304,84 @@ def test_a_cycle_through_an_operation_that_was_frozen_before_is_found(runner):
             gc.unfreeze()
 
     runner.run(main())
+
+
+class TestTheCollectorIsToldLate:
+    """An operation that is used again is not in the collector's lists from the start."""
+
+    @staticmethod
+    async def a_cycle(start):
+        """A weak reference to an event that holds an operation of its own, which an earlier one left its memory."""
+        ready = tideloop.Event()
+        ready.set()
+        await ready.wait()
+
+        class Marked(tideloop.Event):
+            pass
+
+        event = Marked()
+        event.waiting = event.wait()
+        if start:
+            event.waiting.send(None)
+        return weakref.ref(event)
+
+    @pytest.mark.parametrize("start", [False, True])
+    @pytest.mark.parametrize("generation", [0, 2])
+    def test_a_cycle_is_found_by_the_next_collection(self, runner, start, generation):
+        async def main():
+            gc.collect()
+            gc.disable()
+            try:
+                ref = await self.a_cycle(start)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    gc.collect(generation)
+                    if sys.version_info >= (3, 14) and generation == 0:
+                        gc.collect()  # what the young collection of 3.14 looks at, it may leave to the next one
+                return ref()
+            finally:
+                gc.enable()
+
+        assert runner.run(main()) is None
+
+    def test_without_callbacks_it_is_found_once_the_function_is_called_again(self, runner):
+        async def main():
+            callbacks = gc.callbacks[:]
+            gc.callbacks.clear()
+            try:
+                ref = await self.a_cycle(False)
+                tideloop.Event().wait().close()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    gc.collect()
+                return ref()
+            finally:
+                gc.callbacks.extend(callbacks)
+
+        assert runner.run(main()) is None
+
+    def test_a_task_owns_it_first(self, runner):
+        """The loop hides what its tasks own; that must not lose what was not in the lists before."""
+
+        class Marked(tideloop.Event):
+            pass
+
+        async def main():
+            await self.a_cycle(True)
+            event = Marked()
+            event.task = asyncio.ensure_future(event.wait())
+            await asyncio.sleep(0)
+            event.task.cancel()
+            await asyncio.wait([event.task])
+            event.again = asyncio.get_running_loop().create_task(event.wait())
+            event.again.cancel()
+            await asyncio.wait([event.again])
+            event.last = event.wait()
+            ref = weakref.ref(event)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                del event
+                gc.collect()
+            return ref()
+
+        assert runner.run(main()) is None

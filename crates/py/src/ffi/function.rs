@@ -23,6 +23,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 use pyo3::{Borrowed, PyTypeInfo};
 
+use super::cell::LoopCell;
 use super::guard;
 use super::operation::{self, AtOnce, Frame, Input, Step};
 use super::shadows::Within;
@@ -261,6 +262,10 @@ unsafe fn at_once<'py, C: Coroutine>(
     unsafe {
         match C::at_once(receiver.cast_unchecked(), frame) {
             AtOnce::No => null_mut(),
+            // Immortal since 3.12.
+            #[cfg(Py_3_12)]
+            AtOnce::Finish => ffi::Py_None(),
+            #[cfg(not(Py_3_12))]
             AtOnce::Finish => ffi::Py_NewRef(ffi::Py_None()),
             AtOnce::Return(value) => value.into_ptr(),
         }
@@ -326,6 +331,8 @@ pub struct FunctionObject {
     last: Cell<*mut PyObject>,
     /// Whether it keeps operations: until the collector finds that it is garbage.
     keeps: Cell<bool>,
+    /// The operation that was handed out last, if the collector does not know it yet; borrowed.
+    unseen: Cell<*mut PyObject>,
     /// The native class of the receiver.
     receiver: *mut ffi::PyTypeObject,
     /// The Python class that the function was defined in: that of most receivers.
@@ -434,14 +441,63 @@ impl FunctionObject {
         self.last.get().is_null() && self.keeps.get()
     }
 
-    /// Keeps an operation that has ended; the reference is handed over.
+    /// Keeps an operation that has ended, unseen by the collector; the reference is handed over.
     ///
     /// # Safety
     ///
     /// A live operation of this function, which [wants](Self::wants_last) it.
     #[inline(always)]
     pub unsafe fn keep_last(&self, operation: *mut PyObject) {
+        if self.unseen.get() == operation {
+            self.unseen.set(null_mut());
+        } else {
+            // SAFETY: a live object of a type with garbage collection.
+            unsafe { ffi::PyObject_GC_UnTrack(operation.cast()) };
+        }
         self.last.set(operation);
+    }
+
+    /// An operation that was kept is handed out again.
+    ///
+    /// # Safety
+    ///
+    /// A live operation of this function that the collector does not know.
+    #[inline(always)]
+    pub unsafe fn hand_out(&self, operation: *mut PyObject) {
+        if !self.unseen.get().is_null() {
+            // SAFETY: the one before, which has not ended yet.
+            unsafe { self.show_unseen() };
+        }
+        self.unseen.set(operation);
+    }
+
+    /// Lets the collector know this operation, if it does not yet.
+    ///
+    /// # Safety
+    ///
+    /// A live operation of this function.
+    #[inline(always)]
+    pub unsafe fn show(&self, operation: *mut PyObject) {
+        if self.unseen.get() == operation {
+            // SAFETY: that one.
+            unsafe { self.show_unseen() };
+        }
+    }
+
+    /// Lets the collector know the operation that was handed out last, if it does not yet.
+    ///
+    /// # Safety
+    ///
+    /// The GIL is held. What is unseen is alive: it leaves the field when it dies.
+    #[cold]
+    pub unsafe fn show_unseen(&self) {
+        let operation = self.unseen.replace(null_mut());
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if !operation.is_null() && ffi::PyObject_GC_IsTracked(operation) == 0 {
+                ffi::PyObject_GC_Track(operation.cast());
+            }
+        }
     }
 
     pub fn name(&self) -> *mut PyObject {
@@ -513,6 +569,7 @@ pub fn new<'py>(
         (*function).ask_always = entry.ask_always;
         (&raw mut (*function).last).write(Cell::new(null_mut()));
         (&raw mut (*function).keeps).write(Cell::new(true));
+        (&raw mut (*function).unseen).write(Cell::new(null_mut()));
         (*function).receiver = (entry.receiver)(py);
         (*function).owner = null_mut();
         // Keyword-only parameters have defaults, as far as there are any in asyncio.
@@ -525,7 +582,9 @@ pub fn new<'py>(
             false => (*function).keeps_plainly.min(positional as u8),
         };
         ffi::PyObject_GC_Track(function.cast());
+        MAKERS.with(py, |makers| makers.0.push(function));
         let function = Bound::from_owned_ptr(py, function.cast());
+        tell_of_collections(py)?;
         if entry.told {
             know_method_class(py, &function)?;
         }
@@ -819,12 +878,53 @@ unsafe fn fall_back<'py>(
     }
 }
 
+// --- the collector -------------------------------------------------------------------------------
+
+/// The functions that there are. Those of them that make operations may have one that the collector does not know.
+struct Makers(Vec<*mut FunctionObject>);
+
+// SAFETY: the pointers are only touched through a LoopCell, so with the GIL held.
+unsafe impl Send for Makers {}
+
+static MAKERS: LoopCell<Makers> = LoopCell::new(Makers(Vec::new()));
+
+/// What `gc.callbacks` has: before a collection begins, the collector is told of every operation there is.
+#[pyfunction]
+fn operations_are_collected(py: Python<'_>, phase: &str, _info: &Bound<'_, PyAny>) {
+    if phase != "start" {
+        return;
+    }
+    MAKERS.with(py, |makers| {
+        for &maker in &makers.0 {
+            // SAFETY: a function leaves the list when it dies.
+            unsafe { (*maker).show_unseen() };
+        }
+    });
+}
+
+fn tell_of_collections(py: Python<'_>) -> PyResult<()> {
+    static TOLD: PyOnceLock<()> = PyOnceLock::new();
+    TOLD.get_or_try_init(py, || {
+        let callback = wrap_pyfunction!(operations_are_collected, py)?;
+        let callbacks = py
+            .import(intern!(py, "gc"))?
+            .getattr(intern!(py, "callbacks"))?;
+        callbacks
+            .call_method1(intern!(py, "append"), (callback,))
+            .map(drop)
+    })
+    .map(drop)
+}
+
 // --- slots -------------------------------------------------------------------------------------
 
 unsafe extern "C" fn dealloc(object: *mut PyObject) {
     // SAFETY: called once, when the last reference is gone.
     unsafe {
         ffi::PyObject_GC_UnTrack(object.cast());
+        MAKERS.with(Python::assume_attached(), |makers| {
+            makers.0.retain(|&maker| maker.cast() != object);
+        });
         if !(*object.cast::<FunctionObject>()).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
         }
@@ -878,6 +978,11 @@ unsafe extern "C" fn traverse(
                     return result;
                 }
             }
+        }
+        // What is kept is a part of this object, unless somebody else has it, too.
+        let last = (*function).last.get();
+        if !last.is_null() && ffi::Py_REFCNT(last) == 1 {
+            return operation::traverse(last, visit, argument);
         }
     }
     0

@@ -36,7 +36,7 @@ unsafe fn header(object: *mut PyObject) -> *mut [usize; 2] {
     unsafe { object.cast::<[usize; 2]>().sub(1) }
 }
 
-/// Takes a tracked object out of the collector's sight.
+/// Takes an object out of the collector's sight. One that is not tracked stays so.
 ///
 /// # Safety
 ///
@@ -48,8 +48,11 @@ pub unsafe fn hide(object: *mut PyObject) {
     }
     // SAFETY: an untracked object has no neighbours, and its flag is kept.
     unsafe {
-        ffi::PyObject_GC_UnTrack(object.cast());
         let header = header(object);
+        if (*header)[0] == 0 {
+            return;
+        }
+        ffi::PyObject_GC_UnTrack(object.cast());
         (*header)[1] |= header as usize;
         (*header)[0] = header as usize;
     }

@@ -23,6 +23,16 @@
 //! dropped when the operation dies that returned it, which for `await queue.get()` is at once. An
 //! operation that returned nothing of weight need not die: its function keeps it for its next call, if
 //! by then nobody else has it.
+//!
+//! **The collector is told late.** Most operations that are filled again have ended before anything else happens, and
+//! putting each of them into the collector's list and taking it out again would cost more than the operation. So one that is
+//! kept is not in any list, and neither is it when it is handed out: its function remembers it
+//! ([`FunctionObject::hand_out`]), one for each function. It is put into the list when it has to wait, when its function is
+//! called again before it has ended, when it dies, and when a collection begins, which `gc.callbacks` tells. What a collection
+//! looks at is therefore the same as if all had been in the list from the start, and an operation that is filled
+//! again is young to it, wherever the old one had got to. (One that was frozen by `gc.freeze()` would keep the cycles that it
+//! becomes a part of.) A program that empties `gc.callbacks` has at most one operation for each function that a
+//! collection does not see until the next call.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -279,9 +289,6 @@ pub unsafe fn new(
         let last: *mut OperationObject = (*function).take_last().cast();
         let reused = !last.is_null() && is_reusable(last) && ffi::Py_REFCNT(last.cast()) == 1;
         let operation = if reused {
-            // To the collector it is a new object, wherever the old one had got to: one that was frozen
-            // (gc.freeze()) would keep the cycles that it becomes a part of.
-            ffi::PyObject_GC_UnTrack(last.cast());
             last
         } else {
             let operation = blank(py, function, last);
@@ -296,7 +303,7 @@ pub unsafe fn new(
         (*operation).ticket = u64::MAX;
         (*operation).rest = State::Created as u64 | NO_FRAME;
         if reused {
-            ffi::PyObject_GC_Track(operation.cast());
+            (*function).hand_out(operation.cast());
         }
         operation.cast()
     }
@@ -321,13 +328,12 @@ pub unsafe fn refill(
             return null_mut();
         }
         (*function).take_last();
-        ffi::PyObject_GC_UnTrack(last.cast());
         for index in 0..kept.min(KEPT) {
             (&mut (*last).kept)[index] = ffi::Py_NewRef(*array.add(index));
         }
         (*last).ticket = u64::MAX;
         (*last).rest = State::Created as u64 | NO_FRAME;
-        ffi::PyObject_GC_Track(last.cast());
+        (*function).hand_out(last.cast());
         last.cast()
     }
 }
@@ -360,6 +366,7 @@ unsafe fn blank(
     // ticket, which are the caller's.
     unsafe {
         ffi::Py_XDECREF(last.cast());
+        (*function).show_unseen();
         let object = match POOL.with(py, |pool| pool.spare.pop()) {
             Some(object) => {
                 ffi::Py_INCREF(object.cast());
@@ -421,6 +428,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
     // SAFETY: passed on to the caller. One that has to wait is nothing to the collector meanwhile.
     unsafe {
+        (*(*operation).function).show(operation.cast());
         let waits = POOL.with(py, |pool| {
             let deep = pool.dying >= MAX_DYING;
             if deep {
@@ -537,7 +545,7 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     0
 }
 
-unsafe extern "C" fn traverse(
+pub unsafe extern "C" fn traverse(
     object: *mut PyObject,
     visit: ffi::visitproc,
     argument: *mut c_void,
@@ -626,6 +634,7 @@ unsafe fn drive<'py>(
     // are dropped, and its state is consistent whenever other code can run.
     unsafe {
         refcheck::alive(operation.cast(), "an operation at its step");
+        (*(*operation).function).show(operation.cast());
         let input = match ((*operation).state(), drive) {
             (State::Created, Drive::Send(None)) => Input::Start,
             (State::Created, Drive::Send(Some(_))) => {
@@ -1146,8 +1155,16 @@ unsafe fn end_at_once(py: Python<'_>, operation: *mut OperationObject) -> *mut P
         if value.is_null() {
             return null_mut();
         }
-        (*operation).set_state(State::Done);
-        release_kept(operation);
+        (*operation).rest |= State::Done as u64;
+        // Mostly there is the receiver and nothing else.
+        let receiver = ptr::replace(&raw mut (*operation).kept[0], null_mut());
+        ffi::Py_DECREF(receiver);
+        if !(*operation).kept[1].is_null()
+            || !(*operation).kept[2].is_null()
+            || (*operation).rest & LOOKED != 0
+        {
+            release_kept(operation);
+        }
         value
     }
 }
@@ -1204,6 +1221,7 @@ unsafe fn finish_iteration(
     unsafe {
         if value == ffi::Py_None() {
             // Immortal, or at least never the last one.
+            #[cfg(not(Py_3_12))]
             ffi::Py_DECREF(value);
         } else {
             raise_stop_iteration(py, value);
