@@ -82,8 +82,8 @@ def area(module):
 
 ALLOWED = {
     "loop": {"adopted", "loop", "observe", "outcome", "watchdog", "_tideloop"},
-    # It knows of the loop what the loop tells it.
-    "observe": {"watchdog", "_tideloop"},
+    # It knows of the loop what the loop tells it, and so it is with graphs, which it names for types only.
+    "observe": {"graphs", "watchdog", "_tideloop"},
     "watchdog": {"_tideloop"},
     "lab": {"lab"},
     "adopted": set(),
@@ -215,6 +215,7 @@ ALLOWED = {
         "durations",
         "groups",
         "limits",
+        "observe",
         "offload",
         "outcome",
         "policies",

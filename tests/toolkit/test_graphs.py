@@ -959,11 +959,60 @@ async def test_results_while_it_runs(loop):
     g.node(looks)
     g.node(repr, ["looks"], name="later")
     results = await g.run()
-    assert seen == [["succeeded", "pending", "pending"], (3, 0, 1, 1, 0, 0, 0)]
+    assert seen == [["succeeded", "pending", "pending"], (None, 3, 3, 1, 0, 1, 1, 0, 0, 0)]
     assert "later" in results
     assert "never" not in results
-    assert results._run.stats() == (3, 0, 0, 3, 0, 0, 0)
+    assert results._run.stats() == (None, 3, 3, 3, 0, 0, 3, 0, 0, 0)
     assert "ended nodes=3 succeeded=3" in repr(results)
+
+
+async def test_runs_under_way_are_seen_by_observe(loop):
+    """How far they are, by any thread; without what was given and what no target needs."""
+    seen, go = [], asyncio.Event()
+
+    async def look(*_):
+        def runs():
+            return [run.stats() for run in tideloop.observe.graphs() if run.graph in graphs]
+
+        assert await tideloop.run_blocking(runs) == runs()
+        seen.append([(stats.name, stats.nodes, stats.done, stats.total, stats.failed) for stats in runs()])
+
+    def graph(name):
+        g = Graph(name=name)
+        g.node(lambda given: go.wait(), [g.input("given")], name="waits")
+        g.node(fail, name="fails", after=["given"])
+        g.node(look, ["waits"], name="looks") if name == "first" else None
+        g.node(add, name="left out")
+        return g
+
+    graphs = [graph("first"), graph("second")]
+    tasks = []
+    for g, only in zip(graphs, ("looks", "waits"), strict=True):
+        options = {"only": [only, "fails"], "on_error": "continue"}
+        tasks.append(asyncio.ensure_future(g.run({"given": 1}, **options)))
+    await turns(4)
+    await look()
+    go.set()
+    await asyncio.gather(*tasks)
+    assert seen[0] == [("first", 5, 1, 3, 1), ("second", 4, 1, 2, 1)]
+    assert seen[1][0] == ("first", 5, 2, 3, 1)
+    await look()
+    assert seen[2] == []
+
+
+def test_a_run_whose_loop_was_closed_is_not_kept(backend):
+    g = Graph(name="left behind")
+    g.node(forever)
+    loop = backend.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # of a task that is destroyed
+    task = loop.create_task(g.run())
+    loop.run_until_complete(asyncio.wait([task], timeout=0))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert [run.graph for run in tideloop.observe.graphs()] == [g]
+    loop.close()
+    del task, loop
+    gc.collect()
+    assert tideloop.observe.graphs() == []
 
 
 async def test_a_run_in_a_cycle_is_collected(loop):

@@ -25,8 +25,6 @@ class Bar:
         self._stream = sys.stderr if stream is None else stream
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._beside = 0
-        """Nodes that do not run: their values are given, or no target needs them."""
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Shows it from now on, if somebody can see it."""
@@ -35,8 +33,6 @@ class Bar:
         except (OSError, ValueError):
             return
         if seen:
-            words = (self._run._node(number)[0] for number in range(len(self._run._nodes)))
-            self._beside = sum(word in ("done", "left out") for word in words)
             self._loop = loop
             self._look()
 
@@ -50,9 +46,7 @@ class Bar:
     def line(self, columns: int | None = None) -> str:
         """What there is to see."""
         stats = self._run.stats()
-        ended = stats.succeeded + stats.failed + stats.cancelled + stats.skipped
-        nodes = stats.nodes - self._beside
-        counts = f" {ended}/{nodes}"
+        counts = f" {stats.done}/{stats.total}"
         counts += "".join(
             f", {count} {what}"
             for count, what in ((stats.running, "running"), (stats.failed, "failed"), (stats.skipped, "skipped"))
@@ -63,7 +57,7 @@ class Bar:
         room = min(40, columns - len(title) - len(counts) - 4)
         if room < 4:
             return (title + counts)[: max(0, columns - 1)]
-        full = room * ended // max(1, nodes)
+        full = room * stats.done // max(1, stats.total)
         return f"{title} [{'#' * full}{'.' * (room - full)}]{counts}"
 
     def _look(self) -> None:

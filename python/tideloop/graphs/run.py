@@ -18,6 +18,7 @@ from tideloop.graphs.progress import Bar
 from tideloop.graphs.results import GraphFailed, GraphResult
 from tideloop.groups import Acquirable
 from tideloop.limits import ResourceLimits
+from tideloop.observe import runs
 
 if TYPE_CHECKING:
     from tideloop.graphs.cluster import Cluster
@@ -39,10 +40,18 @@ def _native(name: str) -> Callable[[_F], _F]:
 
 
 class GraphRunStats(NamedTuple):
-    """A run's nodes, by their state; those that wait, are given or left out are in none of these but the first."""
+    """A run in numbers: its nodes, by their state."""
 
+    name: str | None
+    """That of the graph."""
     nodes: int
+    """All of them, also those that do not run: they were given values, or no target needs them."""
+    total: int
+    """Those that run, or are to; ``done / total`` is how far it is."""
+    done: int
+    """Those of them that have ended: the last four."""
     ready: int
+    """Those that may begin and have not."""
     running: int
     succeeded: int
     failed: int
@@ -58,6 +67,7 @@ class GraphRun(GraphRunCore, Builder):
 
     __slots__ = (
         "_began",
+        "_beside",
         "_cluster",
         "_counts",
         "_held",
@@ -92,6 +102,7 @@ class GraphRun(GraphRunCore, Builder):
         self._joins: list[tuple[int, int]] = []
         self._held: dict[int, Acquirable] = {}
         self._began = 0
+        self._beside: int | None = None
         self._open_for_nodes = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -121,12 +132,20 @@ class GraphRun(GraphRunCore, Builder):
             self._abort(msg)
 
     def stats(self) -> GraphRunStats:
-        """Counts of the nodes by state."""
-        return GraphRunStats(*self._counts_by_state())
+        """Counts of the nodes by state; from any thread."""
+        nodes, ready, running, *ends = self._counts_by_state()
+        beside = self._beside
+        if beside is None:
+            # Looked for only if somebody asks. It does not change: what is added to a run is to be run.
+            states = (self._node(number) for number in range(nodes))
+            beside = sum(word == "left out" or (word == "done" and ended is None) for word, *_, ended in states)
+            self._beside = beside if nodes else None
+        total = nodes - beside
+        return GraphRunStats(self.graph.name, nodes, total, sum(ends), ready, running, *ends)
 
     def __repr__(self) -> str:
-        stats = self.stats()
-        counts = [f"{state}={count}" for state, count in stats._asdict().items() if count]
+        names = ("nodes", "ready", "running", "succeeded", "failed", "cancelled", "skipped")
+        counts = [f"{name}={count}" for name, count in zip(names, self._counts_by_state(), strict=True) if count]
         state = "running" if self._open_for_nodes else "ended" if self._loop is not None else "unused"
         return f"<tideloop.GraphRun of {self.graph!r} {state} {' '.join(counts)}>"
 
@@ -160,6 +179,7 @@ class GraphRun(GraphRunCore, Builder):
         finally:
             _running.reset(token)
         bar = Bar(self) if progress else None
+        runs.begun(self)
         self.graph._runs += 1
         self.graph._running += 1
         interrupted: asyncio.CancelledError | None = None
@@ -186,6 +206,7 @@ class GraphRun(GraphRunCore, Builder):
             return self.results
         finally:
             self._open_for_nodes = False
+            runs.ended(self)
             self.graph._running -= 1
             if bar is not None:
                 bar.end()

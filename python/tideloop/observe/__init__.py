@@ -1,12 +1,13 @@
-"""What a loop does with its time, ``loop.metrics()``, and who blocks it, ``on_block()``. On by default.
+"""What a loop does with its time, ``loop.metrics()``, who blocks it, ``on_block()``, how far graphs are, ``graphs()``.
 
-``docs/observe.md`` says what it costs.
+On by default; ``docs/observe.md`` says what it costs.
 
-Everything here is measured by the loop itself. ``EventLoop(observe=False)``, or ``TIDELOOP_OBSERVE=0`` for every
+What a loop does is measured by the loop itself. ``EventLoop(observe=False)``, or ``TIDELOOP_OBSERVE=0`` for every
 loop of the process, turns it off.
 """
 
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
+from tideloop.observe.runs import graphs
 from tideloop.watchdog import (
     Block,
     Frame,
@@ -25,6 +26,7 @@ __all__ = [
     "TimeSpent",
     "Utilization",
     "block_threshold",
+    "graphs",
     "off_block",
     "on_block",
     "set_block_threshold",
