@@ -212,7 +212,9 @@ ALLOWED = {
     "gathering": {"accelerated", "groups", "outcome", "_tideloop"},
     "graphs": {
         "cancellation",
+        "deadlines",
         "durations",
+        "failures",
         "groups",
         "limits",
         "observe",

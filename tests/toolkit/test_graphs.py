@@ -380,6 +380,114 @@ async def test_a_cache_keeps_values_for_other_runs(loop):
     assert "cannot be cached" in str(caught.value.exceptions[0])
 
 
+def cached(work, kept, **options):
+    """A graph whose one node keeps what it makes of its input."""
+    g = Graph()
+    g.node(work, [g.input("number")], cache=kept, name="work", **options)
+    return g
+
+
+async def test_of_several_who_want_a_value_one_computes_it(loop):
+    """Runs of one graph, and of others with the same cache."""
+    calls, kept = [], {}
+
+    async def work(number):
+        calls.append(number)
+        await turns(3)
+        if number < 0:
+            raise Boom(number)
+        return number**2
+
+    graphs = [cached(work, kept) for _ in range(3)]
+    runs = [g.run({"number": number}) for number in (3, 4) for g in graphs for _ in range(2)]
+    assert [results["work"] for results in await asyncio.gather(*runs)] == [9] * 6 + [16] * 6
+    assert sorted(calls) == [3, 4]
+    runs = [g.run({"number": -1}, on_error="continue") for g in graphs]
+    errors = [results.outcome("work").exception for results in await asyncio.gather(*runs)]
+    assert [repr(error) for error in errors] == ["Boom(-1)"] * 3
+    assert len(set(map(id, errors))) == 3
+    assert sorted(calls) == [-1, 3, 4]
+    with pytest.raises(GraphFailed):
+        await graphs[0].run({"number": -1})
+    assert calls.count(-1) == 2
+
+
+def test_who_computes_for_others_may_be_cancelled(kind):
+    """At any moment; whoever is left has the value, and nothing stays behind."""
+    from tideloop.graphs import keeping
+
+    async def main(moment, victims):
+        before = asyncio.all_tasks()
+        inside = most = 0
+
+        async def work(number):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            try:
+                await turns(3)
+            finally:
+                inside -= 1
+            return number
+
+        g = cached(work, {})
+        runs = [asyncio.ensure_future(g.run({"number": 5})) for _ in range(4)]
+        await turns(moment)
+        for victim in victims:
+            runs[victim].cancel()
+        ended = await asyncio.gather(*runs, return_exceptions=True)
+        for number, result in enumerate(ended):
+            if number in victims:
+                assert isinstance(result, asyncio.CancelledError) or result["work"] == 5
+            else:
+                assert result["work"] == 5
+        assert (inside, most) == (0, min(most, 1))
+        assert not keeping._under_way
+        assert not tasks_left(before)
+
+    for moment in range(16):
+        for victims in ([0], [1], [0, 1], [0, 1, 2, 3]):
+            run(kind, main(moment, victims))
+
+
+def test_a_deadline_is_that_of_its_run(kind):
+    async def main():
+        async def work(number):
+            await asyncio.sleep(4)
+            return number
+
+        g = cached(work, {}, retry=2)
+
+        async def hurried():
+            with tideloop.deadline(2):
+                await g.run({"number": 5})
+
+        first = asyncio.ensure_future(hurried())
+        await turns(4)
+        assert (await g.run({"number": 5}))["work"] == 5
+        with pytest.raises(tideloop.DeadlineExceeded):
+            await first
+
+    run(kind, main())
+
+
+async def test_values_that_need_each_other_do_not_wait_in_a_circle(loop):
+    """Two nodes that are computed, in each of which a run wants the value of the other."""
+    kept, depth = {}, []
+
+    async def work(number):
+        depth.append(number)
+        await turns(4)
+        if len(depth) > 8:
+            return number
+        return (await g.run({"number": 1 - number}))["work"]
+
+    g = cached(work, kept)
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*(g.run({"number": number}) for number in (0, 1)))
+    assert all(result["work"] in (0, 1) for result in results)
+
+
 async def test_threads(loop):
     g, here = Graph(), threading.get_ident()
     ident = g.node(threading.get_ident, where="thread")

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tideloop.graphs.keeping import kept
 from tideloop.graphs.places import PLACES
 from tideloop.groups import Acquirable
 from tideloop.limits import Limiter, ResourceLimits
@@ -90,12 +91,10 @@ class Guard:
             return await self._guarded(args, kwargs)
         key = (self.node.name, args, tuple(sorted(kwargs.items())))
         try:
-            if key in cache:
-                return cache[key]
+            hash(key)
         except TypeError as error:
             raise TypeError(f"{self.node!r} cannot be cached, since an argument cannot be a key: {error}") from error
-        value = cache[key] = await self._guarded(args, kwargs)
-        return value
+        return await kept(cache, key, lambda: self._guarded(args, kwargs))
 
     async def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._policy is None:
