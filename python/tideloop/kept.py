@@ -169,6 +169,9 @@ class Kept:
         """A step has failed. Seconds until the next."""
         self._tries += 1
         pause: float = min(0.05 * 2 ** min(self._tries, 10), ASK_AGAIN)
+        if self._good_until is None and isinstance(error, TimeoutError):
+            # It took the call as it was: it is slow, and has a lease to answer, of which a third is over.
+            self._good_until = now + self._store.lease * 2 / 3
         if self._good_until is not None and now < self._good_until:
             return min(pause, self._good_until - now + 0.001)
         if self._away is None:

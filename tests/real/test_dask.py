@@ -271,6 +271,89 @@ async def test_who_cannot_be_sent_is_to_blame_itself(loop, cluster):
         assert "Could not serialize" in str(results.outcome("bad").exception)
 
 
+class Unlike(Exception):
+    """Pickled in good order, it cannot be made again."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def unlike():
+    raise Unlike("one", "other")
+
+
+class Unreadable:
+    """As what is of a module that is here and not there."""
+
+    def __reduce__(self):
+        return eval, ("no_module_there",)
+
+
+async def test_who_cannot_be_read_there_is_to_blame_itself(loop, cluster):
+    """The scheduler refuses all that came with it."""
+    async with client_of(cluster) as client:
+        g = chain()
+        g.node(lambda value, unreadable: value, ["a", g.input("unreadable")], where="dask", name="bad")
+        g.node(work.double, ["a"], where="dask", name="good")
+        results = await g.run({"unreadable": Unreadable()}, dask=client, on_error="skip_downstream")
+        assert (results["c"], results["good"]) == (7, 6)
+        assert "Error during deserialization" in str(results.outcome("bad").exception)
+        g = chain()
+        g.node(unlike, where="dask", name="unlike")
+        g.node(work.told, ["unlike"], where="dask", name="told")
+        results = await g.run(dask=client, on_error="continue")
+        assert str(results.outcome("unlike").exception) == "one and other"
+        assert results["c"] == 7
+
+
+async def test_failures_leave_nothing_on_the_cluster(loop, cluster):
+    """Neither the client, which knows what failed, nor connections that were made in its context keep it."""
+    async with client_of(cluster) as client:
+        g = chain()
+        g.node(work.broken, ["a"], where="dask", name="broken")
+        g.node(work.told, ["broken"], where="dask", name="after")
+        for on_error in ("skip_downstream", "continue", "fail_fast"):
+            with contextlib.suppress(GraphFailed):
+                await g.run(dask=client, on_error=on_error)
+            gc.collect()
+            await until(lambda: not client.futures)
+        while await client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
+            pass
+
+
+async def test_a_client_that_is_closed_in_the_middle(loop, cluster, folder):
+    """What runs is lost, and what comes after it, or again, cannot be sent."""
+    async with client_of(cluster) as client:
+        g = Graph()
+        g.node(functools.partial(work.held, folder, "held"), where="dask", name="held", retry=Retry(first=0))
+        g.node(work.told, ["held"], where="dask", name="told")
+        task = loop.create_task(g.run(dask=client, on_error="continue"))
+        await until(lambda: work.begun(folder))
+        await client.close()
+        async with asyncio.timeout(work.PATIENCE):
+            results = await task
+        assert [type(result.outcome.exception) for result in results] == [NodeLost, NodeLost]
+        assert "'told'> cannot be sent: <Client" in str(results.outcome("told").exception)
+
+
+async def test_the_scheduler_is_prepared_once(loop, cluster, monkeypatch):
+    calls = []
+    register = distributed.Client.register_plugin
+
+    def counted(self, plugin, **options):
+        calls.append(plugin)
+        return register(self, plugin, **options)
+
+    monkeypatch.setattr(distributed.Client, "register_plugin", counted)
+    async with client_of(cluster) as client:
+        g = Graph()
+        for _ in range(20):
+            g.node(work.number, where="dask")
+        for _ in range(2):
+            assert (await g.run(dask=client)).ok
+    assert len(calls) == 1
+
+
 async def test_a_cancelled_run_leaves_nothing_to_begin(loop, cluster, folder):
     async with client_of(cluster) as client:
         g = Graph()
@@ -415,7 +498,8 @@ async def test_what_cannot_be_meant_is_refused(loop, cluster):
 def test_the_crawl_on_dask(cluster, loop_name, given):
     program = [sys.executable, "-W", "error", "examples/crawl_pipeline.py", "--loop", loop_name, "--dask"]
     words = 3 * sum(4 * (number + 1) for number in range(12))
-    assert peers.run([*program, cluster] if given else program) == (
+    # Its own cluster is two processes more, which have to import Dask first.
+    assert peers.run([*program, cluster] if given else program, timeout=80) == (
         f"36 documents of 3 sites, {words} words\n"
         "at most 2 of a site at once; 147 nodes\n"
         "fewer batches than documents: True\n"

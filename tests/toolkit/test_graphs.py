@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import os
 import random
@@ -1121,6 +1122,31 @@ def test_a_run_whose_loop_was_closed_is_not_kept(backend):
     del task, loop
     gc.collect()
     assert tideloop.observe.graphs() == []
+
+
+async def test_a_context_of_a_node_does_not_keep_the_run(loop):
+    """As that of a connection that a node has opened for others."""
+
+    class Value:
+        pass
+
+    contexts = []
+
+    async def opens():
+        assert graph_run().graph is g
+        contexts.append(contextvars.copy_context())
+        return Value()
+
+    g = Graph()
+    g.node(opens)
+    results = await g.run()
+    value = weakref.ref(results["opens"])
+    assert contexts[0].run(graph_run).results is results
+    del results
+    gc.collect()
+    assert value() is None
+    with pytest.raises(RuntimeError, match="of a graph that runs"):
+        contexts[0].run(graph_run)
 
 
 async def test_a_run_in_a_cycle_is_collected(loop):

@@ -50,6 +50,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster"]
 
+_OPEN = ("running", "connecting", "newly-created")
+"""How a client is that takes work."""
+
+_UNREADABLE = "Error during deserialization of the task graph"
+"""What the scheduler says of everything that was sent together, if it cannot read some of it."""
+
 _prepared: WeakSet[distributed.Client] = WeakSet()
 
 
@@ -75,11 +81,12 @@ def _losses() -> distributed.SchedulerPlugin:
 class _Sent:
     """A node on its way: its key, its future, and the keys of other nodes that it takes its arguments from."""
 
-    __slots__ = ("future", "key", "sources")
+    __slots__ = ("alone", "future", "key", "sources")
 
     def __init__(self, key: str, sources: dict[int, str]) -> None:
         self.key = key
         self.sources = sources
+        self.alone = False
         self.future: Any = None
 
 
@@ -103,6 +110,7 @@ class Cluster:
         # How many of a node's dependencies were found to be there, so that none is looked at for each of the others.
         self._found: dict[int, int] = {}
         self._targets: frozenset[int] = frozenset()
+        self._preparing = asyncio.Lock()
         self._id = uuid.uuid4().hex[:12]
         self._count = itertools.count()
 
@@ -114,28 +122,37 @@ class Cluster:
                 f"{self._client!r} belongs to another event loop than the one that runs here, where it is to be made "
                 "with asynchronous=True"
             )
-        if self._client.status not in ("running", "connecting", "newly-created"):
+        if self._client.status not in _OPEN:
             raise RuntimeError(f"{self._client!r} is {self._client.status}; it must be open while a graph runs")
 
     async def call(self, node: Node[Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """What a node's function returns on the cluster, or the future of that if it stays there."""
         number = node._number
-        if self._client not in _prepared:
-            await self._client.register_plugin(_losses())
-            _prepared.add(self._client)
+        async with self._preparing:
+            if self._client not in _prepared:
+                await self._client.register_plugin(_losses())
+                _prepared.add(self._client)
         sent = self._ahead.pop(number, None)
         if sent is None or not self._valid(sent):
             sent = self._send(node, [*args, *keywords.values()])
-        self._awaited[number] = sent
         try:
-            value = await self._value(node, sent.future)
+            while True:
+                self._awaited[number] = sent
+                try:
+                    value = await self._value(node, sent.future)
+                except RuntimeError as error:
+                    if sent.alone or not str(error).startswith(_UNREADABLE):
+                        raise
+                    # Not its own, perhaps, but that of another one that was sent with it.
+                    sent = self._send(node, [*args, *keywords.values()], alone=True)
+                else:
+                    self._ended[number] = sent.future
+                    return value
         except asyncio.CancelledError:
             await self._cancel([sent])
             raise
         finally:
-            del self._awaited[number]
-        self._ended[number] = sent.future
-        return value
+            self._awaited.pop(number, None)
 
     async def fetch(self, value: Any) -> Any:
         """What a node elsewhere is given of one that was left on the cluster."""
@@ -164,6 +181,10 @@ class Cluster:
         except FutureCancelledError as error:
             why = error.msg or error.reason or "for no known reason"
             raise NodeLost(f"{node!r} is not on the cluster any more: {why}") from error
+        finally:
+            if future.status == "error":
+                # The client knows its failure, whose traceback would know the future: neither would ever go.
+                future.release()
 
     async def _cancel(self, sent: list[_Sent]) -> None:
         """Takes back what was not begun. It waits for nothing, and so may be called while being cancelled."""
@@ -198,8 +219,11 @@ class Cluster:
 
     # --- what goes there -----------------------------------------------------------------------
 
-    def _send(self, node: Node[Any], values: list[Any]) -> _Sent:
+    def _send(self, node: Node[Any], values: list[Any], alone: bool = False) -> _Sent:
         """Sends a node, and what can go along."""
+        if self._client.status not in _OPEN:
+            # What is sent now would never be answered.
+            raise NodeLost(f"{node!r} cannot be sent: {self._client!r} is {self._client.status}")
         # What is there already need not be sent again, even if its value has come here as well.
         sources = {number: self._ended[number].key for number in node._arguments if number in self._ended}
         values = [
@@ -209,7 +233,8 @@ class Cluster:
         first = _Sent(self._key(node), sources)
         tasks = {first.key: _task(first.key, node, values)}
         going = {node._number: first}
-        self._take_along(node._number, tasks, going)
+        if not alone:
+            self._take_along(node._number, tasks, going)
         try:
             self._submit(node, tasks, going)
         except Exception:
@@ -218,6 +243,8 @@ class Cluster:
             # It may be another one that cannot be sent; that will say so itself when its turn has come.
             going = {node._number: first}
             self._submit(node, {first.key: tasks[first.key]}, going)
+        for sent in going.values():
+            sent.alone = len(going) == 1
         del going[node._number]
         self._ahead.update(going)
         return first

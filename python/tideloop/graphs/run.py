@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from weakref import ReferenceType, ref
 
 from tideloop._tideloop import GraphPlan, GraphRunCore, function
 from tideloop.cancellation import Request
@@ -28,7 +29,8 @@ __all__ = ["GraphRun", "GraphRunStats", "OnError", "graph_run"]
 
 OnError = Literal["fail_fast", "skip_downstream", "continue"]
 
-_running: ContextVar[GraphRun] = ContextVar("tideloop.graph_run")
+# Weakly: a connection that a node opens for others has the node's context for as long as it is open.
+_running: ContextVar[ReferenceType[GraphRun]] = ContextVar("tideloop.graph_run")
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -171,7 +173,7 @@ class GraphRun(GraphRunCore, Builder):
         if self._cluster is not None:
             self._cluster.begin(wanted)
         request = Request(parent)
-        token = _running.set(self)
+        token = _running.set(ref(self))
         try:
             self._began = self._begin_with(
                 loop, parent, plan, self.on_error, self._limit, wanted, given, self._weights(estimates)
@@ -377,7 +379,8 @@ def _cluster(run: GraphRun, client: Any, gather: bool | None) -> Cluster:
 
 def graph_run() -> GraphRun:
     """The run of a graph that the caller is a node of. Raises RuntimeError outside of one."""
-    try:
-        return _running.get()
-    except LookupError:
-        raise RuntimeError("graph_run() is for nodes of a graph that runs") from None
+    known = _running.get(None)
+    run = None if known is None else known()
+    if run is None:
+        raise RuntimeError("graph_run() is for nodes of a graph that runs")
+    return run
