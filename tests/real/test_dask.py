@@ -179,6 +179,23 @@ async def test_a_value_left_there_is_fetched_for_a_node_that_comes_later(loop, c
         assert results["told"] == "3"
 
 
+async def test_a_value_left_there_is_fetched_for_a_node_of_a_later_run(loop, cluster):
+    """Which need not have a client; but the one that holds it has to be open."""
+    g = Graph()
+    g.node(work.number, where="dask", name="a")
+    g.node(work.double, ["a"], where="dask", name="b")
+    async with client_of(cluster) as client:
+        first = await g.run(dask=client)
+        g.node(work.told, ["a"], name="told")
+        g.node(work.told, {"value": "a"}, name="in a thread", where="thread")
+        assert isinstance(first["a"], distributed.Future)
+        results = await g.resume(first)
+        assert (results["told"], results["in a thread"]) == ("3", "3")
+    results = await g.resume(first, on_error="continue")
+    assert [type(failure) for failure in results.failures] == [NodeLost, NodeLost]
+    assert "which is not there any more" in str(results.failures[0])
+
+
 async def test_arguments_are_not_taken_for_tasks(loop, cluster):
     for value in [(len, "x"), "a", ["a"], {"a": (len, "x")}, None]:
         async with client_of(cluster) as client:

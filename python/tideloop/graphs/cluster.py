@@ -154,10 +154,6 @@ class Cluster:
         finally:
             self._awaited.pop(number, None)
 
-    async def fetch(self, value: Any) -> Any:
-        """What a node elsewhere is given of one that was left on the cluster."""
-        return await value.result() if isinstance(value, distributed.Future) else value
-
     def sent_ahead(self, number: int) -> bool:
         """Whether a node is on the cluster though the driver has not come to it."""
         return number in self._ahead

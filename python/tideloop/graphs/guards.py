@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tideloop.graphs.keeping import kept
-from tideloop.graphs.places import PLACES
+from tideloop.graphs.places import PLACES, brought
 from tideloop.groups import Acquirable
 from tideloop.limits import Limiter, ResourceLimits
 from tideloop.policies import Policy
@@ -78,8 +78,9 @@ class Guard:
 
     def __init__(self, node: Node[Any]) -> None:
         self.node = node
-        # Whether it may be given what was left on a cluster, for it was not there to be asked.
-        self.fetches = False
+        # Whether it may be given what was left on a cluster, for it was not there to be asked; and of which arguments
+        # it is to have the values.
+        self.fetches: list[bool] | None = None
         self._policy: Policy | None = None
         if node.retry is not None or node.timeout is not None or node.limit is not None:
             limit = None if node.limit is None else _Place(self)
@@ -106,10 +107,12 @@ class Guard:
         assert fn is not None
         if where == "dask":
             return await self._cluster().call(self.node, args, kwargs)
-        if self.fetches:
-            fetch = self._cluster().fetch
-            args = tuple([await fetch(arg) for arg in args])
-            kwargs = {name: await fetch(arg) for name, arg in kwargs.items()}
+        if self.fetches is not None:
+            wanted = iter(self.fetches)
+            args = tuple([await brought(self.node, arg) if next(wanted) else arg for arg in args])
+            kwargs = {
+                name: await brought(self.node, arg) if next(wanted) else arg for name, arg in kwargs.items()
+            }
         if where != "loop":
             return await PLACES[where](fn, *args, **kwargs)
         made = fn(*args, **kwargs)

@@ -90,11 +90,18 @@ class Node(Generic[_T]):
         plain = limit is None and retry is None and timeout is None and self.cache is None and where == "loop"
         self._called: Callable[..., Any] | None = fn if plain or fn is None else guards.Guard(self)
 
-    def _fetch(self) -> None:
-        """Lets it have the values of what it is given as futures of a cluster."""
+    def _fetch(self, nodes: list[Node[Any]]) -> bool:
+        """Lets it have the values of what it may be given as futures of a cluster. Whether it was not so before.
+
+        Not of nodes that say that their values stay there.
+        """
+        wanted = [nodes[it].where == "dask" and nodes[it].gather is not False for it in self._arguments]
+        if self.where == "dask" or not any(wanted):
+            return False
         if not isinstance(self._called, guards.Guard):
             self._called = guards.Guard(self)
-        self._called.fetches = True
+        before, self._called.fetches = self._called.fetches, wanted
+        return before != wanted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the node's function, outside of any run and without what guards it in one."""

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tideloop.graphs.results import NodeLost
 from tideloop.offload import run_blocking
 
-__all__ = ["PLACES", "check"]
+if TYPE_CHECKING:
+    from tideloop.graphs.nodes import Node
+
+__all__ = ["PLACES", "brought", "check"]
 
 
 def _called(fn: Callable[..., Any], keywords: dict[str, Any]) -> Callable[..., Any]:
@@ -27,6 +32,20 @@ async def _in_thread(fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> 
 async def _in_process(fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
     """A process can be ended in the middle, so a run that is cancelled need not wait for it."""
     return await run_blocking(_called(fn, keywords), *args, kind="process", on_cancel="kill")
+
+
+async def brought(node: Node[Any], value: Any) -> Any:
+    """What a node here is given of one on a cluster: the value, if that was left there.
+
+    Raises NodeLost if it is not there any more, as when the client was closed.
+    """
+    # If it is one of Dask's, that is imported.
+    future = getattr(sys.modules.get("distributed"), "Future", None)
+    if future is None or not isinstance(value, future):
+        return value
+    if value.cancelled():
+        raise NodeLost(f"{node!r} needs {value!r}, which is not there any more")
+    return await value.result()
 
 
 PLACES: dict[str, Callable[..., Awaitable[Any]]] = {"thread": _in_thread, "process": _in_process}

@@ -354,8 +354,7 @@ class GraphRun(GraphRunCore, Builder):
     def _admit(self, node: Node[Any]) -> None:
         self._check_open()
         super()._admit(node)
-        if node.where != "dask" and any(self._nodes[it].where == "dask" for it in node._arguments):
-            node._fetch()
+        node._fetch(self._nodes)
         try:
             self._add(node)
         except BaseException:
