@@ -491,6 +491,36 @@ async def graph_of(prepare: Callable[[Needs], Callable[[], Awaitable[Any]]], cou
     return sample
 
 
+CHAINS = ((0.060, 0.0055), (0.0055, 0.060))
+"""Two chains: each sleeps so long in turn. The longest way through both is the same."""
+
+
+def chains(pairs: int) -> tideloop.Graph:
+    graph = tideloop.Graph()
+    for chain in CHAINS:
+        before: list[Any] = []
+        for seconds in chain * pairs:
+            before = [graph.node(lambda *_, seconds=seconds: asyncio.sleep(seconds), before)]
+    return graph
+
+
+async def chains_ready_driven(pairs: int) -> None:
+    await chains(pairs).run()
+
+
+async def chains_by_levels(pairs: int) -> None:
+    """A batch of what may run, and the next one when all of it has ended, as executors are that go by levels."""
+    graph = chains(pairs)
+    for group in graph.independent_groups():
+        await asyncio.gather(*(graph[name]() for name in group))
+
+
+async def over_the_longest_way(run: Callable[[int], Awaitable[None]], pairs: int) -> Sample:
+    began = time.perf_counter()
+    await run(pairs)
+    return {"wall / longest way": (time.perf_counter() - began) / (pairs * sum(CHAINS[0]))}
+
+
 def functions(**contenders: Callable[[int], Awaitable[None]]) -> dict[str, Make]:
     return {name: (lambda function=function: function) for name, function in contenders.items()}  # type: ignore[misc]
 
@@ -878,6 +908,15 @@ ROWS = [
         {"graphlib + tasks": graphlib_and_tasks(no_work), "tideloop.Graph": our_graph(no_work)},
         graph_of,
         goal="1 µs",
+    ),
+    Row(
+        "graph_chains",
+        "two chains of ten nodes that sleep 60 and 5.5 ms in turn, the longest way being 327.5 ms",
+        5,
+        functions(**{"level by level": chains_by_levels, "tideloop.Graph": chains_ready_driven}),
+        over_the_longest_way,
+        goal="1.03",
+        metrics=(Metric("wall / longest way", ".3f", lower_is_better=False),),
     ),
     Row(
         "graph_tasks",

@@ -80,7 +80,7 @@ GOALS = [
         "offload",
         "adaptive",
     ),
-    *("shared", "graph_nodes"),
+    *("shared", "graph_nodes", "graph_chains"),
 ]
 ROWS = [
     *GOALS,

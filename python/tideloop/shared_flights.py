@@ -78,6 +78,15 @@ class Codec(Protocol):
     def loads(self, data: bytes, /) -> Any: ...
 
 
+def _bytes(data: object) -> bytes:
+    """What a codec has made."""
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise TypeError(f"the codec's dumps() returned {type(data).__name__}; expected bytes or a str")
+
+
 class _Json:
     """JSON, which makes of data again what it was."""
 
@@ -321,7 +330,11 @@ class _Turn:
             data = base64.b64decode(data)
         if kind == "failure":
             raise WorkFailed(*map(str, json.loads(data)))
-        result = self._flights._codec.loads(data)
+        try:
+            result = self._flights._codec.loads(data)
+        except Exception as error:
+            error.add_note(f"{self._flights._title}: that is what the codec says of what another process has sent")
+            raise
         if kind == "error":
             result.add_note(f"raised in another process, which did the work of {self._flights._title}")
             raise result
@@ -496,17 +509,15 @@ class SharedSingleFlight(SingleFlight[_K, _T]):
 
     def _encoded(self, result: Any) -> bytes:
         try:
-            data = self._codec.dumps(result)
+            return _bytes(self._codec.dumps(result))
         except Exception as error:
             error.add_note(f"{self._title}: that is what the codec says of the result, {type(result).__name__}")
             raise
-        return data.encode() if isinstance(data, str) else data
 
     def _told_of(self, error: Exception) -> tuple[str, bytes]:
         """What others get: the same if the codec brings it back, else what it is called and says."""
         with contextlib.suppress(Exception):
-            data = self._codec.dumps(error)
-            data = data.encode() if isinstance(data, str) else data
+            data = _bytes(self._codec.dumps(error))
             if type(self._codec.loads(data)) is type(error):
                 return "error", data
         kind = type(error)

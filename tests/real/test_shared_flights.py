@@ -174,6 +174,50 @@ async def test_json_does_not_change_what_it_brings(loop, url, name):
             assert work.begun == 1
 
 
+class Odd:
+    """A codec that makes nothing that can be sent, or cannot read what was sent."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def dumps(self, value):
+        return self.made
+
+    def loads(self, data):
+        raise LookupError("cannot be read")
+
+
+@either_loop
+async def test_a_codec_that_fails_is_named(loop, url, name):
+    async with processes(url, name, codec=Odd(5)) as (one, two):
+        work = Work()
+        first, second = await one_works_one_waits(work, one, two)
+        work.go.set()
+        with pytest.raises(TypeError, match=r"dumps\(\) returned int; expected bytes or a str"):
+            await first
+        with pytest.raises(tideloop.WorkFailed, match="returned int"):
+            await second
+        assert work.begun == 1
+    async with processes(url, name, codec=Odd(bytearray(b"\xff"))) as (one, two):
+        work = Work()
+        first, second = await one_works_one_waits(work, one, two)
+        work.go.set()
+        assert await first == "done"
+        with pytest.raises(LookupError, match="cannot be read") as caught:
+            await second
+        assert any("the codec says of what another process" in note for note in caught.value.__notes__)
+
+
+@either_loop
+async def test_results_may_be_large(loop, url, name):
+    """Larger than what a connection takes at once, and than a page of the server's."""
+    async with processes(url, name, codec=pickle, lease=20) as (one, two):
+        work = Work(os.urandom(3 << 20))
+        first, second = await one_works_one_waits(work, one, two)
+        work.go.set()
+        assert await asyncio.gather(first, second) == [work.result] * 2
+
+
 # --- cancellation ------------------------------------------------------------------------------
 
 
