@@ -329,7 +329,8 @@ class SharedRateLimiter(Kept):
         elif self._latest:
             ask = {unit: self._latest.get(unit, 0) * self._store.batch for unit in self._units}
         self._latest = {}
-        if not ask and self._penalty is None and not any(self._owed.values()):
+        # While the store is away it is asked whether it still is.
+        if not ask and self._away is None and self._penalty is None and not any(self._owed.values()):
             if self._idle_since == self._admitted:
                 await self._part(link)
                 return None

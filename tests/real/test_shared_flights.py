@@ -315,7 +315,7 @@ async def test_cancelled_at_any_moment_nothing_stays_locked(loop, url, name):
             task.cancel()
             await asyncio.wait([task])
         work.go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             for one in flights:
                 assert await one.do("key", work) == "done"
 
@@ -375,7 +375,7 @@ def test_a_loop_that_ends_hands_on(url, name):
         await until(lambda: work.begun)
 
     async def comes():
-        async with asyncio.timeout(5), tideloop.RedisStore(url, lease=600) as store:
+        async with asyncio.timeout(20), tideloop.RedisStore(url, lease=600) as store:
             work = Work()
             work.go.set()
             return await tideloop.SingleFlight(store=store, name=name).do("key", work)
@@ -512,7 +512,7 @@ async def test_an_outage_fails_those_who_wait(loop, own_redis, name, caplog):
             with contextlib.suppress(tideloop.StoreUnavailable):
                 return await two.do("other", work)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await good() != "done":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)  # real time: another process
         assert not two.stats().away
@@ -594,7 +594,7 @@ async def test_what_is_not_used_keeps_no_connection(loop, url, name):
         await until(lambda: not flights._store._links)
         assert await flights.do("key", work) == "done"
         async with redis.Redis.from_url(url) as client:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while await client.keys(f"*{name}*"):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)  # real time: the server's
 
@@ -681,7 +681,7 @@ async def test_a_given_client_is_the_parents(loop, url, name):
             return "used before this process was forked" in str(outside(make))
 
         async def goes():
-            async with asyncio.timeout(5), unused, fresh:
+            async with asyncio.timeout(20), unused, fresh:
                 return True
 
         def check():
