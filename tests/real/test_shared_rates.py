@@ -173,7 +173,9 @@ async def test_an_outage_fails(loop, own_redis, name, caplog):
                 await limiter.acquire()
             assert limiter.stats().away
             tries = limiter._tries
-            await until(lambda: limiter._tries > tries)  # nobody wants anything, and it is asked all the same
+            await until(
+                lambda tries=tries: limiter._tries > tries
+            )  # nobody wants anything, and it is asked all the same
         own_redis.start()
         await until(lambda: not limiter.stats().away)
         async with asyncio.timeout(20):

@@ -188,8 +188,9 @@ class Graph(Builder):
             raise ValueError(f"{from_!r} is not of {self!r}")
         run = GraphRun(self, on_error, limit, dask, gather)
         # What was left on a cluster was left there for those who took it then.
-        if any([node._fetch(self._nodes) for node in self._nodes]):
-            self._plan = None
+        for node in self._nodes:
+            if node._fetch(self._nodes):
+                self._plan = None
         plan = run._inherit(previous) or self._compiled()
         given: dict[Node[Any] | str, Any] = {
             result.node: result.outcome.value for result in from_ if result.state in ("succeeded", "given")

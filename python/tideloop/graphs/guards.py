@@ -110,9 +110,7 @@ class Guard:
         if self.fetches is not None:
             wanted = iter(self.fetches)
             args = tuple([await brought(self.node, arg) if next(wanted) else arg for arg in args])
-            kwargs = {
-                name: await brought(self.node, arg) if next(wanted) else arg for name, arg in kwargs.items()
-            }
+            kwargs = {name: await brought(self.node, arg) if next(wanted) else arg for name, arg in kwargs.items()}
         if where != "loop":
             return await PLACES[where](fn, *args, **kwargs)
         made = fn(*args, **kwargs)

@@ -1,9 +1,9 @@
 """What a node keeps in its cache is computed once, also where several runs want it at the same time.
 
-The first of them computes it, in its own run, with that run's limits and cluster; the others, of the same loop, wait for
-it there. A failure is theirs as well, each with an exception of his own. But what happened to that run is not: if it
-was cancelled, had no time left or lost its worker, the next of those who wait computes it. (This is not SingleFlight's:
-its flights are tasks of their own, and a run that has ended must leave nothing that runs.)
+The first of them computes it, in its own run, with that run's limits and cluster; the others, of the same loop, wait
+for it there. A failure is theirs as well, each with an exception of his own. But what happened to that run is not: if
+it was cancelled, had no time left or lost its worker, the next of those who wait computes it. (This is not
+SingleFlight's: its flights are tasks of their own, and a run that has ended must leave nothing that runs.)
 
 **Who waits holds nothing**, neither a permit nor somebody who waits for him: a run inside of a node that computes such
 a value does not wait for others, but computes what it does not find. So nobody can wait in a circle.
@@ -23,8 +23,8 @@ from tideloop.graphs.results import NodeLost
 
 __all__ = ["kept"]
 
-# By loop, cache and key: what comes of it is None, or the failure that all share. Each is there while it is computed, so
-# that the loop and the cache live, and their addresses are theirs.
+# By loop, cache and key: what comes of it is None, or the failure that all share. Each is there while it is computed,
+# so that the loop and the cache live, and their addresses are theirs.
 _under_way: dict[tuple[int, int, Hashable], asyncio.Future[Exception | None]] = {}
 
 _computing: ContextVar[bool] = ContextVar("tideloop.graph.computing", default=False)

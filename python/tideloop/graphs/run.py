@@ -108,6 +108,11 @@ class GraphRun(GraphRunCore, Builder):
         self._open_for_nodes = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The name of its graph."""
+        return self.graph.name
+
     # --- for its nodes -------------------------------------------------------------------------
 
     def add_edge(self, before: Node[Any] | str, after: Node[Any] | str) -> None:
