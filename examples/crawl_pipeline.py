@@ -148,7 +148,7 @@ async def cluster(address: str | None) -> AsyncIterator[Any]:
         target: Any = address
         if address == "here":
             made = distributed.LocalCluster(
-                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, asynchronous=True
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", asynchronous=True
             )
             target = await stack.enter_async_context(made)
         yield await stack.enter_async_context(distributed.Client(target, asynchronous=True))

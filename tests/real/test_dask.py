@@ -515,8 +515,10 @@ async def test_what_cannot_be_meant_is_refused(loop, cluster):
 def test_the_crawl_on_dask(cluster, loop_name, given):
     program = [sys.executable, "-W", "error", "examples/crawl_pipeline.py", "--loop", loop_name, "--dask"]
     words = 3 * sum(4 * (number + 1) for number in range(12))
+    # Dask warns on stderr of what a busy machine does to it.
+    environment = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"}
     # Its own cluster is two processes more, which have to import Dask first.
-    assert peers.run([*program, cluster] if given else program, timeout=80) == (
+    assert peers.run([*program, cluster] if given else program, timeout=80, env=environment) == (
         f"36 documents of 3 sites, {words} words\n"
         "at most 2 of a site at once; 147 nodes\n"
         "fewer batches than documents: True\n"
