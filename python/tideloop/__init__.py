@@ -103,9 +103,9 @@ if TYPE_CHECKING:
     from tideloop.retries import Retry
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
     from tideloop.selection import Selected, select
-    from tideloop.shared_flights import SharedSingleFlight
-    from tideloop.shared_limits import SharedLimiter, SharedLimiterStats
-    from tideloop.shared_rates import SharedCharge, SharedRateLimiter, SharedRateLimiterStats
+    from tideloop.shared_flights import Codec, SharedSingleFlight
+    from tideloop.shared_limits import SharedClaim, SharedLimiter, SharedLimiterStats
+    from tideloop.shared_rates import SharedCharge, SharedRateClaim, SharedRateLimiter, SharedRateLimiterStats
     from tideloop.shutdown import on_shutdown, request_shutdown, stopping
     from tideloop.streams import Stream, StreamStats, amap, flat_map, merge, paginate, throttle
     from tideloop.sync import ConditionStats, EventStats, LockStats, SemaphoreStats
@@ -138,6 +138,7 @@ __all__ = [
     "ChannelStats",
     "Charge",
     "Claim",
+    "Codec",
     "Condition",
     "ConditionStats",
     "Deadline",
@@ -208,8 +209,10 @@ __all__ = [
     "SemaphoreStats",
     "Sender",
     "SharedCharge",
+    "SharedClaim",
     "SharedLimiter",
     "SharedLimiterStats",
+    "SharedRateClaim",
     "SharedRateLimiter",
     "SharedRateLimiterStats",
     "SharedSingleFlight",
@@ -372,9 +375,9 @@ _HOMES = {
     ),
     "redis_store": ("RedisStore", "StoreUnavailable"),
     "retries": ("Retry",),
-    "shared_flights": ("SharedSingleFlight",),
-    "shared_limits": ("SharedLimiter", "SharedLimiterStats"),
-    "shared_rates": ("SharedCharge", "SharedRateLimiter", "SharedRateLimiterStats"),
+    "shared_flights": ("Codec", "SharedSingleFlight"),
+    "shared_limits": ("SharedClaim", "SharedLimiter", "SharedLimiterStats"),
+    "shared_rates": ("SharedCharge", "SharedRateClaim", "SharedRateLimiter", "SharedRateLimiterStats"),
     "keyed_pools": ("KeyedPool",),
     "pools": (
         "Lease",
