@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import os
+import random
 import signal
 import sys
 import threading
@@ -215,6 +216,40 @@ async def test_values_are_kept_by_a_cache(loop, cluster, submissions):
         assert submissions == [["a", "b", "c"], ["d"], ["a", "b", "c"]]
 
 
+def summed(number, *values):
+    return number + sum(values)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_any_graph_has_the_values_that_it_has_here(loop, cluster, seed):
+    """Whatever runs where, with which options, as a whole or a part first."""
+    source = random.Random(seed)
+    g, count = Graph(limits={"few": 2}), source.randrange(2, 25)
+    for number in range(count):
+        before = [f"n{it}" for it in source.sample(range(number), min(number, source.randrange(4)))]
+        g.node(
+            functools.partial(summed, number),
+            before,
+            after=[f"n{it}" for it in source.sample(range(number), min(number, source.randrange(2)))],
+            name=f"n{number}",
+            where=source.choice(["dask", "dask", "loop", "thread"]),
+            limit=source.choice([None, None, None, "few"]),
+            retry=source.choice([None, 2]),
+            cache=source.choice([None, None, None, True]),
+        )
+    expected = {}
+    for node in g:
+        expected[node.name] = node(*(expected[f"n{it}"] for it in node._arguments))
+    async with client_of(cluster) as client:
+        results = None
+        for target in ([f"n{source.randrange(count)}"], None):
+            options = {"only": target, "limit": source.choice([None, None, 3]), "dask": client}
+            results = await (g.run(**options) if results is None else g.resume(results, **options))
+        for name, value in results.values.items():
+            assert (await value if isinstance(value, distributed.Future) else value) == expected[name]
+        assert len(results.values) == count
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -336,6 +371,21 @@ async def test_failures_leave_nothing_on_the_cluster(loop, cluster):
             await until(lambda: not client.futures)
         while await client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
             pass
+
+
+async def test_what_has_come_here_is_let_go_there(loop, cluster):
+    """Unless a node there takes it: a long run does not fill the workers."""
+    async with client_of(cluster) as client:
+        g = Graph()
+        g.node(work.number, where="dask", name="taken")
+        g.node(work.number, where="dask", name="not taken")
+
+        async def here(*_):
+            await until(lambda: sorted(key.split("-")[0] for key in client.futures) == ["taken"])
+
+        g.node(here, ["taken", "not taken"])
+        g.node(work.double, ["taken"], where="dask", after=["here"])
+        assert (await g.run(dask=client)).values == {"taken": 3, "not taken": 3, "here": None, "double": 6}
 
 
 async def test_a_client_that_is_closed_in_the_middle(loop, cluster, folder):

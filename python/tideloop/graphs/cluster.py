@@ -146,7 +146,8 @@ class Cluster:
                     # Not its own, perhaps, but that of another one that was sent with it.
                     sent = self._send(node, [*args, *keywords.values()], alone=True)
                 else:
-                    self._ended[number] = sent.future
+                    if value is sent.future or self._is_taken_there(number):
+                        self._ended[number] = sent.future
                     return value
         except asyncio.CancelledError:
             await self._cancel([sent])
@@ -202,6 +203,11 @@ class Cluster:
         if not takers or number in self._targets:
             return True
         return any(taker.where != "dask" or taker.cache is not None for taker in takers)
+
+    def _is_taken_there(self, number: int) -> bool:
+        """Whether a node on the cluster takes a node's value."""
+        self._learn()
+        return any(self._run._nodes[taker].where == "dask" for taker in self._takers.get(number, ()))
 
     def _learn(self) -> None:
         """Looks at the nodes that have come since it last did."""
