@@ -14,6 +14,9 @@ keys of those that it was sent with; a node that was tried again has another one
 continues has none, and then what needs it is sent anew with the right arguments. So the scheduler need know nothing of
 retries.
 
+**What was sent together can be refused together**: the scheduler reads a submission as a whole, and if it cannot read
+one of its functions (of a module that is not there) all of it has failed. Then each is sent alone, in its turn.
+
 **A node is begun again only if its retry says so.** Dask would run it again after the loss of its worker, three times
 by default. `_losses` makes it fail at the first one, which reaches the guard as NodeLost and its policy decides. One
 that had been given to the worker and was not begun fares alike: the scheduler cannot tell. A node that *has ended*,
