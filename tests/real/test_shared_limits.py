@@ -561,6 +561,21 @@ async def test_a_server_that_never_was_is_told_at_once(loop, own_redis, name, ca
         assert f"127.0.0.1:{port}" in said[0]
 
 
+async def test_a_server_that_is_slow_at_first_has_a_lease_to_answer(loop, own_redis, name):
+    """It takes the connection, and hears of it late: that is no outage yet."""
+    async with store_of(own_redis, lease=6) as store:
+        limiter = tideloop.Limiter(2, store=store, name=name)
+        os.kill(own_redis.pid, signal.SIGSTOP)
+        try:
+            acquired = asyncio.create_task(limiter.acquire())
+            await until(lambda: limiter._tries)
+        finally:
+            os.kill(own_redis.pid, signal.SIGCONT)
+        await acquired
+        assert not limiter.stats().away
+        limiter.release()
+
+
 @either_loop
 async def test_it_works_again_after_many_outages(loop, own_redis, name, caplog):
     """Tasks that come and go all the while: nobody is stuck, and nothing is lost or doubled."""
