@@ -144,7 +144,7 @@ class Cluster:
                 try:
                     value = await self._value(node, sent.future)
                 except RuntimeError as error:
-                    if sent.alone or not str(error).startswith(_UNREADABLE):
+                    if sent.alone or type(error) is not RuntimeError or not str(error).startswith(_UNREADABLE):
                         raise
                     # Not its own, perhaps, but that of another one that was sent with it.
                     sent = self._send(node, [*args, *keywords.values()], alone=True)
