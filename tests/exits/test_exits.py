@@ -255,6 +255,43 @@ loop.run_until_complete(asyncio.sleep(0))
 sys.late = late = Late(loop)
 """,
     ),
+    "waiters in a cycle": (
+        0,
+        """
+import tideloop
+limiter, semaphore, queue = tideloop.Limiter(1), tideloop.Semaphore(1), tideloop.Queue(1)
+rates = tideloop.RateLimiter(tideloop.rate(1, per=60))
+
+async def hold(entered):
+    async with entered:
+        await queue.put(entered)
+        await asyncio.sleep(1000)
+
+loop = backend.new_event_loop()
+kept = [loop.create_task(hold(entered)) for entered in (limiter, semaphore, rates) for _ in range(3)]
+loop.run_until_complete(asyncio.sleep(0))
+loop.run_until_complete(asyncio.sleep(0))
+kept.append(kept)
+""",
+    ),
+    "tasks made while the interpreter ends": (
+        0,
+        """
+class Late:
+    def __init__(self, loop):
+        self.loop = loop
+    def __del__(self):
+        coroutine = asyncio.sleep(0)
+        try:
+            asyncio.Task(coroutine, loop=self.loop)
+        except Exception:
+            coroutine.close()
+loop = backend.new_event_loop()
+loop.run_until_complete(asyncio.sleep(0))
+sys.late = late = Late(loop)
+sys.stderr = open(os.devnull, "w")
+""",
+    ),
 }
 
 

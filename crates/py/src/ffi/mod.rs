@@ -98,3 +98,15 @@ unsafe fn guard(
         }
     }
 }
+
+/// Runs the body with PyO3 told that the GIL is held: where it does not know, it postpones the drop of what an error
+/// holds. While the interpreter ends it cannot be told, and need not be.
+fn attached<R>(py: Python<'_>, body: impl FnOnce(Python<'_>) -> R) -> R {
+    let mut body = Some(body);
+    let done = Python::try_attach(|py| body.take().map(|body| body(py)));
+    match (done.flatten(), body) {
+        (Some(result), _) => result,
+        (None, Some(body)) => body(py),
+        (None, None) => unreachable!("a body that was taken has run"),
+    }
+}

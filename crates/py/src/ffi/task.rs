@@ -335,7 +335,7 @@ unsafe extern "C" fn init(
     // SAFETY: called by the interpreter with a live object of this type, a tuple, and a dict or null.
     let made = unsafe {
         guard(|py| {
-            Python::attach(|py| {
+            super::attached(py, |py| {
                 let args = Bound::from_borrowed_ptr(py, args).cast_into_unchecked::<PyTuple>();
                 let keywords = Bound::from_borrowed_ptr_or_opt(py, keywords)
                     .map(|keywords| keywords.cast_into_unchecked::<PyDict>());
@@ -1389,11 +1389,10 @@ unsafe fn entered(
     object: *mut PyObject,
     body: impl for<'py> FnOnce(Python<'py>, &'static Native, *mut Task) -> PyResult<()>,
 ) -> *mut PyObject {
-    // SAFETY: passed on to the caller; builtins are called with the GIL held. `attach` tells PyO3 so:
-    // where it does not know, it postpones the drop of what an error holds.
+    // SAFETY: passed on to the caller; builtins are called with the GIL held.
     unsafe {
         guard(|py| {
-            Python::attach(|py| {
+            super::attached(py, |py| {
                 let native = native(py)?;
                 let task = object.cast::<Task>();
                 let object = Bound::from_borrowed_ptr(py, object);

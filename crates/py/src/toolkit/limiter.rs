@@ -50,8 +50,8 @@ pub struct LimitsCore {
 }
 
 impl Parks for LimitsCore {
-    fn grant(&self) -> Option<(Ticket, Waiter)> {
-        Python::attach(|py| self.limits.with(py, Limits::grant))
+    fn grant(&self, py: Python<'_>) -> Option<(Ticket, Waiter)> {
+        self.limits.with(py, Limits::grant)
     }
 
     fn take_back(&self, py: Python<'_>, ticket: Ticket) {
@@ -61,8 +61,8 @@ impl Parks for LimitsCore {
         }
     }
 
-    fn expire(&self, ticket: Ticket) -> Option<Waiter> {
-        Python::attach(|py| self.limits.with(py, |limits| limits.expire(ticket)))
+    fn expire(&self, py: Python<'_>, ticket: Ticket) -> Option<Waiter> {
+        self.limits.with(py, |limits| limits.expire(ticket))
     }
 }
 

@@ -56,14 +56,14 @@ use crate::ffi::park;
 /// None of these calls Python or drops a Python object while it holds the core's lock.
 pub trait Parks: PyClass<Frozen = True> + Sync {
     /// Makes the next grant, if one can be made: the waiter is out of the queue, its place is kept.
-    fn grant(&self) -> Option<(Ticket, Waiter)>;
+    fn grant(&self, py: Python<'_>) -> Option<(Ticket, Waiter)>;
 
     /// Takes back a grant that did not reach its waiter. Nothing happens if the ticket is void.
     fn take_back(&self, py: Python<'_>, ticket: Ticket);
 
     /// Ends the wait of somebody whose time is up, unless it has been granted: the waiter is out of the
     /// queue, and its operation learns from its place why it was told.
-    fn expire(&self, _ticket: Ticket) -> Option<Waiter> {
+    fn expire(&self, _py: Python<'_>, _ticket: Ticket) -> Option<Waiter> {
         None
     }
 
@@ -210,7 +210,7 @@ fn is_closed(event_loop: &Bound<'_, PyAny>) -> bool {
 pub fn serve<P: Parks>(owner: &Bound<'_, P>) {
     // One at a time: the next grant is made when this one has been told, and none is under way if telling
     // runs other code.
-    while let Some((ticket, waiter)) = owner.get().grant() {
+    while let Some((ticket, waiter)) = owner.get().grant(owner.py()) {
         if !waiter.wake(owner, ticket) {
             owner.get().take_back(owner.py(), ticket);
         }
@@ -357,7 +357,7 @@ fn expire<P: Parks>(owner: &Bound<'_, PyAny>, ticket: Ticket) {
     let Ok(owner) = owner.cast::<P>() else {
         return;
     };
-    if let Some(waiter) = owner.get().expire(ticket) {
+    if let Some(waiter) = owner.get().expire(owner.py(), ticket) {
         waiter.wake(owner, ticket);
         // It may have stood in the way of others.
         serve(owner);

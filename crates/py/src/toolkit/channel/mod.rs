@@ -69,7 +69,7 @@ fn of_line(ticket: Ticket) -> (Side, Ticket) {
 const MARK: u64 = 1 << 31;
 
 impl Parks for ChannelCore {
-    fn grant(&self) -> Option<(Ticket, Waiter)> {
+    fn grant(&self, _py: Python<'_>) -> Option<(Ticket, Waiter)> {
         let (side, ticket, waiter) = self.enter().next_to_tell()?;
         Some((of_channel(side, ticket), waiter))
     }

@@ -53,7 +53,7 @@ pub struct RatesCore {
 }
 
 impl Parks for RatesCore {
-    fn grant(&self) -> Option<(Ticket, Waiter)> {
+    fn grant(&self, _py: Python<'_>) -> Option<(Ticket, Waiter)> {
         let mut state = locked(&self.state);
         let (ticket, InLine { waiter, address }) = state.rates.admit()?;
         state.alarms.left(address);
