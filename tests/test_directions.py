@@ -134,7 +134,7 @@ ALLOWED = {
         "worker_processes",
     },
     "__main__": {"cli"},
-    "cli": {"program", "lab"},
+    "cli": {"program", "lab", "observe"},
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
     # Of the loop only the stream writer, which runs on any, too.
