@@ -36,7 +36,14 @@ def loop(number=1, name="MainThread", level=1, **changed):
 
 
 def loops(*each, **changed):
-    document = {"version": 1, "pid": 4711, "python": "3.14.1", "tideloop": "0.1.0", "uptime": 100.0, "program": "app.py"}
+    document = {
+        "version": 1,
+        "pid": 4711,
+        "python": "3.14.1",
+        "tideloop": "0.1.0",
+        "uptime": 100.0,
+        "program": "app.py",
+    }
     return document | {"loops": list(each or [loop()])} | changed
 
 
@@ -53,7 +60,13 @@ def blocks(*each):
 
 
 def task(number, name=None, coroutine="handle", **changed):
-    document = {"id": number, "name": name or f"Task-{number}", "coroutine": coroutine, "file": "/srv/app.py", "line": 30}
+    document = {
+        "id": number,
+        "name": name or f"Task-{number}",
+        "coroutine": coroutine,
+        "file": "/srv/app.py",
+        "line": 30,
+    }
     document |= {"state": "waiting", "steps": 5, "busy": 0.002, "scheduled": 0.001, "idle": 3.0, "longest": 0.001}
     document |= {"age": 3.0, "waiting_on": "Event", "waits_for": [], "parent": None, "spawned_at": ["/srv/app.py", 44]}
     return document | {"stack": [["/srv/app.py", 31, coroutine]]} | changed

@@ -54,7 +54,7 @@ def headline(before: Snapshot, after: Snapshot) -> str:
         parts += [f"{loop.get('name') or loop['id']} BLOCKED for {seconds(loop['blocked_for'])}" for loop in lasting]
     elif ended := [block for block in after.blocks["blocks"] if block["ended"]]:
         last = ended[-1]
-        parts.append(f"last blocked {ago(max(after.at - last['at'], 0.5))} ({last['cause']})")
+        parts.append(f"last blocked {ago(max(after.at - last['at'] - last['duration'], 0.5))} ({last['cause']})")
     return printable(", ".join(map(str, parts)))
 
 
@@ -195,7 +195,7 @@ def _blocks(window: Window) -> Panel:
     head = ("where", "when", "for", "cause", "task")
     rows: list[tuple[Cell, ...]] = []
     for block in window.after.blocks["blocks"]:
-        since = max(window.after.at - block["at"], 0.5)
+        since = max(window.after.at - block["at"] - block["duration"], 0.5)
         rows.append(
             (
                 _words(where(block)),

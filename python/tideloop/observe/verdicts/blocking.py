@@ -62,10 +62,10 @@ def blocked_now(window: Window) -> Iterator[Finding]:
 def who_blocks(window: Window) -> Iterator[Finding]:
     """Frames that have blocked a loop in the last minutes, with their share of the time."""
     now = window.after.at
-    recent = [block for block in window.after.blocks["blocks"] if now - block["at"] <= LOOKED_BACK and block["ended"]]
+    recent = [block for block in window.after.blocks["blocks"] if block["ended"] and now - block["at"] <= LOOKED_BACK]
     if not recent:
         return
-    span = min(max(now - min(block["at"] for block in recent), window.seconds), LOOKED_BACK)
+    span = max(now - min(block["at"] for block in recent), window.seconds)
     by_frame: defaultdict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for block in recent:
         by_frame[block["loop"], *_frame(block)].append(block)

@@ -135,7 +135,16 @@ def not_seen(window: Window) -> Iterator[Finding]:
     for what, document in (("tasks", window.after.tasks), ("limiters, queues and pools", window.after.gauges)):
         if document is None:
             yield Finding("not_seen", "note", f"This process does not tell its {what}.", "a newer tideloop does")
-        elif (document.get("age") or 0.0) > OLD:
+        elif document.get("error"):
+            yield Finding("not_seen", "note", f"Its {what} could not be collected: {document['error']}.", "")
+        elif document.get("age") is None:
+            yield Finding(
+                "not_seen",
+                "note",
+                f"Nothing is known of its {what} so far: something keeps the GIL.",
+                'see "tideloop blocked"',
+            )
+        elif document["age"] > OLD:
             yield Finding(
                 "not_seen",
                 "note",

@@ -63,7 +63,7 @@ def cycles(tasks: Sequence[Task]) -> list[list[int]]:
 
     A task that waits for several waits for all of them, so that a circle through any of them is one.
     """
-    waits_for = {task["id"]: [other for other in task.get("waits_for") or () if other] for task in tasks}
+    waits_for = {task["id"]: task.get("waits_for") or () for task in tasks}
     found: list[list[int]] = []
     done: set[int] = set()
     for root in sorted(waits_for):

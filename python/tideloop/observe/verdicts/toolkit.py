@@ -25,41 +25,76 @@ BATCHES, ALONE = 50, 1.5
 
 def limiters(window: Window) -> Iterator[Finding]:
     """Limiters whose permits are all taken while others wait."""
-    for gauge in window.gauges("limiter", "shared_limiter", "keyed_limiter"):
-        waiting, capacity = gauge.both("waiting"), number(gauge.after.get("capacity"))
-        evidence: dict[str, Any] = {"name": gauge.label, "waiting": gauge.after.get("waiting"), "capacity": capacity}
-        if waiting:
+    for gauge in _limiters(window):
+        waiting, after = gauge.both("waiting"), gauge.after
+        evidence: dict[str, Any] = {
+            "name": gauge.label,
+            "waiting": after.get("waiting"),
+            "in_use": after.get("in_use"),
+            "capacity": after.get("capacity"),
+        }
+        if waiting and "granted" in after:
             granted = gauge.growth("granted") / window.seconds
             evidence["granted_per_second"] = granted
-            if "granted" not in gauge.after:
-                yield Finding(
-                    "limiter", "warning", f"{_waits(gauge)} for the {gauge.label}.", "raise its capacity", evidence
-                )
-            elif not granted:
-                yield Finding(
-                    "limiter",
-                    "problem",
-                    f"{_waits(gauge)} for the {gauge.label}, and nobody has got a permit in {seconds(window.seconds)}: "
-                    f"the {count(number(gauge.after.get('in_use')))} in use are not given back.",
-                    'find who holds them ("tideloop tasks"), and give that work a timeout',
-                    evidence,
-                )
-            else:
-                yield from _starving(gauge, granted, evidence)
+            yield _starving(gauge, granted, evidence) if granted else _held(gauge, window, evidence)
+        elif waiting:
+            yield Finding(
+                "limiter", "warning", f"{_waits(gauge)} for the {gauge.label}.", "raise its capacity", evidence
+            )
+        if after.get("away"):
+            yield _away(gauge)
+        if lost := gauge.growth("lost"):
+            yield Finding(
+                "limiter",
+                "warning",
+                f"The {gauge.label} has lost {plural(int(lost), 'permit')}: their lease ended while they were in use.",
+                "was the loop blocked for longer than a lease?",
+                {**evidence, "lost": lost},
+            )
         yield from _refused(gauge, ("timed_out", "gave up waiting"), ("rejected", "were refused"))
 
 
-def _starving(gauge: Gauge, granted: float, evidence: dict[str, Any]) -> Iterator[Finding]:
+def _limiters(window: Window) -> Iterator[Gauge]:
+    yield from window.gauges("limiter", "shared_limiter", "keyed_limiter")
+    for gauge in window.gauges("resource_limits"):
+        for resource, usage in gauge.after.items():
+            was = gauge.before.get(resource)
+            if isinstance(usage, Mapping) and isinstance(was, Mapping):
+                yield Gauge("limiter", f"resource {resource!r} of {gauge.label}", was, usage)
+
+
+def _held(gauge: Gauge, window: Window, evidence: dict[str, Any]) -> Finding:
+    in_use = count(number(gauge.after.get("in_use")))
+    return Finding(
+        "limiter",
+        "problem",
+        f"{_waits(gauge)} for the {gauge.label}, and nobody has got a permit in {seconds(window.seconds)}: "
+        f"the {in_use} in use are not given back.",
+        'find who holds them ("tideloop tasks"), and give that work a timeout',
+        evidence,
+    )
+
+
+def _starving(gauge: Gauge, granted: float, evidence: dict[str, Any]) -> Finding:
     wait = number(gauge.after["waiting"]) / granted
-    in_use, capacity = number(gauge.after.get("in_use")), number(gauge.after.get("capacity"))
-    held = f"{count(in_use)} of {count(capacity)} permits are in use" if capacity else f"{count(in_use)} are in use"
-    yield Finding(
+    in_use, capacity = count(number(gauge.after.get("in_use"))), count(number(gauge.after.get("capacity")))
+    return Finding(
         "limiter",
         "problem" if wait >= LONG_WAIT else "warning",
-        f"The {gauge.label} starves: {_waits(gauge)}, {held}, and {rate(granted)} come through, so "
-        f"that who comes now waits {seconds(wait)}.",
+        f"The {gauge.label} starves: {_waits(gauge)}, {in_use} of {capacity} permits are in use, and {rate(granted)} "
+        f"come through, so that who comes now waits {seconds(wait)}.",
         "raise its capacity if what it protects takes more; else let fewer wait (queue_limit), or hold permits shorter",
         {**evidence, "wait": wait},
+    )
+
+
+def _away(gauge: Gauge) -> Finding:
+    return Finding(
+        "store",
+        "problem",
+        f"The {gauge.label} cannot reach its server.",
+        "is the server up, and the network between?",
+        {"name": gauge.label, "calls": gauge.after.get("calls")},
     )
 
 
@@ -67,13 +102,15 @@ def rates(window: Window) -> Iterator[Finding]:
     """Rate limits that are asked for more than they admit."""
     for gauge in window.gauges("rate", "shared_rate", "keyed_rate"):
         if gauge.both("waiting"):
-            admitted = gauge.growth("admitted") / window.seconds
+            admitted = gauge.growth("admitted") / window.seconds if "admitted" in gauge.after else None
             wait = number(gauge.after["waiting"]) / admitted if admitted else None
+            says = f"{_waits(gauge)} for the {gauge.label}"
+            says += f", which admits {rate(admitted)}" if admitted is not None else ""
+            says += f": who comes now waits {seconds(wait)}" if wait is not None else ""
             yield Finding(
                 "rate",
-                "problem" if wait is None or wait >= LONG_WAIT else "warning",
-                f"{_waits(gauge)} for the {gauge.label}, which admits {rate(admitted)}"
-                + (f": who comes now waits {seconds(wait)}." if wait is not None else "."),
+                "problem" if admitted == 0 or (wait or 0.0) >= LONG_WAIT else "warning",
+                f"{says}.",
                 "ask for less, or for a higher rate where it is sold",
                 {"name": gauge.label, "waiting": gauge.after["waiting"], "admitted_per_second": admitted, "wait": wait},
             )
@@ -85,6 +122,8 @@ def rates(window: Window) -> Iterator[Finding]:
                 "lower the rate to what the other side says that it takes",
                 {"name": gauge.label, "penalties": penalties},
             )
+        if gauge.after.get("away"):
+            yield _away(gauge)
 
 
 def adaptive(window: Window) -> Iterator[Finding]:
@@ -113,7 +152,8 @@ def pools(window: Window) -> Iterator[Finding]:
         size = sum(number(after.get(part)) for part in ("idle", "borrowed", "creating"))
         evidence = {"name": gauge.label, "waiting": after.get("waiting"), "size": size, "idle": after.get("idle")}
         timeouts = gauge.growth("timeouts")
-        if (gauge.both("waiting") and not gauge.both("idle")) or timeouts:
+        had_idle = gauge.before.get("idle") or after.get("idle")
+        if (gauge.both("waiting") and not had_idle) or timeouts:
             lent = gauge.growth("lent") / window.seconds
             says = f"The {gauge.label} is too small: {count(number(after.get('borrowed')))} of {count(size)} are lent"
             says += f" and {count(number(after.get('waiting')))} wait" if after.get("waiting") else ""
@@ -256,9 +296,9 @@ def backgrounds(window: Window) -> Iterator[Finding]:
 
 
 def breakers(window: Window) -> Iterator[Finding]:
-    """Breakers that are open."""
-    for gauge in window.gauges("breaker", "policy"):
-        state = gauge.after.get("state") or _part(gauge.after, "breaker").get("state")
+    """Breakers that are open, and policies whose calls fail for good."""
+    for gauge in window.gauges("breaker"):
+        state = gauge.after.get("state")
         if state not in ("open", "half-open"):
             continue
         refused = gauge.growth("refused")
@@ -269,11 +309,10 @@ def breakers(window: Window) -> Iterator[Finding]:
             "what it calls has failed; see why in the log",
             {"name": gauge.label, "state": state, "refused": refused},
         )
-
-
-def _part(stats: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = stats.get(name)
-    return part if isinstance(part, Mapping) else {}
+    for gauge in window.gauges("policy"):
+        yield from _refused(
+            gauge, ("exhausted", "calls failed for good"), ("timeouts", "attempts took too long"), kind="policy"
+        )
 
 
 def _refused(gauge: Gauge, *counters: tuple[str, str], kind: str = "limiter") -> Iterator[Finding]:

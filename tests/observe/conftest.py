@@ -1,0 +1,34 @@
+"""Fixtures for those who ask observed processes."""
+
+import os
+
+import pytest
+from tideloop.observe import client
+
+from tests.observe import documents, served
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """Where the sockets of this test's processes are, and no others."""
+    with served.runtime() as folder:
+        monkeypatch.setattr(client, "_folders", lambda user: iter([folder / "tideloop"]))
+        yield folder
+
+
+@pytest.fixture
+def answers():
+    """What the process of `process` says; may be changed while it runs."""
+    return {
+        "/v1/loops": documents.loops(),
+        "/v1/blocks": documents.blocks(),
+        "/v1/tasks": documents.tasks(),
+        "/v1/gauges": documents.gauges(),
+    }
+
+
+@pytest.fixture
+def process(folder, answers):
+    """A process that can be asked: the number of this one, so that there is such a process."""
+    with served.serving(folder, os.getpid(), answers) as server:
+        yield server
