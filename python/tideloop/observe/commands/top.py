@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 import time
 
@@ -82,7 +82,7 @@ def _refresh(client: Client, before: Snapshot, interval: float, wanted: bool) ->
         while True:
             time.sleep(interval)
             after = client.snapshot()
-            size = os.get_terminal_size()
+            size = shutil.get_terminal_size()
             rows = max((size.lines - 12) // 5, 3)
             shown = lines(before, after, style, size.columns, rows)[: size.lines - 1]
             sys.stdout.write("\033[H\033[J" + "\n".join(shown) + "\n" + style.dim(hint[: size.columns - 1]))
