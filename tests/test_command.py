@@ -94,7 +94,7 @@ def test_main_is_the_program_for_those_who_look(tmp_path):
         ([], "usage"),
         (
             ["nonsense"],
-            "no command 'nonsense'; expected run, lab, top, tasks, blocked, doctor, flame, record, web, --help or --version",
+            "no command 'nonsense'; expected run, lab, top, tasks, blocked, doctor, flame, record, web, --help",
         ),
         (["run"], "expected a script, or -m and a module"),
         (["run", "-m"], "-m needs a module's name"),

@@ -81,9 +81,10 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"adopted", "loop", "observe", "outcome", "watchdog", "_tideloop"},
+    "loop": {"adopted", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
     # It knows of the loop what the loop tells it.
-    "observe": {"watchdog", "_tideloop"},
+    "observe": {"observed", "watchdog", "_tideloop"},
+    "observed": set(),
     "watchdog": {"_tideloop"},
     "lab": {"lab"},
     "adopted": set(),

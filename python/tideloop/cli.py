@@ -23,7 +23,7 @@ run   runs an asyncio program on tideloop, unedited: arguments, exit code and tr
 lab   compares event loops on this machine
 
 Of a program that runs, by its process number (not needed where it is the only one), if it was started to be
-observed (tideloop run --observe, TIDELOOP_OBSERVE=1):
+observed (tideloop run --observe, TIDELOOP_OBSERVE_SOCKET=1):
 top      what its loops do, live
 tasks    its tasks; --tree: who waits for whom
 blocked  who has blocked its loops, and where

@@ -77,8 +77,9 @@ def function(coroutine="handle", **changed):
     return document | {"failed": 2, "cancelled": 1, "busy": 0.5, "scheduled": 0.1, "longest": 0.01} | changed
 
 
-def tasks(*each, functions=(), unretrieved=(), number=1, **changed):
+def tasks(*each, functions=(), unretrieved=(), number=1, truncated=False, **changed):
     told = {"id": number, "tasks": list(each), "functions": list(functions), "unretrieved": list(unretrieved)}
+    told["truncated"] = truncated
     return {"age": 0.01, "loops": [told]} | changed
 
 

@@ -71,7 +71,7 @@ def test_what_a_killed_process_left_is_not_visible(folder):
     assert visible() == []
     assert refused() == (
         'no observed process of yours: start it with "tideloop run --observe", '
-        "or with TIDELOOP_OBSERVE=1 in its environment"
+        "or with TIDELOOP_OBSERVE_SOCKET=1 in its environment"
     )
 
 

@@ -7,6 +7,7 @@ loop of the process, turns it off.
 """
 
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
+from tideloop.observe.otel import Instrumentation, instrument
 from tideloop.watchdog import (
     Block,
     Frame,
@@ -20,11 +21,13 @@ __all__ = [
     "Block",
     "Frame",
     "Histogram",
+    "Instrumentation",
     "LoopMetrics",
     "SlowStep",
     "TimeSpent",
     "Utilization",
     "block_threshold",
+    "instrument",
     "off_block",
     "on_block",
     "set_block_threshold",

@@ -210,7 +210,7 @@ def find(pid: int | None) -> Found:
     raise Unreachable(f"{len(found)} processes are observed: {named}{more}; say which")
 
 
-_HOW = 'start it with "tideloop run --observe", or with TIDELOOP_OBSERVE=1 in its environment'
+_HOW = 'start it with "tideloop run --observe", or with TIDELOOP_OBSERVE_SOCKET=1 in its environment'
 
 
 def visible() -> list[Found]:

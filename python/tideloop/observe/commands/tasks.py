@@ -56,7 +56,7 @@ def _tasks(argv: list[str]) -> int:
         if number:
             print()
         name = names.get(loop["id"], f"loop {loop['id']}")
-        print(style.bold(printable(f"{name}: {plural(len(loop['tasks']), 'task')}")) + _caveats(document))
+        print(style.bold(printable(f"{name}: {plural(len(loop['tasks']), 'task')}")) + _caveats(document, loop))
         if asked.tree:
             shown = trees.lines(loop["tasks"], stacks=asked.stacks, every=asked.all)
         elif asked.functions:
@@ -69,10 +69,10 @@ def _tasks(argv: list[str]) -> int:
     return OK
 
 
-def _caveats(document: Mapping[str, Any]) -> str:
+def _caveats(document: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
     age = document.get("age") or 0.0
     old = f", as it was {seconds(age)} ago (something keeps the GIL)" if age > _OLD else ""
-    return old + (", the first ones" if document.get("truncated") else "")
+    return old + (", the first ones" if loop.get("truncated") else "")
 
 
 _TIMES = ("busy", "scheduled", "idle", "longest")

@@ -152,6 +152,7 @@ def not_seen(window: Window) -> Iterator[Finding]:
                 'see "tideloop blocked"',
                 {"age": document["age"]},
             )
-    if window.after.tasks is not None and window.after.tasks.get("truncated"):
-        seen = sum(len(loop["tasks"]) for loop in window.after.tasks["loops"])
+    told = window.after.tasks["loops"] if window.after.tasks is not None else []
+    if any(loop.get("truncated") for loop in told):
+        seen = sum(len(loop["tasks"]) for loop in told)
         yield Finding("not_seen", "note", f"Only {count(seen)} of its tasks were looked at.", "", {"tasks": seen})
