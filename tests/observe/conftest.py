@@ -1,6 +1,6 @@
 """Fixtures for those who ask observed processes.
 
-tideloop is imported by the fixtures: pytest reads this before it is configured, and so before the watchdog is turned off.
+tideloop is imported by the fixtures: pytest reads this before it is configured, so before the watchdog is turned off.
 """
 
 import os

@@ -116,6 +116,11 @@ def asks(folder, method="loops", **answers):
         (b"{", "answered /v1/loops with something else than was expected: b'{'"),
         ([[]], "answered /v1/loops with something else than was expected: b'[]'"),
         ({"version": 1, "loops": None}, "answered /v1/loops with something else"),
+        ({"version": 1, "loops": [3]}, "answered /v1/loops with something else than was expected: loops has 3"),
+        (
+            {"version": 1, "loops": [{}]},
+            "answered /v1/loops with something else than was expected: loops has one",
+        ),
         ((500, b"it is ill\nvery ill"), "answered /v1/loops with 500 Internal Server Error: it is ill"),
         ((403, b""), "answered /v1/loops with 403 Forbidden: "),
         ((0, None), "broke off: Remote end closed connection without response"),
@@ -127,6 +132,19 @@ def asks(folder, method="loops", **answers):
 )
 def test_answers_that_are_none(folder, said, told):
     assert asks(folder, **{"/v1/loops": said}).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "wrong"),
+    [
+        ({"loops": [{"id": 1, "tasks": []}]}, "loops has one without 'functions'"),
+        ({"loops": [{"id": 1, "tasks": 1, "functions": [], "unretrieved": []}]}, "tasks is 1"),
+        (d.tasks({"id": 1}), "tasks has one without 'name'"),
+        (d.tasks(functions=[d.function(), {"coroutine": "f"}]), "functions has one without 'live'"),
+    ],
+)
+def test_tasks_that_are_not_as_expected(folder, tasks, wrong):
+    assert asks(folder, "tasks", **{"/v1/tasks": tasks}).endswith(f"expected: {wrong}")
 
 
 def test_what_an_older_tideloop_does_not_tell_is_none(folder):

@@ -143,9 +143,10 @@ def test_the_tree_of_who_waits_for_whom(process, answers, says):
         d.task(10, waits_for=[11], parent=99),
         d.task(11, waits_for=[10], line=None),
         d.task(12, parent=12, file=None),
+        *(d.task(number, coroutine="listen") for number in range(13, 33)),
     )
     assert says("tasks", "--tree").splitlines() == [
-        "MainThread: 12 tasks",
+        "MainThread: 32 tasks",
         "main  main (app.py:30)  waits on Event  3.0 s",
         "├─ 4 of fetch (app.py:30)  waits on sleep  (Task-2 … Task-5)",
         "├─ Task-6  handle (app.py:30)  waits on Event  3.0 s",
@@ -154,6 +155,7 @@ def test_the_tree_of_who_waits_for_whom(process, answers, says):
         "│  └─ Task-7  see above",
         "└─ spawned heart  beat (app.py:30)  waits on sleep  3.0 s",
         "Task-12  handle  waits on Event  3.0 s",
+        "20 of listen (app.py:30)  waits on Event  (Task-13 … Task-32)",
         "Task-10  handle (app.py:30)  waits on Event  3.0 s",
         "└─ Task-11  handle (app.py)  waits on Event  3.0 s",
         "   └─ Task-10  waits in a circle",

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from tideloop.observe.flame_pictures import picture
 from tideloop.observe.flames import Flame, Frame, grow, samples, speedscope
-from tideloop.observe.stacks import culprit, owner
+from tideloop.observe.stacks import culprit, inside, owner
 
 from tests.observe import documents as d
 
@@ -131,7 +131,19 @@ def test_whose_code_it_is(file, whose):
     assert owner(file) == whose
 
 
+def test_what_runs_the_loop_is_not_shown():
+    runs = ["/venv/lib/python3.14/site-packages/tideloop/loop/event_loop.py", 128, "run_forever"]
+    stock = ["/usr/lib/python3.14/asyncio/base_events.py", 680, "BaseEventLoop._run_once"]
+    for frame in (runs, stock):
+        assert inside([MATCH, PARSE, frame, MAIN]) == [MATCH, PARSE]
+        assert inside([frame, MAIN]) == [frame, MAIN], "the loop itself is what takes long"
+    assert inside([MATCH, PARSE]) == [MATCH, PARSE]
+    assert inside([]) == []
+
+
 def test_who_is_to_blame():
     assert culprit([MATCH, PARSE, MAIN]) == tuple(PARSE)
     assert culprit([MATCH, FIND]) == tuple(MATCH)
+    runs = ["/srv/python/tideloop/loop/event_loop.py", 128, "run_forever"]
+    assert culprit([MATCH, FIND, runs, MAIN]) == tuple(MATCH), "who runs the loop is not"
     assert culprit([]) is None

@@ -134,6 +134,9 @@ class Client:
             raise Unreachable(
                 f"process {self.pid} answered {path} with something else than was expected: {body[:60]!r}"
             )
+        for key, wanted in _SHAPES[path].items():
+            if (wrong := _amiss(document, key.split("."), wanted)) is not None:
+                raise Unreachable(f"process {self.pid} answered {path} with something else than was expected: {wrong}")
         return document
 
     def _ask(self, path: str) -> bytes:
@@ -168,6 +171,34 @@ class Client:
             return f"process {self.pid} does not let you ask: {error.strerror}"
         told = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         return f"process {self.pid} broke off: {told}"
+
+
+_SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+    "/v1/loops": {"loops": ("id",)},
+    "/v1/blocks": {"blocks": ("id", "at", "loop", "duration", "cause", "ended", "stack")},
+    "/v1/tasks": {
+        "loops": ("id", "tasks", "functions", "unretrieved"),
+        "loops.tasks": ("id", "name", "coroutine", "state"),
+        "loops.functions": ("coroutine", "live"),
+        "loops.unretrieved": ("task", "coroutine", "exception"),
+    },
+    "/v1/gauges": {"gauges": ("kind", "id")},
+}
+"""What the parts of a document have that nobody asks for with a default."""
+
+
+def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None:
+    """What is wrong with the lists at the end of a way; None: nothing."""
+    name, *further = way
+    for each in document[name]:
+        if not isinstance(each, dict):
+            return f"{name} has {each!r:.60}"
+        if further and not isinstance(each.get(further[0]), list):
+            return f"{further[0]} is {each.get(further[0])!r:.60}"
+        wrong = _amiss(each, further, wanted) if further else next((key for key in wanted if key not in each), None)
+        if wrong is not None:
+            return wrong if further else f"{name} has one without {wrong!r}"
+    return None
 
 
 class _Absent(Unreachable):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tideloop.observe.stacks import Owner, owner
+from tideloop.observe.stacks import Owner, inside, owner
 from tideloop.observe.wording import place
 
 __all__ = ["Flame", "Frame", "Sample", "grow", "samples", "speedscope"]
@@ -72,7 +72,7 @@ def samples(blocks: Iterable[Mapping[str, Any]], loops: Mapping[int, str]) -> li
             place_ = Frame(block.get("what") or "not known", block.get("file") or "", block.get("line") or 0)
             found.append(Sample((root, place_), block["duration"], block["cause"]))
         for stack in stacks:
-            frames = tuple(Frame(function, file, line) for file, line, function in reversed(stack))
+            frames = tuple(Frame(function, file, line) for file, line, function in reversed(inside(stack)))
             found.append(Sample((root, *frames), block["duration"] / len(stacks), block["cause"]))
     return found
 

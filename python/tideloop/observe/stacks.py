@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-__all__ = ["Owner", "culprit", "owner"]
+__all__ = ["Owner", "culprit", "inside", "owner"]
 
 Owner = Literal["program", "package", "python"]
 
@@ -24,10 +24,23 @@ def owner(file: str) -> Owner:
     return "program"
 
 
+_RUNS = re.compile(r"[/\\\\](tideloop[/\\\\]loop[/\\\\]event_loop|asyncio[/\\\\]base_events)\.py$")
+
+
+def inside(stack: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """The frames of a step, innermost first: without those that run the loop, which are the same in every stack."""
+    for number, (file, _, function) in enumerate(stack):
+        if number and function.rpartition(".")[2] in ("run_forever", "_run_once") and _RUNS.search(file):
+            return stack[:number]
+    return stack
+
+
 def culprit(stack: Sequence[Sequence[Any]]) -> tuple[str, int, str] | None:
     """The innermost frame that is the program's own, else the innermost one; None: nothing is known.
 
     That a call of a library took long is known from the frame inside; who made it is what can be changed.
     """
-    chosen = next((frame for frame in stack if owner(frame[0]) == "program"), stack[0] if stack else None)
+    # Further out is the program's call that runs the loop, which is not to blame.
+    frames = inside(stack)
+    chosen = next((frame for frame in frames if owner(frame[0]) == "program"), stack[0] if stack else None)
     return None if chosen is None else (chosen[0], chosen[1], chosen[2])

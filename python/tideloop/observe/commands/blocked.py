@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tideloop.observe.commands.console import OK, Parser, Style, client_of, columns, command, dump, table
-from tideloop.observe.stacks import culprit
+from tideloop.observe.stacks import culprit, inside
 from tideloop.observe.wording import ago, frames, place, plural, printable, seconds, whose
 
 __all__ = ["main"]
@@ -36,7 +36,7 @@ def _blocked(argv: list[str]) -> int:
     if asked.stacks:
         for block in blocks["blocks"]:
             print(_sentence(block, names, style))
-            print("\n".join(map(printable, frames(block["stack"], "  "))) or "  its stack is not known")
+            print("\n".join(map(printable, frames(inside(block["stack"]), "  "))) or "  its stack is not known")
     else:
         lines = [_row(block, names) for block in blocks["blocks"]]
         print("\n".join(table(_HEAD, lines, style, "<><<<<", columns(sys.stdout))))

@@ -55,12 +55,26 @@ class _Tree:
         self._shown: set[int] = set()
 
     def lines(self) -> Iterator[str]:
-        for root in self._roots:
-            yield from self._branch(root, "", "", ())
+        yield from self._branches([_Branch(root, False) for root in self._roots], None, ())
         # Those that no root leads to wait in a circle.
         for number in self._tasks:
             if number not in self._shown:
                 yield from self._branch(number, "", "", ())
+
+    def _branches(self, below: Sequence[_Branch], rest: str | None, above: tuple[int, ...]) -> Iterator[str]:
+        """What is below a task; `rest` is what its lines begin with, None for the roots."""
+        groups = self._grouped(below)
+        for place_, group in enumerate(groups):
+            last = place_ == len(groups) - 1
+            mark = indent = ""
+            if rest is not None:
+                mark = rest + ("└─ " if last else "├─ ") + ("spawned " if group[0].spawned else "")
+                indent = rest + ("   " if last else "│  ")
+            if len(group) > 1:
+                yield mark + self._alike([self._tasks[branch.task] for branch in group])
+                self._shown.update(branch.task for branch in group)
+            else:
+                yield from self._branch(group[0].task, mark, indent, above)
 
     def _branch(self, number: int, first: str, rest: str, above: tuple[int, ...]) -> Iterator[str]:
         task = self._tasks[number]
@@ -76,20 +90,10 @@ class _Tree:
         if self._stacks:
             bar = "│ " if below else "  "
             yield from (f"{rest}{bar}    {frame}" for frame in _frames(task))
-        if len(above) >= DEEP:
-            if below:
-                yield f"{rest}└─ … {plural(len(below), 'task')} further down"
-            return
-        groups = self._grouped(below)
-        for place_, group in enumerate(groups):
-            last = place_ == len(groups) - 1
-            mark = ("└─ " if last else "├─ ") + ("spawned " if group[0].spawned else "")
-            indent = rest + ("   " if last else "│  ")
-            if len(group) > 1:
-                yield f"{rest}{mark}{self._alike([self._tasks[branch.task] for branch in group])}"
-                self._shown.update(branch.task for branch in group)
-            else:
-                yield from self._branch(group[0].task, rest + mark, indent, (*above, number))
+        if len(above) < DEEP:
+            yield from self._branches(below, rest, (*above, number))
+        elif below:
+            yield f"{rest}└─ … {plural(len(below), 'task')} further down"
 
     def _grouped(self, below: Sequence[_Branch]) -> list[list[_Branch]]:
         """Branches that get a line of their own, one in a list, and those that share one."""

@@ -53,7 +53,7 @@ def deadlocks(window: Window) -> Iterator[Finding]:
                 "deadlock",
                 "problem",
                 says,
-                "one of them must not wait for the next; cancel one to free the others",
+                "one of them must not wait for the next; cancelling them goes round, too, and raises RecursionError",
                 {"tasks": [by_number[number]["name"] for number in cycle]},
             )
 
