@@ -137,7 +137,7 @@ def test_answers_that_are_none(folder, said, told):
 @pytest.mark.parametrize(
     ("tasks", "wrong"),
     [
-        ({"loops": [{"id": 1, "tasks": []}]}, "loops has one without 'functions'"),
+        ({"loops": [{"id": 1}]}, "loops has one without 'tasks'"),
         ({"loops": [{"id": 1, "tasks": 1, "functions": [], "unretrieved": []}]}, "tasks is 1"),
         (d.tasks({"id": 1}), "tasks has one without 'name'"),
         (d.tasks(functions=[d.function(), {"coroutine": "f"}]), "functions has one without 'live'"),

@@ -177,14 +177,14 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "/v1/loops": {"loops": ("id",)},
     "/v1/blocks": {"blocks": ("id", "at", "loop", "duration", "cause", "ended", "stack")},
     "/v1/tasks": {
-        "loops": ("id", "tasks", "functions", "unretrieved"),
+        "loops": ("id", "tasks"),
         "loops.tasks": ("id", "name", "coroutine", "state"),
         "loops.functions": ("coroutine", "live"),
         "loops.unretrieved": ("task", "coroutine", "exception"),
     },
     "/v1/gauges": {"gauges": ("kind", "id")},
 }
-"""What the parts of a document have that nobody asks for with a default."""
+"""What the parts of a document have that nobody asks for with a default. A list that is absent is an empty one."""
 
 
 def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -193,7 +193,7 @@ def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None
     for each in document[name]:
         if not isinstance(each, dict):
             return f"{name} has {each!r:.60}"
-        if further and not isinstance(each.get(further[0]), list):
+        if further and not isinstance(each.setdefault(further[0], []), list):
             return f"{further[0]} is {each.get(further[0])!r:.60}"
         wrong = _amiss(each, further, wanted) if further else next((key for key in wanted if key not in each), None)
         if wrong is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["ago", "count", "frames", "kib", "percent", "place", "plural", "printable", "rate", "seconds"]
+__all__ = ["ago", "count", "frames", "kib", "natural", "percent", "place", "plural", "printable", "rate", "seconds"]
 
 
 def seconds(value: float | None) -> str:
@@ -32,7 +33,7 @@ def seconds(value: float | None) -> str:
 
 def ago(value: float) -> str:
     """How long ago, from seconds."""
-    return "now" if value < 0.5 else f"{seconds(value)} ago"
+    return "just now" if value < 1 else f"{seconds(value)} ago"
 
 
 def percent(ratio: float | None) -> str:
@@ -88,6 +89,12 @@ def whose(what: Mapping[str, Any]) -> str:
     name = str(what.get("coroutine") or what.get("what") or "a callback")
     where = place(what.get("file"), what.get("line"))
     return f"{name} ({where})" if where else name
+
+
+def natural(name: object) -> list[tuple[int, str]]:
+    """What names are sorted by: ``Task-9`` before ``Task-10``."""
+    parts = re.split(r"(\d+)", str(name))
+    return [(int(part) if part.isdecimal() and part.isascii() else -1, part) for part in parts]
 
 
 def printable(text: str) -> str:

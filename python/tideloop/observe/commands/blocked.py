@@ -76,7 +76,7 @@ def where(block: Mapping[str, Any]) -> str:
 
 
 def _when(block: Mapping[str, Any]) -> str:
-    return ago(max(time.time() - block["at"] - block["duration"], 0.5)) if block["ended"] else "now"
+    return ago(time.time() - block["at"] - block["duration"]) if block["ended"] else "now"
 
 
 def _sentence(block: Mapping[str, Any], names: Mapping[int, str], style: Style) -> str:

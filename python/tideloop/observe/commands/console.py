@@ -147,12 +147,23 @@ class Style:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], style: Style, align: str, width: int | None = None
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    style: Style,
+    align: str,
+    width: int | None = None,
+    *,
+    known: bool = False,
 ) -> list[str]:
     """Aligned columns: `align` has a ``<`` for each of words and a ``>`` for each of numbers.
 
-    No line is wider than `width`, where that is given: what is on the right gives way.
+    No line is wider than `width`, where that is given: what is on the right gives way. `known` leaves out columns of
+    which nothing is known.
     """
+    if known and rows:
+        kept = [place for place in range(len(head)) if any(row[place] != "-" for row in rows)]
+        head, align = [head[place] for place in kept], "".join(align[place] for place in kept)
+        rows = [[row[place] for place in kept] for row in rows]
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tideloop.observe.client import Snapshot
 from tideloop.observe.commands.blocked import where
 from tideloop.observe.verdicts.window import Window, grown
-from tideloop.observe.wording import ago, count, percent, place, plural, printable, rate, seconds
+from tideloop.observe.wording import ago, count, natural, percent, place, plural, printable, rate, seconds
 
 __all__ = ["Cell", "Panel", "headline", "panels"]
 
@@ -36,9 +37,11 @@ class Panel(NamedTuple):
         """The rows: numbers from the highest, words from A, what is not known last."""
         by = self.sort if column is None else column
 
-        def key(row: tuple[Cell, ...]) -> tuple[int, float, str]:
+        def key(row: tuple[Cell, ...]) -> tuple[float, list[tuple[int, str]], list[tuple[int, str]]]:
             order = row[by].order
-            return (0, -order, row[0].text) if isinstance(order, int | float) else (1, 0.0, order)
+            if isinstance(order, str):
+                return math.inf, natural(order), natural(row[0].text)
+            return -order, [], natural(row[0].text)
 
         return sorted(self.rows, key=key)
 
@@ -54,7 +57,7 @@ def headline(before: Snapshot, after: Snapshot) -> str:
         parts += [f"{loop.get('name') or loop['id']} BLOCKED for {seconds(loop['blocked_for'])}" for loop in lasting]
     elif ended := [block for block in after.blocks["blocks"] if block["ended"]]:
         last = ended[-1]
-        parts.append(f"last blocked {ago(max(after.at - last['at'] - last['duration'], 0.5))} ({last['cause']})")
+        parts.append(f"last blocked {ago(after.at - last['at'] - last['duration'])} ({last['cause']})")
     return printable(", ".join(map(str, parts)))
 
 
@@ -195,7 +198,7 @@ def _blocks(window: Window) -> Panel:
     head = ("where", "when", "for", "cause", "task")
     rows: list[tuple[Cell, ...]] = []
     for block in window.after.blocks["blocks"]:
-        since = max(window.after.at - block["at"] - block["duration"], 0.5)
+        since = window.after.at - block["at"] - block["duration"]
         rows.append(
             (
                 _words(where(block)),

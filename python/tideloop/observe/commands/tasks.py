@@ -8,7 +8,7 @@ from typing import Any
 
 from tideloop.observe.commands import trees
 from tideloop.observe.commands.console import OK, Parser, Style, client_of, columns, command, dump, table
-from tideloop.observe.wording import count, place, plural, printable, seconds
+from tideloop.observe.wording import count, natural, place, plural, printable, seconds
 
 __all__ = ["main"]
 
@@ -20,7 +20,7 @@ _SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "age": lambda task: -(task.get("age") or 0.0),
     "steps": lambda task: -(task.get("steps") or 0),
     "longest": lambda task: -(task.get("longest") or 0.0),
-    "name": lambda task: task["name"],
+    "name": lambda task: natural(task["name"]),
     "state": lambda task: (task["state"], task["coroutine"]),
 }
 
@@ -81,7 +81,8 @@ _TIMES = ("busy", "scheduled", "idle", "longest")
 def _table(loop: Mapping[str, Any], sort: str | None, style: Style) -> list[str]:
     tasks = loop["tasks"]
     timed = any(task.get("busy") is not None for task in tasks)
-    tasks = sorted(tasks, key=_SORTS[sort or ("busy" if timed else "age")])
+    key = _SORTS[sort or ("busy" if timed else "age")]
+    tasks = sorted(tasks, key=lambda task: (key(task), natural(task["name"])))
     head = ["task", "coroutine", "state", "age", "steps", *_TIMES, "waits on"]
     rows = [
         [
@@ -95,7 +96,7 @@ def _table(loop: Mapping[str, Any], sort: str | None, style: Style) -> list[str]
         ]
         for task in tasks
     ]
-    return _without_empty(head, rows, style, "<<<>>>>>><")
+    return table(head, rows, style, "<<<>>>>>><", columns(sys.stdout), known=True)
 
 
 def _functions(loop: Mapping[str, Any], style: Style) -> list[str]:
@@ -111,16 +112,5 @@ def _functions(loop: Mapping[str, Any], style: Style) -> list[str]:
         ]
         for each in functions
     ]
-    return _without_empty(["coroutine", *parts, *times, "where"], rows, style, "<>>>>>>>><")
-
-
-def _without_empty(head: list[str], rows: list[list[str]], style: Style, align: str) -> list[str]:
-    """The table without columns that nothing is known of."""
-    kept = [place for place in range(len(head)) if not rows or any(row[place] != "-" for row in rows)]
-    return table(
-        [head[place] for place in kept],
-        [[row[place] for place in kept] for row in rows],
-        style,
-        "".join(align[place] for place in kept),
-        columns(sys.stdout),
-    )
+    head = ["coroutine", *parts, *times, "where"]
+    return table(head, rows, style, "<>>>>>>>><", columns(sys.stdout), known=True)

@@ -67,7 +67,7 @@ def lines(before: Snapshot, after: Snapshot, style: Style, width: int | None, ro
         if not panel.rows:
             continue
         chosen = [[cell.text for cell in row] for row in panel.sorted()[:rows]]
-        shown += ["", *table(panel.head, chosen, style, panel.align, width)]
+        shown += ["", *table(panel.head, chosen, style, panel.align, width, known=True)]
         if len(panel.rows) > rows:
             shown.append(style.dim(f"… {len(panel.rows) - rows} more {panel.name}"))
     return shown

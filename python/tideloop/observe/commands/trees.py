@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tideloop.observe.wording import place, plural, printable, seconds
+from tideloop.observe.wording import natural, place, plural, printable, seconds
 
 __all__ = ["lines"]
 
@@ -109,6 +109,7 @@ class _Tree:
         return groups
 
     def _alike(self, tasks: Sequence[Task]) -> str:
+        tasks = sorted(tasks, key=lambda task: natural(task["name"]))
         first = tasks[0]
         names = f"{first['name']} … {tasks[-1]['name']}"
         return printable(f"{len(tasks)} of {_where(first)}  {_state(first)}  ({names})")
