@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tideloop.cli import main
@@ -333,3 +335,16 @@ def test_top_of_a_loop_that_has_just_begun_and_one_that_counts_nothing(process, 
     lines = says("top", "--once", "--interval", "0.001").splitlines()
     assert [line.split()[0] for line in lines[3:6]] == ["MainThread", "new", "silent"]
     assert lines[5].split()[1:3] == ["(not", "running)"]
+
+
+def test_the_example_runs():
+    example = Path(__file__).parents[2] / "examples" / "ill_service.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tideloop", "run", str(example), "0.1"],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        env=os.environ | {"TIDELOOP_BLOCK_THRESHOLD": "off"},
+    )
+    assert done.returncode == 0
+    assert "OSError: the disk is full" in done.stderr, "nobody has asked for it"
