@@ -6,8 +6,9 @@ Everything here is measured by the loop itself. ``EventLoop(observe=False)``, or
 loop of the process, turns it off.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
-from tideloop.observe.otel import Instrumentation, instrument
 from tideloop.watchdog import (
     Block,
     Frame,
@@ -16,6 +17,9 @@ from tideloop.watchdog import (
     on_block,
     set_block_threshold,
 )
+
+if TYPE_CHECKING:
+    from tideloop.observe.otel import Instrumentation, instrument
 
 __all__ = [
     "Block",
@@ -32,3 +36,12 @@ __all__ = [
     "on_block",
     "set_block_threshold",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Few programs tell OpenTelemetry, and many import this while their loop runs."""
+    if name not in ("Instrumentation", "instrument"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tideloop.observe import otel
+
+    return getattr(otel, name)
