@@ -126,7 +126,7 @@ def _coroutines(window: Window) -> Panel:
             ended = [_per_second(window, before, each, how) for how in ("ok", "failed", "cancelled")]
             rows.append(
                 (
-                    _words(each["coroutine"]),
+                    _words(each["coroutine"] or "all others"),
                     _number(each["live"]),
                     _number(_per_second(window, before, each, "created"), rate),
                     _number(None if None in ended else sum(filter(None, ended)), rate),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
 from tideloop.observe.client import Client, Snapshot, Unreachable
@@ -62,17 +64,28 @@ class Top(App[int]):
         """Show what is known, and begin to look."""
         self.title = "tideloop top"
         self.draw()
-        self.run_worker(self._watch, thread=True, exclusive=True)
+        # A daemon: who quits does not wait for an answer that does not come.
+        threading.Thread(target=self._watch, name="tideloop top", daemon=True).start()
 
     def on_unmount(self) -> None:
         """Let the thread end."""
         self._ended = True
 
+    class Told(Message):
+        """What the process has said: a snapshot, or why there is none."""
+
+        def __init__(self, told: Snapshot | str) -> None:
+            super().__init__()
+            self.told = told
+
+    def on_top_told(self, message: Told) -> None:
+        """The thread has asked."""
+        self.take(message.told)
+
     def _watch(self) -> None:
         """In the thread."""
-        due = time.monotonic()
         while not self._ended:
-            due += self._interval
+            due = time.monotonic() + self._interval
             while not self._ended and (left := due - time.monotonic()) > 0:
                 time.sleep(min(left, 0.1))
             if self._ended or self._paused:
@@ -81,8 +94,13 @@ class Top(App[int]):
                 told: Snapshot | str = self._client.snapshot()
             except Unreachable as error:
                 told = str(error)
+            except Exception:
+                if self._ended:  # the connection is closed by who ends
+                    return
+                raise
             if not self._ended:
-                self.call_from_thread(self.take, told)
+                # It waits for nothing: the screen may be about to end.
+                self.post_message(self.Told(told))
 
     def take(self, told: Snapshot | str) -> None:
         """Show a snapshot, or why there is none."""

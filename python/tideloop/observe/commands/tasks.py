@@ -105,7 +105,7 @@ def _functions(loop: Mapping[str, Any], style: Style) -> list[str]:
     functions = sorted(loop["functions"], key=lambda each: (-(each.get("busy") or 0.0), -each["live"]))
     rows = [
         [
-            each["coroutine"],
+            each["coroutine"] or "all others",
             *(count(each.get(part)) for part in parts),
             *(seconds(each.get(part)) for part in times),
             place(each.get("file"), each.get("line")) or "-",

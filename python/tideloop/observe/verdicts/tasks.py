@@ -99,7 +99,13 @@ def leaks(window: Window) -> Iterator[Finding]:
         functions = {_key(function): function for function in before["functions"]}
         for function in after["functions"]:
             earlier = functions.get(_key(function))
-            if earlier is None or function["live"] < PILE or function["live"] <= earlier["live"]:
+            # Those without a name are many, counted together.
+            if (
+                earlier is None
+                or function["live"] < PILE
+                or function["live"] <= earlier["live"]
+                or not _key(function)[0]
+            ):
                 continue
             tasks = [task for task in after["tasks"] if _key(task) == _key(function)]
             created, ended = _turnover(earlier, function, tasks, was_live)
