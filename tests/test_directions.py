@@ -82,9 +82,9 @@ def area(module):
 
 ALLOWED = {
     "loop": {"adopted", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
+    "observed": set(),
     # It knows of the loop what the loop tells it.
     "observe": {"observed", "watchdog", "_tideloop"},
-    "observed": set(),
     "watchdog": {"_tideloop"},
     "lab": {"lab"},
     "adopted": set(),
