@@ -134,6 +134,15 @@ def test_tasks_by_function(process, answers, says):
     assert "1.2 M" in lines[2]
 
 
+def test_tasks_by_function_where_nobody_counts_them(process, answers, says):
+    answers["/v1/tasks"] = d.tasks(*(d.task(n, coroutine="fetch") for n in range(3)), d.task(9))
+    assert says("tasks", "--functions").splitlines()[1:] == [
+        "coroutine  live  where",
+        "fetch         3  app.py:30",
+        "handle        1  app.py:30",
+    ]
+
+
 def test_the_tree_of_who_waits_for_whom(process, answers, says):
     answers["/v1/tasks"] = d.tasks(
         d.task(1, "main", "main", waits_for=[2, 3, 4, 5, 6, 8]),
@@ -184,7 +193,8 @@ def test_two_loops_are_told_one_after_the_other(process, answers, says):
 
 @pytest.mark.parametrize(("command", "path"), [("tasks", "/v1/tasks"), ("blocked", "/v1/blocks")])
 def test_json_is_what_the_process_says(command, path, process, answers, says):
-    answers["/v1/tasks"], answers["/v1/blocks"] = d.tasks(d.task(1, "naïve")), d.blocks(d.block())
+    answers["/v1/tasks"] = d.tasks(d.task(1, "naïve"), functions=[d.function()])
+    answers["/v1/blocks"] = d.blocks(d.block())
     assert json.loads(says(command, "--json", str(os.getpid()))) == answers[path]
 
 

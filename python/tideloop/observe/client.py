@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,11 @@ class Client:
         return self._document("/v1/blocks", "blocks")
 
     def tasks(self) -> dict[str, Any]:
-        """``/v1/tasks``: the tasks of each loop."""
-        return self._document("/v1/tasks", "loops")
+        """``/v1/tasks``: the tasks of each loop. Coroutine functions of a loop that does not count them: who lives."""
+        said = self._document("/v1/tasks", "loops")
+        for loop in said["loops"]:
+            loop["functions"] = loop["functions"] or _living(loop["tasks"])
+        return said
 
     def gauges(self) -> dict[str, Any]:
         """``/v1/gauges``: limiters, queues, pools and the like."""
@@ -199,6 +203,17 @@ def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None
         if wrong is not None:
             return wrong if further else f"{name} has one without {wrong!r}"
     return None
+
+
+_COUNTED = ("created", "ok", "failed", "cancelled", "busy", "scheduled", "longest")
+
+
+def _living(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    living = Counter((task["coroutine"], task.get("file"), task.get("line")) for task in tasks)
+    return [
+        {"coroutine": coroutine, "file": file, "line": line, "live": live, **dict.fromkeys(_COUNTED)}
+        for (coroutine, file, line), live in living.most_common()
+    ]
 
 
 class _Absent(Unreachable):
