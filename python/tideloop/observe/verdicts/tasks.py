@@ -120,7 +120,7 @@ def leaks(window: Window) -> Iterator[Finding]:
                 "problem" if function["live"] >= HEAP else "warning",
                 f"Tasks of {whose(function)} pile up: {count(function['live'])} are alive, "
                 f"{count(function['live'] - earlier['live'])} more than {seconds(window.seconds)} ago, and of "
-                f"{count(created)} new ones {count(ended)} ended"
+                f"{count(created)} new ones {count(ended) if ended else 'none'} ended"
                 + (f"; the oldest is {seconds(oldest)} old." if oldest else ".")
                 + on
                 + (f" They are spawned at {spawned}." if spawned else ""),
