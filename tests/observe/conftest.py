@@ -13,9 +13,9 @@ def folder(monkeypatch):
     """Where the sockets of this test's processes are, and no others."""
     from tideloop.observe import client
 
-    from tests.observe import served
+    from tests.observe import answering
 
-    with served.runtime() as folder:
+    with answering.runtime() as folder:
         monkeypatch.setattr(client, "_folders", lambda user: iter([folder / "tideloop"]))
         yield folder
 
@@ -36,7 +36,7 @@ def answers():
 @pytest.fixture
 def process(folder, answers):
     """A process that can be asked: the number of this one, so that there is such a process."""
-    from tests.observe import served
+    from tests.observe import answering
 
-    with served.serving(folder, os.getpid(), answers) as server:
+    with answering.serving(folder, os.getpid(), answers) as server:
         yield server

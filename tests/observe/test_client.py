@@ -7,8 +7,8 @@ import sys
 import pytest
 from tideloop.observe.client import Client, Found, Unreachable, _folders, find, visible
 
+from tests.observe import answering
 from tests.observe import documents as d
-from tests.observe import served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="over UNIX sockets")
 
@@ -49,7 +49,7 @@ def refused(pid=None):
 
 def test_a_process_is_found_by_its_number_and_alone_without(folder):
     assert visible() == []
-    with served.serving(folder, os.getpid(), whole()) as server, Client(find(None)) as client:
+    with answering.serving(folder, os.getpid(), whole()) as server, Client(find(None)) as client:
         assert visible() == [find(os.getpid())] == [find(None)]
         assert client.pid == os.getpid()
         assert client.snapshot().to_json()["program"] == "app.py"
@@ -57,14 +57,14 @@ def test_a_process_is_found_by_its_number_and_alone_without(folder):
 
 
 def test_several_are_named(folder, other):
-    with served.serving(folder, os.getpid(), whole()), served.serving(folder, other, whole()):
+    with answering.serving(folder, os.getpid(), whole()), answering.serving(folder, other, whole()):
         assert [found.pid for found in visible()] == sorted([os.getpid(), other])
         assert refused() == f"2 processes are observed: {min(os.getpid(), other)}, {max(os.getpid(), other)}; say which"
         assert find(other).pid == other
 
 
 def test_what_a_killed_process_left_is_not_visible(folder):
-    with served.serving(folder, 77, whole()):
+    with answering.serving(folder, 77, whole()):
         pass
     assert (folder / "tideloop" / "77.sock").exists()
     (folder / "tideloop" / "notes.txt").touch()
@@ -92,7 +92,7 @@ def test_a_process_of_somebody_else(folder, monkeypatch):
 
 
 def test_a_socket_in_a_folder_that_others_can_write_to_is_not_trusted(folder):
-    with served.serving(folder, os.getpid(), whole()):
+    with answering.serving(folder, os.getpid(), whole()):
         (folder / "tideloop").chmod(0o777)
         assert "is not trusted" in refused(os.getpid())
         assert visible() == []
@@ -104,7 +104,7 @@ def test_a_socket_in_a_folder_that_others_can_write_to_is_not_trusted(folder):
 
 def asks(folder, method="loops", **answers):
     """What comes of a question, as a text."""
-    with served.serving(folder, os.getpid(), whole(**answers)), Client(find(os.getpid())) as client:
+    with answering.serving(folder, os.getpid(), whole(**answers)), Client(find(os.getpid())) as client:
         with pytest.raises(Unreachable) as raised:
             getattr(client, method)()
         return str(raised.value).removeprefix(f"process {os.getpid()} ")
@@ -149,7 +149,7 @@ def test_tasks_that_are_not_as_expected(folder, tasks, wrong):
 
 def test_what_an_older_tideloop_does_not_tell_is_none(folder):
     older = {"/v1/loops": d.loops(), "/v1/blocks": d.blocks()}
-    with served.serving(folder, os.getpid(), older), Client(find(os.getpid())) as client:
+    with answering.serving(folder, os.getpid(), older), Client(find(os.getpid())) as client:
         snapshot = client.snapshot()
         with pytest.raises(Unreachable, match="answered /v1/tasks with 404"):
             client.tasks()
@@ -157,13 +157,13 @@ def test_what_an_older_tideloop_does_not_tell_is_none(folder):
 
 
 def test_a_server_that_hangs_up_between_two_questions_is_asked_again(folder):
-    with served.serving(folder, os.getpid(), whole()) as server, Client(find(os.getpid())) as client:
+    with answering.serving(folder, os.getpid(), whole()) as server, Client(find(os.getpid())) as client:
         server.hangs_up = True
         assert [client.loops()["pid"], client.loops()["pid"]] == [4711, 4711]
 
 
 def test_a_process_that_ends_meanwhile(folder):
-    with served.serving(folder, os.getpid(), whole()) as server, Client(find(os.getpid())) as client:
+    with answering.serving(folder, os.getpid(), whole()) as server, Client(find(os.getpid())) as client:
         server.hangs_up = True
         client.loops()
     with pytest.raises(Unreachable, match="is not observed any more: it has closed its socket"):

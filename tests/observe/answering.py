@@ -41,7 +41,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Served(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Answering(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Answers on `path`; `answers` is what each path is answered with: a document, bytes, a (status, bytes), or a list
     of these, one after the other. `asked` is what was asked."""
 
@@ -73,7 +73,7 @@ def runtime():
 @contextlib.contextmanager
 def serving(folder, pid, answers):
     """A process `pid` that says `answers`."""
-    server = Served(folder / "tideloop" / f"{pid}.sock", answers)
+    server = Answering(folder / "tideloop" / f"{pid}.sock", answers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
     thread.start()
     try:
