@@ -92,7 +92,10 @@ def test_main_is_the_program_for_those_who_look(tmp_path):
     ("arguments", "complaint"),
     [
         ([], "usage"),
-        (["nonsense"], "no command 'nonsense'; expected run, lab, --help or --version"),
+        (
+            ["nonsense"],
+            "no command 'nonsense'; expected run, lab, top, tasks, blocked, doctor, flame, record, web, --help",
+        ),
         (["run"], "expected a script, or -m and a module"),
         (["run", "-m"], "-m needs a module's name"),
         (["run", "--fast", "x.py"], "no option '--fast'; expected a script, or -m and a module"),

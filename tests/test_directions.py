@@ -81,9 +81,10 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"adopted", "loop", "observe", "outcome", "watchdog", "_tideloop"},
+    "loop": {"adopted", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
+    "observed": set(),
     # It knows of the loop what the loop tells it, and so it is with graphs, which it names for types only.
-    "observe": {"graphs", "watchdog", "_tideloop"},
+    "observe": {"graphs", "observed", "watchdog", "_tideloop"},
     "watchdog": {"_tideloop"},
     "lab": {"lab"},
     "adopted": set(),
@@ -134,7 +135,7 @@ ALLOWED = {
         "worker_processes",
     },
     "__main__": {"cli"},
-    "cli": {"program", "lab"},
+    "cli": {"program", "lab", "observe"},
     "program": {"loop", "acceleration"},
     # The primitives know nothing of the loop: they run on any.
     # Of the loop only the stream writer, which runs on any, too.

@@ -18,6 +18,7 @@ from asyncio import base_events, events, format_helpers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from tideloop import observed
 from tideloop._tideloop import function
 from tideloop.loop.absent import AbsentLoop
 from tideloop.loop.datagrams import DatagramLoop
@@ -200,10 +201,12 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
 
     def _start_watchdog(self) -> None:
         """The loop is about to run: with the first one that is observed the watchdog starts."""
-        if self._is_observed():
-            from tideloop.watchdog import watch
+        if not self._is_observed():
+            return
+        from tideloop.watchdog import watch
 
-            watch()
+        watch()
+        observed.join(self)
 
     def _blocked(
         self,

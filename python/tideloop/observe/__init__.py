@@ -6,6 +6,8 @@ What a loop does is measured by the loop itself. ``EventLoop(observe=False)``, o
 loop of the process, turns it off.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
 from tideloop.observe.runs import graphs
 from tideloop.watchdog import (
@@ -17,17 +19,31 @@ from tideloop.watchdog import (
     set_block_threshold,
 )
 
+if TYPE_CHECKING:
+    from tideloop.observe.otel import Instrumentation, instrument
+
 __all__ = [
     "Block",
     "Frame",
     "Histogram",
+    "Instrumentation",
     "LoopMetrics",
     "SlowStep",
     "TimeSpent",
     "Utilization",
     "block_threshold",
     "graphs",
+    "instrument",
     "off_block",
     "on_block",
     "set_block_threshold",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Few programs tell OpenTelemetry, and many import this while their loop runs."""
+    if name not in ("Instrumentation", "instrument"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tideloop.observe import otel
+
+    return getattr(otel, name)
