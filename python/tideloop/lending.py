@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from tideloop.deadlines import remaining
 from tideloop.durations import seconds
+from tideloop.pool_housekeeping import Housekeeping
 from tideloop.pool_options import PoolClosed, PoolStats, PoolTimeout, bounds
-from tideloop.pool_upkeep import Upkeep
 from tideloop.shelves import Resource, Shelf
 
 __all__ = ["Lender"]
@@ -29,7 +29,7 @@ _CHECKED_AFTER = 0.5
 """Seconds that a resource must have been idle to be checked when it is lent (HikariCP's alive-bypass window)."""
 
 
-class Lender(Upkeep[_T]):
+class Lender(Housekeeping[_T]):
     """What is idle, lent and owed."""
 
     # --- for the user -----------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Lender(Upkeep[_T]):
             if self._closed:
                 raise PoolClosed(f"{self!r} lends nothing any more")
             resource = await self._next(shelf, deadline, arrival)
-            if self._check is None or resource.idle_since > self._loop.time() - _CHECKED_AFTER or not resource.uses:
+            if self._check is None or resource.checked > self._loop.time() - _CHECKED_AFTER or not resource.uses:
                 break
             if await self._is_good(resource, deadline):
                 break
@@ -235,8 +235,17 @@ class Lender(Upkeep[_T]):
         assert self._loop is not None
         if resource.is_last_loan:
             self._last_loans -= 1
-        resource.idle_since = now = self._loop.time()
-        if broken or self._closed or self._size - self._leaving > self._max or self._is_worn(resource, now):
+        resource.idle_since = resource.checked = now = self._loop.time()
+        if (
+            broken
+            or self._closed
+            or self._size - self._leaving > self._max
+            # _is_worn() of one that has not been idle yet: this is done after every loan.
+            or now >= resource.expires
+            or resource.uses >= self._max_uses
+            or (self._max_idle == 0 and self._lasting() > self._min)
+            or (self._min and now >= resource.expires - self._lead and self._is_replaced())
+        ):
             self._retire(resource)
         elif self._reset is not None:
             self._spawn(self._reset_and_put_back(resource))
@@ -255,7 +264,7 @@ class Lender(Upkeep[_T]):
             shelf.give_first(resource)
             return
         shelf.idle.append(resource)
-        if resource.idle_since + self._max_idle < self._planned or resource.expires < self._planned:
+        if resource.checked + self._looked_at < self._planned or resource.expires < self._planned:
             self._schedule_housekeeping(self._due(resource))
         if self._size >= self._max:
             self._serve()

@@ -60,6 +60,7 @@ class KeyedPoolOptions(TypedDict, total=False):
     max_idle: float | None
     max_lifetime: float | None
     max_uses: int | None
+    keepalive: float | None
     jitter: float
     acquire_timeout: float | None
     create_timeout: float | None

@@ -1,4 +1,4 @@
-"""The upkeep of a pool: what is made, closed, replaced and looked after, in tasks of its own.
+"""The upkeep of a pool: what is made, made ready and closed, in tasks of its own.
 
 Who makes a resource is the pool, never the borrower, so a borrower who is cancelled harms nobody. For the same reason
 its hooks run in the context in which the pool was made, without a deadline: what they do is done for all. No hook may
@@ -31,12 +31,18 @@ _log = logging.getLogger("tideloop.pools")
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds from a failed creation to the next for the minimum: the first pause, which doubles, and the longest."""
 
+_FADES = 0.8
+"""What is left of the time that making one took, once another was made faster."""
+
+_SPARE = 1.0
+"""Seconds by which a replacement is begun earlier than it has to be, as a round may come late."""
+
 _SLOW = 1.0
 """Seconds after which a close is slow: its place is not waited for any more if there is another to be had."""
 
 
 class Upkeep(Generic[_T]):
-    """What is made and what goes. Whom it is lent to, and who is next, is said by the class that derives from it."""
+    """What is made and what goes. When, and who has it until then, is said by the classes that derive from it."""
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class Upkeep(Generic[_T]):
         max_idle: float | None = 600.0,
         max_lifetime: float | None = 1800.0,
         max_uses: int | None = None,
+        keepalive: float | None = None,
         jitter: float = 0.1,
         acquire_timeout: float | None = 30.0,
         create_timeout: float | None = 60.0,
@@ -69,6 +76,11 @@ class Upkeep(Generic[_T]):
         self._max_idle = limit("max_idle", max_idle)
         self._max_lifetime = limit("max_lifetime", max_lifetime)
         self._max_uses = math.inf if max_uses is None else count("max_uses", max_uses)
+        if keepalive is not None and check is None:
+            raise ValueError(f"keepalive={keepalive!r} needs a check, which is what keeps a resource alive")
+        self._keepalive = limit("keepalive", keepalive)
+        # Something has to be done with one that was idle for so long.
+        self._looked_at = self._max_idle if self._max_idle < self._keepalive else self._keepalive
         self._jitter = jitter
         self._acquire_timeout = limit("acquire_timeout", acquire_timeout)
         self._create_timeout = None if create_timeout is None else seconds("create_timeout", create_timeout)
@@ -82,10 +94,16 @@ class Upkeep(Generic[_T]):
         self._making: set[asyncio.Task[None]] = set()
         # Hooks that were given up and have not ended yet.
         self._strays: set[asyncio.Future[Any]] = set()
+        # All that are not being closed, lent ones included.
+        self._resources: set[Resource[_T]] = set()
+        # How long making one takes, at most and of late; and how long before the end of one it is begun.
+        self._takes = self._lead = 0.0
         # Whose hook a task of its own is.
         self._hooks: dict[Any, asyncio.Task[Any] | None] = {}
         self._housekeeping: asyncio.TimerHandle | None = None
         self._planned = math.inf
+        # The task that checks what is idle.
+        self._keeper: asyncio.Task[None] | None = None
         # When the minimum is tried again after a failure, and how many there were in a row.
         self._again: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -118,6 +136,9 @@ class Upkeep(Generic[_T]):
     def _refill_one(self) -> None:
         """Begin to make one for the minimum."""
 
+    def _came(self, resource: Resource[_T]) -> None:
+        """One was made."""
+
     def _sweep(self, shelf: Shelf[_T]) -> None:
         """Forget a key of which nothing is there any more."""
         if not shelf.size and not shelf.waiters and self._shelves.get(shelf.key) is shelf:
@@ -137,6 +158,7 @@ class Upkeep(Generic[_T]):
     async def _create_for(self, shelf: Shelf[_T]) -> None:
         assert self._loop is not None
         failure: BaseException | None = None
+        began = self._loop.time()
         in_time = asyncio.timeout(self._create_timeout)
         try:
             async with in_time:
@@ -164,8 +186,13 @@ class Upkeep(Generic[_T]):
                 self._again.cancel()
                 self._again = None
             now = self._loop.time()
-            self._put_back(Resource(value, shelf, now, now + self._vary(self._max_lifetime)))
+            self._takes = max(now - began, self._takes * _FADES)
+            self._lead = min(2 * self._takes + _SPARE, 0.9 * self._max_lifetime)
+            resource = Resource(value, shelf, now, now + self._vary(self._max_lifetime))
+            self._resources.add(resource)
+            self._put_back(resource)
             self._refill()
+            self._came(resource)
         else:
             self._failed += 1
             self._failures += 1
@@ -181,8 +208,8 @@ class Upkeep(Generic[_T]):
             self._refill_one()
 
     def _refill_later(self) -> None:
-        """After a pause: what has just failed will mostly fail again."""
-        if self._again is None and self._minimum_lacks():
+        """After a pause, as for what replaces one of the minimum: what has just failed will mostly fail again."""
+        if self._again is None and self._min and not self._closed:
             assert self._loop is not None
             pause = min(_PAUSE * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE)
             self._again = self._loop.call_later(pause, self._refill_again)
@@ -204,7 +231,7 @@ class Upkeep(Generic[_T]):
             _log.warning("%r: a resource could not be reset and is closed", self, exc_info=error)
         finally:
             if good and not self._closed:
-                resource.idle_since = self._loop.time()
+                resource.idle_since = resource.checked = self._loop.time()
                 self._put_back(resource)
             else:
                 self._retire(resource)
@@ -212,6 +239,7 @@ class Upkeep(Generic[_T]):
     def _retire(self, resource: Resource[_T]) -> None:
         """Close a resource, in a task; its place is free when that is done, or at once if nothing has to be done."""
         self._retired += 1
+        self._resources.discard(resource)
         if self._close is None:
             self._forget(resource.shelf)
             self._after_leaving()
@@ -243,13 +271,12 @@ class Upkeep(Generic[_T]):
             self._forget(resource.shelf)
             self._after_leaving()
 
-    async def _bounded(self, said: Any) -> None:
-        """Await what a hook has returned, if it can be, for `close_timeout` seconds at most."""
+    async def _bounded(self, said: Any) -> Any:
+        """What a hook says; what it has returned is awaited, if it can be, for `close_timeout` seconds at most."""
         if not inspect.isawaitable(said):
-            return
+            return said
         if self._close_timeout == math.inf:
-            await said
-            return
+            return await said
         work = asyncio.ensure_future(said)
         self._hooks[work] = asyncio.current_task()
         try:
@@ -262,7 +289,7 @@ class Upkeep(Generic[_T]):
                 work.add_done_callback(self._strays.discard)
         if not work.done():
             raise TimeoutError(f"not done in {self._close_timeout:g} s; it is left alone")
-        work.result()
+        return work.result()
 
     def _forget(self, shelf: Shelf[_T]) -> None:
         shelf.size -= 1
@@ -289,56 +316,12 @@ class Upkeep(Generic[_T]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # --- keeping house ----------------------------------------------------------------------
-
-    def _is_worn(self, resource: Resource[_T], now: float) -> bool:
-        return (
-            now >= resource.expires
-            or resource.uses >= self._max_uses
-            or (now - resource.idle_since >= self._max_idle and self._lasting() > self._min)
-        )
-
     def _lasting(self) -> int:
         """How many resources there are without those that are being closed."""
         return self._size - self._leaving
 
     def _vary(self, age: float) -> float:
         return age * (1 - self._jitter * random.random())  # spreads, hides nothing
-
-    def _due(self, resource: Resource[_T]) -> float:
-        return min(resource.expires, resource.idle_since + self._max_idle)
-
-    def _schedule_housekeeping(self, due: float) -> None:
-        """Look at what is idle at that time, or at the time that is planned if that is earlier."""
-        assert self._loop is not None
-        # More often than once per second is no use: it looks at all that is idle.
-        due = max(due, self._loop.time() + 1.0)
-        if due < self._planned:
-            if self._housekeeping is not None:
-                self._housekeeping.cancel()
-            self._planned = due
-            self._housekeeping = self._loop.call_at(due, self._keep_house)
-
-    def _keep_house(self) -> None:
-        self._housekeeping = None
-        self._planned = math.inf
-        if self._closed:
-            return
-        assert self._loop is not None
-        now = self._loop.time()
-        for shelf in list(self._shelves.values()):
-            for resource in [resource for resource in shelf.idle if self._is_worn(resource, now)]:
-                if resource.expires <= now and self._lasting() - self._creating <= self._min:
-                    # Its replacement comes first; it goes at the first round after that.
-                    if self._creating:
-                        continue
-                    if self._size < self._max:
-                        self._begin_to_create(shelf)
-                        continue
-                shelf.idle.remove(resource)
-                self._retire(resource)
-        idle = (resource for shelf in self._shelves.values() for resource in shelf.idle)
-        self._schedule_housekeeping(min(map(self._due, idle), default=math.inf))
 
     def _end_upkeep(self) -> None:
         for timer in (self._housekeeping, self._again):

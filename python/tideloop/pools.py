@@ -8,15 +8,17 @@ Database connections, browser pages, open files. How it is done, and why:
 * **Idle resources are lent last in, first out**, so that those that are not needed come of age and go; **borrowers are
   served first come, first served**, over all keys.
 * **A resource that was handed to a borrower who was cancelled before he saw it** comes back like any other.
-* **Worn resources** (too old, used too often, too long idle) are replaced; where there is room the new one is there
-  before the old one leaves. Ages vary by `jitter`, so that what was made together does not go together.
+* **Worn resources** (too old, used too often, too long idle) go; those of the minimum are replaced, and where there is
+  room the new one is there before the old one leaves. Ages vary by `jitter`, so that what was made together does not go
+  together.
 * **Nothing is awaited in the way of leaving a block**: resetting and closing happen in the pool's own tasks.
 
 The controls are HikariCP's (Wooldridge); its essay "About Pool Sizing" is why `max` is small by default. Works on
 every asyncio loop. A pool belongs to the loop that it is first used in.
 
 The parts: what is there and who waits for it (`shelves`), who gets it when (`lending`), a loan (`leases`), what is
-made, closed and replaced (`pool_upkeep`), and pools with keys (`keyed_pools`).
+made and closed (`pool_upkeep`), what is replaced and kept alive (`pool_housekeeping`), and pools with keys
+(`keyed_pools`).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Pool(Lender[_T]):
     False or raises if it is broken; `reset` makes one ready for the next borrower when it comes back. Each may be a
     plain or, apart from what it says, an async function. There are at least `min` (once the pool is entered), at most
     `max`, and `create_limit` are made at a time. `max_idle` is in seconds, and holds for those above `min`;
-    `max_lifetime` in seconds, less up to `jitter` of it; `max_uses` in loans. None is no limit.
+    `max_lifetime` in seconds, less up to `jitter` of it; `max_uses` in loans. None is no limit. With `keepalive`
+    seconds `check` is asked as well whenever one was idle for so long; it has `close_timeout`, and is no use of it.
 
     ``async with pool:`` makes the minimum, and closes the pool at its end. Who waits longer than `acquire_timeout`
     seconds, or the deadline() of his context, gets PoolTimeout; that time is for all of it, whatever has to be tried

@@ -15,14 +15,15 @@ _T = TypeVar("_T")
 class Resource(Generic[_T]):
     """Something that is lent, with its age."""
 
-    __slots__ = ("expires", "idle_since", "is_last_loan", "shelf", "uses", "value")
+    __slots__ = ("checked", "expires", "idle_since", "is_last_loan", "shelf", "uses", "value")
 
     def __init__(self, value: _T, shelf: Shelf[_T], now: float, expires: float) -> None:
         self.value = value
         self.shelf = shelf
         self.uses = 0
         self.is_last_loan = False
-        self.idle_since = now
+        # When it was seen alive: used, made ready or checked.
+        self.idle_since = self.checked = now
         self.expires = expires
 
 
@@ -71,6 +72,13 @@ class Shelf(Generic[_T]):
         while behind < len(self.waiters) and self.waiters[-1 - behind][0] > arrival[0]:
             behind += 1
         self.waiters.insert(len(self.waiters) - behind, arrival)
+
+    def lay(self, resource: Resource[_T]) -> None:
+        """Among the idle ones, where it belongs: the last one has been idle for the shortest time."""
+        after = 0
+        while after < len(self.idle) and self.idle[-1 - after].idle_since > resource.idle_since:
+            after += 1
+        self.idle.insert(len(self.idle) - after, resource)
 
     def waiting(self, most: int | None = None) -> int:
         """How many wait; not counted beyond `most`."""

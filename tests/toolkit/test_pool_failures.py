@@ -301,17 +301,6 @@ class TestReplacing:
 
         harness.run(kind, main())
 
-    def test_that_takes_long_is_waited_for(self, kind):
-        async def main():
-            async with pool_of(Maker(seconds=3), min=1, max=2, max_lifetime=4, jitter=0, max_idle=None) as pool:
-                await asyncio.sleep(3.5)
-                for _ in range(200):
-                    await asyncio.sleep(0.1)
-                    assert pool.stats().idle >= 1
-                assert pool.stats().retired >= 2
-
-        harness.run(kind, main())
-
 
 class TestWaiting:
     def test_a_pool_that_is_closed_during_a_check_that_fails(self, kind):

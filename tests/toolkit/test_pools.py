@@ -203,21 +203,46 @@ class TestWear:
                 assert pool.stats().idle == 5
                 await asyncio.sleep(30)
                 assert pool.stats().idle == 1
+                assert pool.stats().created == 5  # and none for those of the minimum that need not have gone
 
         harness.run(kind, main())
 
-    def test_the_replacement_is_there_before_the_old_one_leaves(self, kind):
+    @pytest.mark.parametrize(
+        ("least", "seconds", "lifetime", "loan", "pause"),
+        [(1, 1, 10, 0.1, 0.1), (1, 3, 4, 0.1, 0.1), (2, 1, 10, 1, 0), (1, 0.5, 100, 30, 0)],
+        ids=["idle", "slow", "always lent", "long loans"],
+    )
+    def test_nobody_waits_for_a_replacement(self, kind, least, seconds, lifetime, loan, pause):
         async def main():
-            maker = Maker(seconds=1)
-            async with pool_of(maker, min=1, max=2, max_lifetime=10, jitter=0, max_idle=None) as pool:
-                await asyncio.sleep(2)
-                assert maker.open == {1}
-                for _ in range(300):
-                    await asyncio.sleep(0.1)
-                    assert pool.stats().idle >= 1
-                assert len(maker.closed) >= 2
+            maker = Maker(seconds=seconds)
+            options = {"min": least, "max": least + 1, "max_lifetime": lifetime, "jitter": 0, "max_idle": None}
+            async with pool_of(maker, **options) as pool:
+                await asyncio.sleep(2 * seconds + 1)
+                end = now() + 8 * lifetime
+                while now() < end:
+                    began = now()
+                    async with pool.acquire():
+                        assert now() == began
+                        await asyncio.sleep(loan)
+                    await asyncio.sleep(pause)
+                assert len(maker.closed) >= 4
+                assert maker.most == least + 1
 
         harness.run(kind, main())
+
+    def test_a_replacement_that_fails_is_tried_again_with_pauses(self, kind, caplog):
+        async def main():
+            maker = Maker(seconds=5)
+            async with pool_of(maker, min=1, max=2, max_lifetime=100, jitter=0, max_idle=None) as pool:
+                await asyncio.sleep(80)
+                maker.failures = [Boom() for _ in range(3)]
+                await asyncio.sleep(50)
+                assert pool.stats()[:3] == (1, 0, 0)
+                assert (pool.stats().created, pool.stats().failed) == (2, 3)
+
+        harness.run(kind, main())
+        # The last one after the old one had gone.
+        assert caplog.text.count("could not make a resource") == 3
 
     def test_check(self, kind):
         async def main():
@@ -259,6 +284,66 @@ class TestWear:
                 await asyncio.wait([task])
                 assert await hold(pool, 0) == 3
             assert not maker.open
+
+        harness.run(kind, main())
+
+    def test_what_is_idle_is_kept_alive(self, kind):
+        async def main():
+            maker = Maker()
+            checked = []
+
+            async def check(made):
+                checked.append((now(), made))
+                await asyncio.sleep(2)
+                return made != 2
+
+            async with Pool(maker.create, maker.close, check=check, keepalive=30, max_idle=100, create_limit=3) as pool:
+                first = [await pool.acquire() for _ in range(3)]
+                for lease in first:
+                    lease.release()
+                await asyncio.sleep(35)
+                # One after the other, so that there is one to be had; in the order in which they were given back.
+                assert checked == [(30, 1), (32, 2), (34, 3)]
+                assert (pool.stats().idle, maker.closed) == (1, [2])
+                assert await hold(pool, 0) == 1
+                await asyncio.sleep(5)
+                checked.clear()
+                # The last one used is lent first all the same.
+                assert [resource.value for resource in pool._only.idle] == [3, 1]
+                await asyncio.sleep(59)
+                # That is no use: who was not used in so long goes.
+                assert checked == [(66, 3), (68, 1), (98, 3), (100, 1)]
+                await asyncio.sleep(4)
+                assert maker.closed == [2, 3]
+                assert pool.stats().lent == 4
+
+        harness.run(kind, main())
+
+    def test_one_that_is_kept_alive_goes_to_who_waits(self, kind):
+        async def main():
+            maker = Maker()
+            pool = Pool(maker.create, maker.close, check=lambda made: asyncio.sleep(2), keepalive=10, max=1)
+            async with pool:
+                await hold(pool, 0)
+                await asyncio.sleep(11)
+                assert pool.stats()[:3] == (0, 0, 0)
+                assert await hold(pool, 0) == 1
+                assert now() == 12
+                await asyncio.sleep(11)
+                assert await pool.drain(5)
+                assert (now(), maker.open) == (24, set())
+
+        harness.run(kind, main())
+
+    def test_a_check_that_hangs_while_it_is_idle(self, kind):
+        async def main():
+            maker = Maker()
+            pool = Pool(maker.create, maker.close, check=lambda made: forever(), keepalive=10, close_timeout=3)
+            async with pool:
+                await hold(pool, 0)
+                await asyncio.sleep(14)
+                assert maker.closed == [1]
+                assert pool._keeper is None
 
         harness.run(kind, main())
 
@@ -451,10 +536,12 @@ def test_a_pool_and_its_resources_can_be_collected(kind):
         ({"create_limit": 0}, ValueError),
         ({"acquire_timeout": -1}, ValueError),
         ({"check": 3}, TypeError),
+        ({"keepalive": "1", "check": print}, ValueError),
+        ({"keepalive": 1}, ValueError),
     ],
 )
 def test_bad_arguments(options, error):
-    with pytest.raises(error, match="must be"):
+    with pytest.raises(error, match=r"must be|needs a check"):
         Pool(Maker().create, **options)
     with pytest.raises(TypeError, match="create must be"):
         Pool(None)
