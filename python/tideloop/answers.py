@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 __all__ = ["hand_out"]
@@ -33,12 +43,21 @@ async def hand_out(
         tell((number, answer[key]) for number, key in enumerate(keys) if key in answer)
     elif isinstance(answer, AsyncIterable):
         places = _places(keys)
-        async for pair in answer:
-            tell(_answered(pair, places, who))
+        try:
+            async for pair in answer:
+                tell(_answered(pair, places, who))
+        finally:
+            # What it yields may be no pair; then it has not come to its end.
+            if isinstance(answer, AsyncGenerator):
+                await answer.aclose()
     elif isinstance(answer, Iterable) and not isinstance(answer, str | bytes):
         places = _places(keys)
-        for pair in answer:
-            tell(_answered(pair, places, who))
+        try:
+            for pair in answer:
+                tell(_answered(pair, places, who))
+        finally:
+            if isinstance(answer, Generator):
+                answer.close()
     else:
         raise TypeError(f"{who} returned {answer!r}; expected a list, a mapping, or (key, value) pairs")
 

@@ -11,6 +11,7 @@ Works on every asyncio loop.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import random
@@ -122,6 +123,8 @@ class Background:
     ) -> None:
         if on_error not in ("log", "raise") and not callable(on_error):
             raise ValueError(f"on_error must be 'log', 'raise' or a function, not {on_error!r}")
+        if inspect.iscoroutinefunction(on_error):
+            raise TypeError(f"on_error must be a plain function, which nobody awaits, not {on_error!r}")
         _check(restart)
         self.name = name
         self._limiter = None if limit is None else Limiter(limit, name=name)

@@ -228,8 +228,7 @@ class Cache(CacheCore, Generic[_K, _V]):
         try:
             state, found = self._ask(key)
         except TypeError as error:
-            if not _is_hashable(key):
-                raise TypeError(f"{self!r}: the key {key!r} is not hashable; key= can make one that is") from error
+            self._refuse(key, error)
             raise
         if state == "gone":
             self._misses += 1
@@ -238,6 +237,11 @@ class Cache(CacheCore, Generic[_K, _V]):
         elif state == "failed":
             self._negative_hits += 1
         return state, found
+
+    def _refuse(self, key: Any, error: TypeError) -> None:
+        """Raise what is to be said of a key that cannot be one, if it cannot."""
+        if not _is_hashable(key):
+            raise TypeError(f"{self!r}: the key {key!r} is not hashable; key= can make one that is") from error
 
     async def get_many(self, keys: Iterable[_K], load: Callable[[list[_K]], Any]) -> dict[_K, _V]:
         """The values of several keys, in their order; those that are missing come from one call of ``load(missing)``.
@@ -251,7 +255,13 @@ class Cache(CacheCore, Generic[_K, _V]):
         seats: dict[_K, tuple[Flight[_V], asyncio.Future[_V]]] = {}
         wanted: dict[_K, _Load] = {}
         failures: dict[_K, BaseException] = {}
-        asked = list(dict.fromkeys(keys))
+        asked = list(keys)
+        try:
+            asked = list(dict.fromkeys(asked))
+        except TypeError as error:
+            for key in asked:
+                self._refuse(key, error)
+            raise
         try:
             for key in asked:
                 state, value = self._look_up(key)

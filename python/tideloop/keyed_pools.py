@@ -65,6 +65,10 @@ class KeyedPool(Lender[_T], Generic[_K, _T]):
         shelf = self._shelves.get(key)
         return Lease(self, Shelf(key) if shelf is None else shelf)
 
+    def resize(self, *, max: int) -> None:
+        """Change how many there may be in all, as Pool.resize() does."""
+        self._resize(0, max)
+
     def _limit(self, shelf: Shelf[_T]) -> int:
         return self._max_per_key
 

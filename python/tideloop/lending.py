@@ -76,9 +76,8 @@ class Lender(Housekeeping[_T]):
         while tasks := self._tasks - own:
             await asyncio.wait(tasks)
 
-    def resize(self, *, min: int | None = None, max: int | None = None) -> None:
-        """Change the limits. More room is used at once; what is too much goes when it comes back, idle ones at once."""
-        self._min, self._max = bounds(self._min if min is None else min, self._max if max is None else max)
+    def _resize(self, min: int, max: int) -> None:
+        self._min, self._max = bounds(min, max)
         while self._lasting() > self._max and (resource := self._oldest_idle()) is not None:
             self._retire(resource)
         if self._loop is not None:

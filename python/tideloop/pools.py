@@ -86,6 +86,10 @@ class Pool(Lender[_T]):
         """
         return Lease(self, self._only)
 
+    def resize(self, *, min: int | None = None, max: int | None = None) -> None:
+        """Change the limits. More room is used at once; what is too much goes when it comes back, idle ones at once."""
+        self._resize(self._min if min is None else min, self._max if max is None else max)
+
     def _minimum_lacks(self) -> bool:
         return not self._closed and self._size < self._max and self._lasting() - self._last_loans < self._min
 

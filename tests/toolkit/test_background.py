@@ -412,6 +412,8 @@ def test_belongs_to_one_loop(kind):
 def test_bad_arguments(kind):
     with pytest.raises(ValueError, match="on_error must be"):
         Background(on_error="ignore")
+    with pytest.raises(TypeError, match="on_error must be a plain function"):
+        Background(on_error=fail)  # or nobody would be told
     with pytest.raises(TypeError, match="restart must be"):
         Background(restart=3)
     with pytest.raises(ValueError, match="grace must be"):

@@ -493,6 +493,33 @@ class TestAnswers:
 
         harness.run(kind, main())
 
+    @pytest.mark.parametrize("asynchronous", [True, False])
+    def test_one_that_yields_what_is_no_pair_is_closed(self, kind, asynchronous):
+        closed = []
+
+        async def later(keys):
+            try:
+                yield keys[0], "first"
+                yield "no pair"
+            finally:
+                await asyncio.sleep(1)
+                closed.append(keys)
+
+        def now(keys):
+            try:
+                yield keys[0], "first"
+                yield "no pair"
+            finally:
+                closed.append(keys)
+
+        async def main():
+            batcher = Batcher(later if asynchronous else now)
+            first, second = await asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+            assert (first, type(second)) == ("first", TypeError)
+            assert closed == [[1, 2]]
+
+        harness.run(kind, main())
+
     def test_answers_that_are_none(self, kind):
         async def main():
             for answer, match in [

@@ -982,6 +982,8 @@ class TestFunctions:
 
         with pytest.raises(TypeError, match=r"Cache 'db' .* \(\[1\],\) is not hashable; key="):
             await fetch([1])
+        with pytest.raises(TypeError, match=r"Cache 'db' .* \[1\] is not hashable"):
+            await fetch.cache.get_many([2, [1]], fetch)
 
     @run
     async def test_over_a_batcher(self):

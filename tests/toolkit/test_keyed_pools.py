@@ -42,6 +42,27 @@ class TestKeys:
 
         harness.run(kind, main())
 
+    def test_resize(self, kind):
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, maker.close, max=2) as pool:
+                late = [asyncio.ensure_future(hold(pool, 10, key)) for key in "abcd"]
+                await asyncio.sleep(1)
+                assert len(maker.open) == 2
+                pool.resize(max=4)
+                await asyncio.sleep(1)
+                assert len(maker.open) == 4
+                pool.resize(max=1)
+                await asyncio.gather(*late)
+                await asyncio.sleep(1)
+                assert len(maker.open) == 1
+                with pytest.raises(ValueError, match="max must be"):
+                    pool.resize(max=0)
+                with pytest.raises(TypeError, match="min"):
+                    pool.resize(min=1)
+
+        harness.run(kind, main())
+
     def test_nobody_starves(self, kind):
         async def main():
             maker = Maker()
