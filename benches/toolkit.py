@@ -42,6 +42,7 @@ PEERS = (
     "aiostream",
     "async-lru",
     "aiodataloader",
+    "stamina",
     "redis",
 )
 

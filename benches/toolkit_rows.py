@@ -21,6 +21,7 @@ from typing import Any
 
 import tideloop
 from toolkit_adaptive import LIMITS, STEPS, least_share  # beside this file
+from toolkit_services import POLICIES, POOLS, by_asyncio, by_run_process, by_subprocess  # beside this file
 from toolkit_shared import asking, limiter, rate_limiter  # beside this file
 
 Sample = dict[str, float]
@@ -685,6 +686,27 @@ CACHES: dict[str, Make] = {
 }
 
 
+# --- what a service calls -------------------------------------------------------------------------
+
+
+async def borrowings(pool: Any, count: int) -> Sample:
+    async with pool:
+        async with pool.acquire():
+            pass
+        with spent(count) as sample:
+            for _ in range(count):
+                async with pool.acquire():
+                    pass
+    return sample
+
+
+async def calls(call: Any, count: int) -> Sample:
+    with spent(count) as sample:
+        for _ in range(count):
+            await call()
+    return sample
+
+
 # --- adaptive limits -----------------------------------------------------------------------------
 
 SHARE = Metric("share of the best static limit", ".3f", lower_is_better=False)
@@ -772,6 +794,8 @@ ROWS = [
         loads,
         goal="1.5 µs",
     ),
+    Row("pool", "async with pool.acquire(), one is idle", 50_000, POOLS, borrowings, goal="1 µs"),
+    Row("policy", "a call that succeeds at once", 20_000, POLICIES, calls, goal="1 µs"),
     Row(
         "offload",
         "a function that does nothing, in a thread",
@@ -782,6 +806,21 @@ ROWS = [
         },
         elapsed,
         goal="20 µs",
+        metrics=(NS, Metric("wall ns")),
+    ),
+    Row(
+        "spawn",
+        "/bin/true to its end, its output read; CPU time of this process only",
+        100,
+        functions(
+            **{
+                "create_subprocess_exec": by_asyncio,
+                "subprocess.run": by_subprocess,
+                "tideloop.run_process": by_run_process,
+            }
+        ),
+        elapsed,
+        goal="1.9 ms of wall time",
         metrics=(NS, Metric("wall ns")),
     ),
     Row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import traceback
 from collections.abc import Generator
@@ -107,13 +108,17 @@ class Lease(Generic[_T]):
         self._broken = True
 
     def _watch(self, limit: float) -> None:
-        stack = traceback.extract_stack(limit=_SHOWN)[:-1]
+        # Only what is needed to tell of it later: lines are looked up for those that are told of, which few are.
+        places: list[tuple[str, int, str, None]] = []
+        frame = inspect.currentframe()
+        while (frame := frame and frame.f_back) is not None and len(places) < _SHOWN:
+            places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None))
         task = asyncio.current_task()
         name = task.get_name() if task is not None else "no task"
 
         def report() -> None:
             self._pool._leaked += 1
-            where = "".join(traceback.format_list(stack))
+            where = "".join(traceback.StackSummary.from_list(reversed(places)).format())
             _log.warning("%r lent by %r was not given back in %g s; lent here:\n%s", self._pool, name, limit, where)
 
         self._timer = asyncio.get_running_loop().call_later(limit, report)
