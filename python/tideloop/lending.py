@@ -129,8 +129,17 @@ class Lender(Housekeeping[_T]):
         now = loop.time()
         while idle:
             resource = idle.pop()
-            if not self._is_worn(resource, now):
-                self._lend(resource)
+            # What almost always happens; two calls less than by _is_worn() and _lend().
+            if (
+                now < resource.expires
+                and resource.uses < self._max_uses
+                and (now - resource.idle_since < self._max_idle or self._lasting() <= self._min)
+            ):
+                self._lent += 1
+                self._borrowed += 1
+                resource.uses += 1
+                if self._min and resource.uses >= self._max_uses:
+                    self._lend_last(resource)
                 return resource
             self._retire(resource)
         return None
@@ -221,13 +230,17 @@ class Lender(Housekeeping[_T]):
         return good
 
     def _lend(self, resource: Resource[_T]) -> None:
-        resource.uses += 1
         self._lent += 1
         self._borrowed += 1
+        resource.uses += 1
         if self._min and resource.uses >= self._max_uses:
-            resource.is_last_loan = True
-            self._last_loans += 1
-            self._refill()
+            self._lend_last(resource)
+
+    def _lend_last(self, resource: Resource[_T]) -> None:
+        """It goes when it comes back, so what replaces it is made now."""
+        resource.is_last_loan = True
+        self._last_loans += 1
+        self._refill()
 
     def _take_back(self, resource: Resource[_T], broken: bool) -> None:
         self._borrowed -= 1
@@ -248,8 +261,10 @@ class Lender(Housekeeping[_T]):
             self._retire(resource)
         elif self._reset is not None:
             self._spawn(self._reset_and_put_back(resource))
-        else:
+        elif (shelf := resource.shelf).waiters:
             self._put_back(resource)
+        else:
+            self._lay_down(shelf, resource)
 
     # --- who is next ------------------------------------------------------------------------
 
@@ -261,11 +276,16 @@ class Lender(Housekeeping[_T]):
         first = shelf.first() if shelf.waiters else None
         if first is not None and not self._is_owed_elsewhere(shelf, first[0]):
             shelf.give_first(resource)
-            return
+        else:
+            self._lay_down(shelf, resource)
+
+    def _lay_down(self, shelf: Shelf[_T], resource: Resource[_T]) -> None:
+        """Among the idle ones: nobody is to have it now."""
         shelf.idle.append(resource)
         if resource.checked + self._looked_at < self._planned or resource.expires < self._planned:
             self._schedule_housekeeping(self._due(resource))
-        if self._size >= self._max:
+        if self._size >= self._max and len(self._shelves) > 1:
+            # Somebody who waits for another key may have its place.
             self._serve()
 
     def _is_owed_elsewhere(self, shelf: Shelf[_T], arrival: int) -> bool:
