@@ -313,6 +313,37 @@ def test_limit(kind):
     harness.run(kind, main())
 
 
+def test_cancelled_everywhere(kind):
+    def scenario(attack):
+        async def main():
+            backgrounds = []
+
+            async def suffer(seconds):
+                await attack._suffer(asyncio.sleep(seconds))
+
+            async def serve():
+                async with Background(limit=2, grace=5, restart=Restart(first=1, most=1)) as background:
+                    backgrounds.append(background)
+                    for seconds in (1, 2, 3):
+                        background.spawn(suffer, seconds)
+                    background.spawn(fail)
+                    await asyncio.sleep(0.5)
+                    await background.drain(4)
+
+            for _ in range(2):
+                attack.task(serve())
+            await attack.settle()
+            for background in backgrounds:
+                stats = background.stats()
+                assert stats.running == stats.waiting == background._limiter.stats().in_use == 0
+                assert stats.succeeded + stats.failed + stats.cancelled == 4
+            assert len(tasks_left()) == 1  # the harness's own
+
+        return main()
+
+    assert harness.cancel_everywhere(kind, scenario) > 10
+
+
 class TestRestart:
     def test_after_growing_pauses(self, kind, caplog):
         times = []

@@ -263,6 +263,36 @@ def many(source):
     return load
 
 
+@pytest.mark.parametrize("abandons", [False, True])
+def test_single_flights_cancelled_everywhere(kind, abandons):
+    def scenario(attack):
+        async def main():
+            flights = tideloop.SingleFlight(cancel_abandoned=abandons)
+            begun, ended = [], []
+
+            async def work(key):
+                begun.append(key)
+                try:
+                    await asyncio.sleep(1)
+                    return key
+                finally:
+                    ended.append(key)
+
+            async def ask(key):
+                assert await flights.do(key, work, key) == key
+
+            for key in "aabba":
+                attack.task(ask(key))
+            await attack.settle()
+            await asyncio.sleep(5)
+            assert begun == ended
+            assert flights.stats()[1:3] == (0, 0)
+
+        return main()
+
+    assert harness.cancel_everywhere(kind, scenario) == 5
+
+
 class TestErrors:
     @run
     async def test_errors_are_not_kept(self):
