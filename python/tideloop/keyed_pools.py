@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar, Unpack, overload
 
 from tideloop.leases import Lease
 from tideloop.lending import Lender
 from tideloop.pool_options import KeyedPoolOptions, count
-from tideloop.shelves import Shelf
+from tideloop.shelves import Resource, Shelf
 
 __all__ = ["KeyedPool"]
 
@@ -58,6 +58,7 @@ class KeyedPool(Lender[_T], Generic[_K, _T]):
         if "min" in options:
             raise TypeError("a pool with keys takes no min")
         super().__init__(create, close, max=max, **options)
+        self._with_idle: dict[Shelf[_T], None] = {}
         self._max_per_key = count("max_per_key", max_per_key)
 
     def acquire(self, key: _K) -> Lease[_T]:
@@ -71,6 +72,21 @@ class KeyedPool(Lender[_T], Generic[_K, _T]):
 
     def _limit(self, shelf: Shelf[_T]) -> int:
         return self._max_per_key
+
+    def _lay_down(self, shelf: Shelf[_T], resource: Resource[_T]) -> None:
+        self._with_idle[shelf] = None
+        super()._lay_down(shelf, resource)
+
+    def _stocked(self) -> Iterable[Shelf[_T]]:
+        """Not all shelves: there may be many more keys that somebody waits for than resources."""
+        for shelf in [shelf for shelf in self._with_idle if not shelf.idle]:
+            del self._with_idle[shelf]
+        return self._with_idle
+
+    def _sweep(self, shelf: Shelf[_T]) -> None:
+        super()._sweep(shelf)
+        if not shelf.size:
+            self._with_idle.pop(shelf, None)
 
     def _ask_for_one(self, shelf: Shelf[_T]) -> Awaitable[_T] | _T:
         return self._create(shelf.key)

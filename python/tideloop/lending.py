@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import math
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from tideloop.durations import seconds
 from tideloop.pool_housekeeping import Housekeeping
 from tideloop.pool_options import PoolClosed, PoolStats, PoolTimeout, bounds
 from tideloop.shelves import Resource, Shelf
+from tideloop.turns import Turns
 
 __all__ = ["Lender"]
 
@@ -31,6 +32,14 @@ _CHECKED_AFTER = 0.5
 
 class Lender(Housekeeping[_T]):
     """What is idle, lent and owed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._turns: Turns[_T] = Turns(self._limit)
+        # With something idle that is owed to another key, and somebody who waits.
+        self._withheld: set[Shelf[_T]] = set()
+        # Tasks that wait; those included that were given something and have not seen it yet.
+        self._waiting = 0
 
     # --- for the user -----------------------------------------------------------------------
 
@@ -78,6 +87,8 @@ class Lender(Housekeeping[_T]):
 
     def _resize(self, min: int, max: int) -> None:
         self._min, self._max = bounds(min, max)
+        for shelf in self._shelves.values():
+            self._turns.note(shelf)
         while self._lasting() > self._max and (resource := self._oldest_idle()) is not None:
             self._retire(resource)
         if self._loop is not None:
@@ -176,8 +187,9 @@ class Lender(Housekeeping[_T]):
         # It may have been swept away while nobody used it, also by that, and another one have come in its place.
         shelf = self._shelves.setdefault(shelf.key, shelf)
         waiter: asyncio.Future[Resource[_T]] = self._loop.create_future()
-        arrival = (number, waiter)
-        shelf.queue(arrival)
+        shelf.queue(number, waiter)
+        self._waiting += 1
+        self._turns.note(shelf)
         self._serve()
         timer = None if deadline == math.inf else self._loop.call_at(deadline, self._expire, waiter)
         try:
@@ -190,10 +202,10 @@ class Lender(Housekeeping[_T]):
         finally:
             if timer is not None:
                 timer.cancel()
+            self._waiting -= 1
             if not waiter.done() or waiter.cancelled() or waiter.exception() is not None:
                 # Whoever gives takes him off; who has given up does so himself.
-                with contextlib.suppress(ValueError):
-                    shelf.waiters.remove(arrival)
+                shelf.waiters.pop(number, None)
                 if len(self._shelves) > 1:
                     self._serve()
             self._sweep(shelf)
@@ -201,11 +213,10 @@ class Lender(Housekeeping[_T]):
     def _expire(self, waiter: asyncio.Future[Resource[_T]]) -> None:
         if not waiter.done():
             self._timeouts += 1
-            stats = self.stats()
             waiter.set_exception(
                 PoolTimeout(
-                    f"no resource of {self!r} in time: {stats.borrowed} lent, {stats.creating} being made, "
-                    f"{stats.waiting - 1} others waiting"
+                    f"no resource of {self!r} in time: {self._borrowed} lent, {self._creating} being made, "
+                    f"{self._waiting - 1} others waiting"
                 )
             )
 
@@ -274,9 +285,14 @@ class Lender(Housekeeping[_T]):
             return
         shelf = resource.shelf
         first = shelf.first() if shelf.waiters else None
-        if first is not None and not self._is_owed_elsewhere(shelf, first[0]):
+        if first is None:
+            self._lay_down(shelf, resource)
+        elif not self._is_owed_elsewhere(first):
             shelf.give_first(resource)
         else:
+            # For whom it was made, if it was, is to have another.
+            self._withheld.add(shelf)
+            self._turns.note(shelf)
             self._lay_down(shelf, resource)
 
     def _lay_down(self, shelf: Shelf[_T], resource: Resource[_T]) -> None:
@@ -288,33 +304,40 @@ class Lender(Housekeeping[_T]):
             # Somebody who waits for another key may have its place.
             self._serve()
 
-    def _is_owed_elsewhere(self, shelf: Shelf[_T], arrival: int) -> bool:
+    def _is_owed_elsewhere(self, arrival: int) -> bool:
         """Whether all places are taken, and somebody waits for another key who came earlier and could have one."""
-        return self._size >= self._max and any(
-            first < arrival and other.size < self._limit(other)
-            for other in self._shelves.values()
-            if other is not shelf and not other.idle and (first := other.first_unserved()) is not None
-        )
+        if self._size < self._max or len(self._shelves) < 2:
+            return False
+        earliest = self._turns.next({})
+        return earliest is not None and earliest.turn is not None and earliest.turn < arrival
 
     def _serve(self) -> None:
+        """Begin to make what is wanted, for those first who came first, whatever their key."""
         if self._closed:
             return
-        waiting = [(first[0], shelf) for shelf in self._shelves.values() if (first := shelf.first()) is not None]
+        if self._withheld:
+            self._give_withheld()
         # Places that will be free, for those who came first.
         owed = 0
-        for _, shelf in sorted(waiting, key=lambda item: item[0]):
-            # What was kept for somebody else, who has given up or was served since.
-            while shelf.idle and (first := shelf.first()) is not None and not self._is_owed_elsewhere(shelf, first[0]):
+        promised: dict[Shelf[_T], int] = {}
+        while self._creating + owed < self._create_limit and (shelf := self._turns.next(promised)) is not None:
+            if self._size < self._max or self._make_room(owed):
+                self._begin_to_create(shelf)
+            elif owed < self._leaving:
+                owed += 1
+                promised[shelf] = promised.get(shelf, 0) + 1
+            else:
+                break
+        for shelf in promised:
+            self._turns.note(shelf)
+
+    def _give_withheld(self) -> None:
+        """What was kept for somebody else, who has given up or was served since."""
+        for shelf in sorted(self._withheld, key=lambda shelf: shelf.first() or 0):
+            while shelf.idle and (first := shelf.first()) is not None and not self._is_owed_elsewhere(first):
                 shelf.give_first(shelf.idle.pop())
-            wanted = shelf.waiting(max(self._limit(shelf) - shelf.size + shelf.creating, 0))
-            before = owed
-            while shelf.creating + owed - before < wanted and self._creating + owed < self._create_limit:
-                if self._size < self._max or self._make_room(owed):
-                    self._begin_to_create(shelf)
-                elif owed < self._leaving:
-                    owed += 1
-                else:
-                    return
+            if not shelf.idle or shelf.first() is None:
+                self._withheld.discard(shelf)
 
     def _make_room(self, owed: int) -> bool:
         """Close what was idle longest, unless enough is on its way out; whether a place is free by now."""
@@ -322,9 +345,18 @@ class Lender(Housekeeping[_T]):
             self._retire(resource)
         return self._size < self._max
 
+    def _forget(self, shelf: Shelf[_T]) -> None:
+        super()._forget(shelf)
+        if shelf.waiters:
+            self._turns.note(shelf)
+
+    def _stocked(self) -> Iterable[Shelf[_T]]:
+        """The shelves that may have something idle."""
+        return self._shelves.values()
+
     def _oldest_idle(self) -> Resource[_T] | None:
         oldest = min(
-            (shelf.idle[0] for shelf in self._shelves.values() if shelf.idle),
+            (shelf.idle[0] for shelf in self._stocked() if shelf.idle),
             key=lambda resource: resource.idle_since,
             default=None,
         )

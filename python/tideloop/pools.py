@@ -16,8 +16,8 @@ Database connections, browser pages, open files. How it is done, and why:
 The controls are HikariCP's (Wooldridge); its essay "About Pool Sizing" is why `max` is small by default. Works on
 every asyncio loop. A pool belongs to the loop that it is first used in.
 
-The parts: what is there and who waits for it (`shelves`), who gets it when (`lending`), a loan (`leases`), what is
-made and closed (`pool_upkeep`), what is replaced and kept alive (`pool_housekeeping`), and pools with keys
+The parts: what is there and who waits for it (`shelves`), who gets it when (`lending`, `turns`), a loan (`leases`),
+what is made and closed (`pool_upkeep`), what is replaced and kept alive (`pool_housekeeping`), and pools with keys
 (`keyed_pools`).
 """
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Arrival", "Resource", "Shelf"]
+__all__ = ["Resource", "Shelf"]
 
 _T = TypeVar("_T")
 
@@ -27,51 +26,70 @@ class Resource(Generic[_T]):
         self.expires = expires
 
 
-Arrival = tuple[int, "asyncio.Future[Resource[_T]]"]
-"""Who waits, with when he came: a number that grows over all keys."""
-
-
 class Shelf(Generic[_T]):
     """The resources of one key, and who waits for them."""
 
-    __slots__ = ("creating", "idle", "key", "size", "waiters")
+    __slots__ = ("creating", "idle", "key", "size", "turn", "waiters")
 
     def __init__(self, key: Any) -> None:
         self.key = key
         self.idle: deque[Resource[_T]] = deque()
-        self.waiters: deque[Arrival[_T]] = deque()
+        # Who waits, by when he came: a number that grows over all keys.
+        self.waiters: OrderedDict[int, asyncio.Future[Resource[_T]]] = OrderedDict()
         # Idle, borrowed, being made, reset or closed.
         self.size = 0
         self.creating = 0
+        # Where it stands among those of which one more is wanted; the pool's Turns know.
+        self.turn: int | None = None
 
-    def first(self) -> Arrival[_T] | None:
-        """Who has waited longest and still does."""
-        while self.waiters and self.waiters[0][1].done():
-            self.waiters.popleft()
-        return self.waiters[0] if self.waiters else None
+    def first(self) -> int | None:
+        """When he came who has waited longest and still does."""
+        return self._waiter(0)
 
-    def first_unserved(self) -> int | None:
-        """When he came who has waited longest of those for whom none is being made."""
-        waiting = (number for number, waiter in self.waiters if not waiter.done())
-        return next(itertools.islice(waiting, self.creating, None), None)
+    def unserved(self, ahead: int = 0) -> int | None:
+        """When he came who has waited longest of those for whom none is being made, `ahead` of them left out."""
+        return self._waiter(self.creating + ahead)
+
+    def _waiter(self, ahead: int) -> int | None:
+        """The first of those who wait, or a later one. Who has given up on the way is looked at once only."""
+        gone = []
+        found = None
+        for number, waiter in self.waiters.items():
+            if waiter.done():
+                gone.append(number)
+            elif ahead:
+                ahead -= 1
+            else:
+                found = number
+                break
+        for number in gone:
+            del self.waiters[number]
+        return found
 
     def give_first(self, resource: Resource[_T]) -> None:
         """To who has waited longest; there has to be one."""
-        self.waiters.popleft()[1].set_result(resource)
+        first = self.first()
+        assert first is not None
+        self.waiters.pop(first).set_result(resource)
 
     def fail_first(self, error: BaseException) -> bool:
         """Tell who has waited longest of a failure; whether there was one."""
-        if self.first() is None:
+        first = self.first()
+        if first is None:
             return False
-        self.waiters.popleft()[1].set_exception(error)
+        self.waiters.pop(first).set_exception(error)
         return True
 
-    def queue(self, arrival: Arrival[_T]) -> None:
+    def queue(self, number: int, waiter: asyncio.Future[Resource[_T]]) -> None:
         """Let somebody wait: at the end, or, if he comes again, before those who came later."""
-        behind = 0
-        while behind < len(self.waiters) and self.waiters[-1 - behind][0] > arrival[0]:
-            behind += 1
-        self.waiters.insert(len(self.waiters) - behind, arrival)
+        later = []
+        for other in reversed(self.waiters):
+            if other < number:
+                break
+            later.append(other)
+        self.waiters[number] = waiter
+        for other in reversed(later):
+            self.waiters.move_to_end(other)
 
     def lay(self, resource: Resource[_T]) -> None:
         """Among the idle ones, where it belongs: the last one has been idle for the shortest time."""
@@ -80,6 +98,6 @@ class Shelf(Generic[_T]):
             after += 1
         self.idle.insert(len(self.idle) - after, resource)
 
-    def waiting(self, most: int | None = None) -> int:
-        """How many wait; not counted beyond `most`."""
-        return sum(1 for _ in itertools.islice((w for _, w in self.waiters if not w.done()), most))
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(1 for waiter in self.waiters.values() if not waiter.done())

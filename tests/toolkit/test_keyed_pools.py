@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 
 import pytest
 import tideloop
@@ -129,12 +130,36 @@ class TestKeys:
                 for number in range(1000):
                     await hold(pool, 0, number)
                 assert len(pool._shelves) <= 5
+                assert len(pool._with_idle) <= 5
                 maker.failures = [Boom()]
                 with pytest.raises(Boom):
                     await hold(pool, 0, "bad")
                 assert "bad" not in pool._shelves
 
         harness.run(kind, main())
+
+
+def test_a_loan_costs_the_same_however_many_keys_are_wanted(kind):
+    def cost(keys):
+        calls = 0
+
+        def profile(frame, event, argument):
+            nonlocal calls
+            calls += 1
+
+        async def main():
+            maker = Maker()
+            async with KeyedPool(maker.create, maker.close, max=10, acquire_timeout=None) as pool:
+                await asyncio.gather(*(hold(pool, 1, number % keys) for number in range(800)))
+
+        sys.setprofile(profile)
+        try:
+            harness.run(kind, main())
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert cost(400) < 2 * cost(50)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import math
 import sys
+from collections import OrderedDict
 
 import pytest
 import tideloop
@@ -407,3 +408,48 @@ class TestWaiting:
             return calls
 
         assert cost(1600) < 6 * cost(400)
+
+    @pytest.mark.parametrize("key", [None, "one of two"])
+    @pytest.mark.parametrize("how", ["cancelled", "late"])
+    def test_a_crowd_that_gives_up_costs_each_of_it_the_same(self, kind, key, how):
+        def cost(count):
+            seen = 0
+
+            class Waiters(OrderedDict):
+                """Counts whom somebody looks at."""
+
+                def items(self):
+                    nonlocal seen
+                    for item in super().items():
+                        seen += 1
+                        yield item
+
+            async def main():
+                maker = Maker()
+                timeout = 5 if how == "late" else None
+                if key is None:
+                    pool = pool_of(maker, max=1, acquire_timeout=timeout)
+                else:
+                    pool = KeyedPool(maker.create, maker.close, max=1, acquire_timeout=timeout)
+                keys = () if key is None else (key,)
+                async with pool:
+                    holder = asyncio.ensure_future(hold(pool, 100, *keys))
+                    await asyncio.sleep(1)
+                    if key is not None:
+                        other = asyncio.ensure_future(hold(pool, 0, "the other"))
+                    pool._shelves[key].waiters = Waiters()
+                    tasks = [asyncio.ensure_future(hold(pool, 0, *keys)) for _ in range(count)]
+                    await asyncio.sleep(1)
+                    if how == "cancelled":
+                        for task in reversed(tasks):
+                            task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                    assert pool.stats().waiting == (key is not None and how == "cancelled")
+                    if key is not None:
+                        await asyncio.gather(other, return_exceptions=True)
+                    await holder
+
+            harness.run(kind, main())
+            return seen
+
+        assert cost(400) < 6 * cost(100) + 10
