@@ -435,10 +435,11 @@ class TestWaiting:
                 async with pool:
                     holder = asyncio.ensure_future(hold(pool, 100, *keys))
                     await asyncio.sleep(1)
-                    if key is not None:
-                        other = asyncio.ensure_future(hold(pool, 0, "the other"))
                     pool._shelves[key].waiters = Waiters()
                     tasks = [asyncio.ensure_future(hold(pool, 0, *keys)) for _ in range(count)]
+                    await turns(1)
+                    if key is not None:
+                        other = asyncio.ensure_future(hold(pool, 0, "the other"))
                     await asyncio.sleep(1)
                     if how == "cancelled":
                         for task in reversed(tasks):
