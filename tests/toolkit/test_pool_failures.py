@@ -441,13 +441,16 @@ class TestWaiting:
                     if key is not None:
                         other = asyncio.ensure_future(hold(pool, 0, "the other"))
                     await asyncio.sleep(1)
+                    last = asyncio.ensure_future(hold(pool, 0, *keys))
+                    await turns(1)
                     if how == "cancelled":
                         for task in reversed(tasks):
                             task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
-                    assert pool.stats().waiting == (key is not None and how == "cancelled")
+                    assert pool.stats().waiting == 1 + (key is not None and how == "cancelled")
                     if key is not None:
                         await asyncio.gather(other, return_exceptions=True)
+                    await asyncio.gather(last, return_exceptions=True)
                     await holder
 
             harness.run(kind, main())
