@@ -1,8 +1,8 @@
 """Child: a program that runs, its pipes and its end, watched by an event loop.
 
 What ``loop.subprocess_exec()`` does, for the toolkit, on any loop that watches descriptors, and for less: no futures,
-no tasks, no turns of the loop between a thing that happens and who is told of it. Once the program was started there are
-at most four descriptors, which the loop watches by `add_reader()` and `add_writer()`:
+no tasks, no turns of the loop between a thing that happens and who is told of it. Once the program was started there
+are at most four descriptors, which the loop watches by `add_reader()` and `add_writer()`:
 
 * our ends of the pipes. They do not block: a process that was forked from this one has them, too, and may have read
   what was there.

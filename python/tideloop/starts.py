@@ -1,9 +1,9 @@
 """start(): a program in a session of its own; and the children that nobody waits for any more.
 
-Where the system's posix_spawn() can do all that is asked for, it starts the program: in less time than subprocess.Popen,
-which uses it, too, but not for a new session. Popen starts the rest. Either way the child is the caller's, who collects
-it by ``os.waitpid()``, or leaves it to `abandon()`: then whoever starts the next program collects it, as Popen does with
-those that it has lost.
+Where the system's posix_spawn() can do all that is asked for, it starts the program: in less time than Popen, which
+uses it, too, but not for a new session. Popen starts the rest. Either way the child is the caller's, who collects it
+by ``os.waitpid()``, or leaves it to `abandon()`: then whoever starts the next program collects it, as Popen does
+with those that it has lost.
 """
 
 from __future__ import annotations
