@@ -603,7 +603,7 @@ async def run_process(**options: Any) -> None:
 
 
 async def child_by_child(function: Callable[[], Awaitable[None]], count: int) -> Sample:
-    """How long one took, and the CPU time of this process and of the child; medians, for others use the machine, too."""
+    """How long one took, and the CPU time of this process and of the child; medians, for the noise is large."""
     import resource
 
     def used() -> float:
