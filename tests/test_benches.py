@@ -78,6 +78,7 @@ GOALS = [
         "cache_hit",
         "batched_load",
         "offload",
+        "spawn",
         "adaptive",
     ),
     *("shared", "graph_nodes", "graph_chains"),
