@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 
 from tideloop.exits import can_open_pidfds, collect, lost
@@ -146,13 +147,18 @@ class Child(asyncio.SubprocessTransport):
             os.close(self._pidfd)
             self._pidfd = None
 
+        # Weakly: if the loop is closed, the child shall go with this object.
+        pid, loop, me = self._pid, self.loop, weakref.ref(self)
+
         def wait() -> None:
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.loop.call_soon_threadsafe(self._collect)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            child = me()
+            if child is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(child._collect)
 
-        threading.Thread(target=wait, name=f"tideloop-child-{self._pid}", daemon=True).start()
+        threading.Thread(target=wait, name=f"tideloop-child-{pid}", daemon=True).start()
 
     def _collect(self, options: int = 0) -> None:
         """The child has ended; with WNOHANG: maybe."""

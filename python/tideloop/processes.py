@@ -6,11 +6,12 @@ child has started itself goes with it, since it runs in a session of its own who
 a whole; and somebody who has escaped from that and still holds the pipe in silence
 cannot hold us.
 
-The parts: what is kept of a stream (`captures`), what the child writes and who reads it (`process_output`), what it
-leaves and fails with (`process_results`), and run_process(), which is all of it in one call (`process_runs`).
+The parts: how a child is started and watched (`starts`, `children`), what is kept of a stream (`captures`), what the
+child writes and who reads it (`process_output`), what it leaves and fails with (`process_results`), and run_process(),
+which is all of it in one call (`process_runs`).
 
-Works on every asyncio loop that has subprocesses. On Windows there are no process groups: there only the child
-itself is ended.
+Works on every asyncio loop that has subprocesses, and asks it for them where `children` cannot watch. On Windows there
+are no process groups: there only the child itself is ended.
 """
 
 from __future__ import annotations
