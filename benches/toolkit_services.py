@@ -1,12 +1,10 @@
-"""Contenders of the rows of ``toolkit.py`` about what a service calls: pools, policies, processes."""
+"""Contenders of the rows of ``toolkit.py`` about what a service calls: pools and policies."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib
-import os
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -100,24 +98,3 @@ POLICIES: dict[str, Callable[[], Call]] = {
     "tideloop.policy, retry and timeout": limited_in_time,
     "tideloop.policy, all but hedge": with_everything,
 }
-
-PROGRAM = next(filter(os.path.exists, ("/bin/true", "/usr/bin/true")), "true")
-
-
-async def by_asyncio(count: int) -> None:
-    for _ in range(count):
-        process = await asyncio.create_subprocess_exec(
-            PROGRAM, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        await process.communicate()
-
-
-async def by_subprocess(count: int) -> None:
-    """Blocks the loop meanwhile."""
-    for _ in range(count):
-        subprocess.run([PROGRAM], stdin=subprocess.DEVNULL, capture_output=True, check=True)  # noqa: ASYNC221
-
-
-async def by_run_process(count: int) -> None:
-    for _ in range(count):
-        await tideloop.run_process([PROGRAM], check=True)

@@ -81,7 +81,7 @@ def area(module):
 
 
 ALLOWED = {
-    "loop": {"adopted", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
+    "loop": {"adopted", "exits", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
     "observed": set(),
     # It knows of the loop what the loop tells it, and so it is with graphs, which it names for types only.
     "observe": {"graphs", "observed", "watchdog", "_tideloop"},
@@ -191,7 +191,10 @@ ALLOWED = {
     "captures": set(),
     "process_results": set(),
     "process_output": {"captures", "changes"},
-    "processes": {"cancellation", "captures", "changes", "durations", "process_output", "process_results"},
+    "processes": {"cancellation", "captures", "changes", "children", "durations", "process_output", "process_results"},
+    "exits": set(),
+    "starts": set(),
+    "children": {"exits", "starts"},
     "process_runs": {
         "captures",
         "deadlines",

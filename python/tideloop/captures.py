@@ -53,6 +53,8 @@ class Kept:
 
     def bytes(self) -> tuple[bytes, int]:
         """What is kept, and how many bytes are not."""
+        if not self.size:
+            return b"", self.dropped
         over = max(self.size - self.limit, 0)
         return b"".join(self.blocks)[over:], self.dropped + over
 

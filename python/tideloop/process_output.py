@@ -29,7 +29,9 @@ class Output:
     """Both streams of a child. Tells `changes` of whatever may let somebody go on besides the reader."""
 
     def __init__(self, capture: Capture | None, changes: Changes) -> None:
-        self.kept = None if capture is None else {name: Kept(capture) for name in NAMES.values()}
+        self.kept: dict[StreamName, Kept] | None = None
+        if capture is not None:
+            self.kept = {"stdout": Kept(capture), "stderr": Kept(capture)}
         self.received = 0
         self.unread = 0
         self.paused = False
@@ -37,8 +39,9 @@ class Output:
         self.over = False
         self.failure: BaseException | None = None
         self.transport: asyncio.SubprocessTransport | None = None
-        self._on_data: Callable[[StreamName, bytes], None] | None = None
-        self._splitters = {name: _Splitter(1) for name in NAMES.values()}
+        self._on_line: Callable[[StreamName, bytes], object] | None = None
+        self._longest = 1
+        self._splitters: dict[StreamName, _Splitter] = {}
         self._blocks: deque[tuple[StreamName, bytes]] = deque()
         self._lines: deque[tuple[StreamName, bytes]] = deque()
         self._reader: weakref.ref[Lines] | None = None
@@ -52,8 +55,8 @@ class Output:
         self.received += len(data)
         if self.kept is not None:
             self.kept[name].add(data)
-        if self._on_data is not None:
-            self._tell(name, data)
+        if self._on_line is not None:
+            self._tell(self._on_line, name, data)
         elif not self.dropping:
             self._blocks.append((name, data))
             self.unread += len(data)
@@ -98,24 +101,19 @@ class Output:
 
     def call(self, on_line: Callable[[StreamName, bytes], object] | None, max_line: int) -> None:
         """Have each line told to a function instead of a reader, or to nobody."""
-        for splitter in self._splitters.values():
-            splitter.longest = max_line
+        if on_line is None:
+            self.drop()
+        self._on_line = on_line
+        self._longest = max_line
 
-        def cut(name: StreamName, data: bytes) -> None:
-            if on_line is not None:
-                for line in self._splitters[name].feed(data):
-                    on_line(name, line)
-
-        self._on_data = cut
-
-    def _tell(self, name: StreamName, data: bytes) -> None:
-        assert self._on_data is not None
+    def _tell(self, on_line: Callable[[StreamName, bytes], object], name: StreamName, data: bytes) -> None:
         try:
-            self._on_data(name, data)
+            for line in self._split(name, data):
+                on_line(name, line)
         except BaseException as error:
             # The program's own code has failed on what the child has written: nobody wants any more of it.
             self.failure = error
-            self._on_data = None
+            self._on_line = None
             self.drop()
             self._changes.tell()
 
@@ -137,8 +135,7 @@ class Output:
 
     def give_to(self, reader: Lines, max_line: int) -> None:
         """Have the lines read by this one, as long as it lives."""
-        for splitter in self._splitters.values():
-            splitter.longest = max_line
+        self._longest = max_line
         changes = self._changes
         self._reader = weakref.ref(reader, lambda _: changes.tell())
 
@@ -150,7 +147,7 @@ class Output:
                 self.unread -= len(data)
                 if self.paused and self.unread <= _LOW:
                     self._resume()
-                self._lines.extend((name, line) for line in self._splitters[name].feed(data))
+                self._lines.extend((name, line) for line in self._split(name, data))
             elif self.over:
                 self._lines.extend(self.rest())
                 if not self._lines:
@@ -161,9 +158,15 @@ class Output:
 
     def rest(self) -> Iterable[tuple[StreamName, bytes]]:
         """What had no newline at the end of the streams."""
-        for name, splitter in self._splitters.items():
-            for line in splitter.end():
-                yield name, line
+        for name in NAMES.values():
+            if name in self._splitters:
+                for line in self._splitters[name].end():
+                    yield name, line
+
+    def _split(self, name: StreamName, data: bytes) -> Iterable[bytes]:
+        if name not in self._splitters:
+            self._splitters[name] = _Splitter()
+        return self._splitters[name].feed(data, self._longest)
 
 
 class Lines(AsyncIterator[tuple[StreamName, bytes]]):
@@ -196,23 +199,22 @@ class Lines(AsyncIterator[tuple[StreamName, bytes]]):
 class _Splitter:
     """Cuts a stream into lines, and lines that are too long into pieces."""
 
-    __slots__ = ("longest", "rest", "searched")
+    __slots__ = ("rest", "searched")
 
-    def __init__(self, longest: int) -> None:
-        self.longest = longest
+    def __init__(self) -> None:
         self.rest = bytearray()
         self.searched = 0
 
-    def feed(self, data: bytes) -> Iterable[bytes]:
+    def feed(self, data: bytes, longest: int) -> Iterable[bytes]:
         rest = self.rest
         rest += data
         begin = 0
         while True:
-            end = rest.find(b"\n", max(begin, self.searched), begin + self.longest) + 1
+            end = rest.find(b"\n", max(begin, self.searched), begin + longest) + 1
             if not end:
-                if len(rest) - begin < self.longest:
+                if len(rest) - begin < longest:
                     break
-                end = begin + self.longest
+                end = begin + longest
             yield bytes(rest[begin:end])
             begin = self.searched = end
         del rest[:begin]

@@ -69,42 +69,60 @@ async def run_process(
     )
     process._output.call(on_line, longest_line(max_line))
     limit = min(seconds("timeout", timeout) if timeout is not None else math.inf, remaining())
+    scope: scopes.CancelScope | None = None
     try:
-        with scopes.move_on_after(limit) as scope:
-            async with process:
-                await _attend(process, input)
-                if on_line is not None:
-                    for stream, line in process._output.rest():
-                        on_line(stream, line)
+        if limit == math.inf:
+            await _run(process, input, on_line)
+        else:
+            with scopes.move_on_after(limit) as scope:
+                await _run(process, input, on_line)
     except asyncio.CancelledError as error:
         if process.pid is not None:
             error.result = process.result  # type: ignore[attr-defined]
         raise
-    if scope.cancelled_caught:
+    if scope is not None and scope.cancelled_caught:
         if process.pid is None:
             raise TimeoutError(f"{shown(process.args)} was not started in {limit:g} s")
         raise ProcessTimeout(process.result, limit)
     return process.result.check() if check else process.result
 
 
-async def _attend(process: Process, input: Input | None) -> None:
+async def _run(process: Process, input: Input | None, on_line: Callable[[StreamName, bytes], object] | None) -> None:
+    """A process from its start to its end, which is sooner if anything fails."""
+    await process.__aenter__()
+    try:
+        if input is None:
+            output = process._output
+            while not output.over and output.failure is None:
+                await process._changes.wait()
+            if output.failure is not None:
+                raise output.failure
+        else:
+            await _attend(process, input)
+        if on_line is not None:
+            for stream, line in process._output.rest():
+                on_line(stream, line)
+    except BaseException:
+        await process.stop()
+        raise
+
+
+async def _attend(process: Process, input: Input) -> None:
     """Feed a process and wait for its end, or for the failure of what it is fed by or told to."""
     output, changes = process._output, process._changes
-    feeder = None if input is None else asyncio.get_running_loop().create_task(_feed(process, input))
+    feeder = asyncio.get_running_loop().create_task(_feed(process, input))
     try:
-        if feeder is not None:
-            feeder.add_done_callback(lambda feeder: changes.tell())
+        feeder.add_done_callback(lambda feeder: changes.tell())
         while not output.over and output.failure is None:
-            if feeder is not None and feeder.done() and not feeder.cancelled() and feeder.exception() is not None:
+            if feeder.done() and not feeder.cancelled() and feeder.exception() is not None:
                 break
             await changes.wait()
     finally:
-        if feeder is not None:
-            feeder.cancel()
-            await asyncio.wait([feeder])
+        feeder.cancel()
+        await asyncio.wait([feeder])
     if output.failure is not None:
         raise output.failure
-    if feeder is not None and not feeder.cancelled():
+    if not feeder.cancelled():
         feeder.result()
 
 

@@ -6,11 +6,12 @@ child has started itself goes with it, since it runs in a session of its own who
 a whole; and somebody who has escaped from that and still holds the pipe in silence
 cannot hold us.
 
-The parts: what is kept of a stream (`captures`), what the child writes and who reads it (`process_output`), what it
-leaves and fails with (`process_results`), and run_process(), which is all of it in one call (`process_runs`).
+The parts: how a child is started and watched (`starts`, `children`), what is kept of a stream (`captures`), what the
+child writes and who reads it (`process_output`), what it leaves and fails with (`process_results`), and run_process(),
+which is all of it in one call (`process_runs`).
 
-Works on every asyncio loop that has subprocesses. On Windows there are no process groups: there only the child
-itself is ended.
+Works on every asyncio loop that has subprocesses, and asks it for them where `children` cannot watch. On Windows there
+are no process groups: there only the child itself is ended.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Literal, cast
 from tideloop.cancellation import outlast
 from tideloop.captures import Capture, checked_capture
 from tideloop.changes import Changes
+from tideloop.children import Child, can_watch
 from tideloop.durations import seconds
 from tideloop.process_output import Lines, Output, StreamName, longest_line
 from tideloop.process_results import Command, ProcessResult, ProcessStats, ending, shown
@@ -122,8 +124,6 @@ class Process:
             "stdout": subprocess.PIPE,
             "stderr": _choice("stderr", stderr, _ERRORS),
         }
-        if sys.platform != "win32":
-            self._options["start_new_session"] = True
         self._grace = seconds("grace", grace)
         self._linger = seconds("linger", linger)
         self._patience = seconds("patience", patience)
@@ -149,11 +149,22 @@ class Process:
         loop = self._loop = asyncio.get_running_loop()
         self._began = loop.time()
         protocol = _Protocol(self)
+        if can_watch():
+            self.pid = Child(loop, protocol, self.args, shell=self._shell, **self._options).get_pid()
+            return self
+        await self._start(protocol)
+        return self
+
+    async def _start(self, protocol: _Protocol) -> None:
+        """Have the loop start the child."""
+        loop, options = self._loop, self._options
+        if sys.platform != "win32":
+            options["start_new_session"] = True
         if self._shell:
             assert isinstance(self.args, str | bytes)
-            start = loop.subprocess_shell(lambda: protocol, self.args, **self._options)
+            start = loop.subprocess_shell(lambda: protocol, self.args, **options)
         else:
-            start = loop.subprocess_exec(lambda: protocol, *self.args, **self._options)
+            start = loop.subprocess_exec(lambda: protocol, *self.args, **options)
         # Cancelled in the middle, a loop ends the child alone, and not what that has started meanwhile.
         starting = loop.create_task(start)
         cancelled = await outlast([starting])
@@ -167,7 +178,6 @@ class Process:
             raise cancelled
         if failed is not None:
             raise failed
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -187,11 +197,10 @@ class Process:
         """What the process has left so far: also while it runs, after a timeout and when cancelled."""
         if self.pid is None:
             raise RuntimeError(f"{self!r} was not started; there is no result")
-        kept = self._output.kept
-        (out, out_dropped), (err, err_dropped) = (
-            (stream.bytes() for stream in kept.values()) if kept else ((b"", 0), (b"", 0))
-        )
-        until = self._ended if self._output.over else self._loop.time()
+        output = self._output
+        out, out_dropped = output.kept["stdout"].bytes() if output.kept else (b"", 0)
+        err, err_dropped = output.kept["stderr"].bytes() if output.kept else (b"", 0)
+        until = self._ended if output.over else self._loop.time()
         duration = until - self._began
         return ProcessResult(self.args, self.pid, self.returncode, out, err, out_dropped, err_dropped, duration)
 
@@ -246,6 +255,7 @@ class Process:
             pipe = self._open_stdin()
             # A copy: the caller may change his buffer once this has returned.
             pipe.write(bytes(view[begin : begin + _BLOCK]))
+            self._open_stdin()
             while not self._may_write:
                 if self._output.paused and not self._output.is_read_elsewhere():
                     raise RuntimeError(
@@ -342,8 +352,10 @@ class Process:
     def _exited(self) -> None:
         assert self._transport is not None
         self.returncode = self._transport.get_returncode()
-        self._heard = self._output.received
-        self._lingering = self._loop.call_later(self._linger, self._is_anybody_there)
+        pipe = self._transport.get_pipe_transport
+        if pipe(1) is not None or pipe(2) is not None or pipe(0) is not None:
+            self._heard = self._output.received
+            self._lingering = self._loop.call_later(self._linger, self._is_anybody_there)
         self._changes.tell()
 
     def _is_anybody_there(self) -> None:
@@ -377,7 +389,7 @@ class Process:
     def _pipe_closed(self, fd: int) -> None:
         if fd == 0:
             self._stdin_open = self._may_write = False
-        self._changes.tell()
+            self._changes.tell()
 
     def _closed(self) -> None:
         assert self._transport is not None

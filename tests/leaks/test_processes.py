@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+import tideloop
 
 from tests.conftest import open_fds
 from tests.peers import settled
@@ -35,7 +36,7 @@ async def spawn(loop, count):
     """Run `count` trivial children, some at a time, in the ways that there are to end."""
 
     async def one(number):
-        match number % 4:
+        match number % 6:
             case 0:
                 child = await asyncio.create_subprocess_exec("true")
                 assert await child.wait() == 0
@@ -49,6 +50,11 @@ async def spawn(loop, count):
             case 3:
                 with pytest.raises(FileNotFoundError):
                     await asyncio.create_subprocess_exec("/nonexistent/program", stdin=subprocess.PIPE)
+            case 4:
+                assert (await tideloop.run_process(["cat"], input=b"x")).stdout == b"x"
+            case 5:
+                async with tideloop.Process(["cat"], grace=0) as process:
+                    await process.stop()
 
     async def several(numbers):
         for number in numbers:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import warnings
-from asyncio import base_events, events
-from typing import Any
+from asyncio import events
+from typing import Any, cast
 
+from tideloop.exits import can_open_pidfds, collect, lost
 from tideloop.loop.bases import LoopBase
 
 if sys.platform != "win32":
@@ -25,7 +27,6 @@ __all__ = ["ProcessLoop"]
 
 # What asyncio would use by itself: a program that has another one has chosen it.
 _DEFAULT_WATCHERS = {"PidfdChildWatcher", "ThreadedChildWatcher", "_PidfdChildWatcher"}
-_LOST = 255
 
 
 class ProcessLoop(LoopBase):
@@ -81,7 +82,7 @@ class ProcessLoop(LoopBase):
 
     def _has_pidfds(self) -> bool:
         """Whether there are process descriptors. Once there was one, _watch_child() knows what to do without."""
-        return self._pidfds is not None or _can_open_pidfds()
+        return self._pidfds is not None or can_open_pidfds()
 
     def _watch_child(self, transport: Any) -> None:
         pid = transport.get_pid()
@@ -94,25 +95,19 @@ class ProcessLoop(LoopBase):
         if self._pidfds is None:
             self._pidfds = set()
         self._pidfds.add(pidfd)
-        self._add_reader(pidfd, self._child_has_ended, pidfd, transport)
+        self._add_reader(pidfd, self._child_has_ended, pidfd, transport._proc, transport)
 
-    def _child_has_ended(self, pidfd: int, transport: Any) -> None:
+    def _child_has_ended(self, pidfd: int, process: subprocess.Popen[Any], transport: Any) -> None:
         self._forget_child(pidfd)
-        pid, process = transport.get_pid(), transport._proc
         try:
-            _, status = os.waitpid(pid, 0)
-            code = os.waitstatus_to_exitcode(status)
+            # It has ended, so there is a status.
+            code = cast("int", collect(process.pid))
         except ChildProcessError:
             # Popen asks when it is told to send a signal; anybody else takes the answer away.
-            code = _LOST if process is None or process.returncode is None else process.returncode
-            if code == _LOST:
-                base_events.logger.warning(  # type: ignore[attr-defined]
-                    "child process pid %d exit status already read:  will report returncode %d", pid, _LOST
-                )
-        if process is not None:
-            # From now on the number may be another process's: no signal may go to it.
-            process.returncode = code
-        self._child_watcher_callback(pid, code, transport)
+            code = lost(process.pid) if process.returncode is None else process.returncode
+        # From now on the number may be another process's: no signal may go to it.
+        process.returncode = code
+        self._child_watcher_callback(process.pid, code, transport)
 
     def _forget_child(self, pidfd: int) -> None:
         self._remove_reader(pidfd)
@@ -124,17 +119,6 @@ class ProcessLoop(LoopBase):
         """The loop closes: nobody will wait for those that still run."""
         for pidfd in list(self._pidfds or ()):
             self._forget_child(pidfd)
-
-
-def _can_open_pidfds() -> bool:
-    """Asked until a loop has had one: it costs two system calls."""
-    if sys.platform != "linux":
-        return False
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return False
-    return True
 
 
 def _thread_watcher() -> Any:
