@@ -145,7 +145,7 @@ ALLOWED = {
     "earlier_queues": set(),
     # The toolkit knows of no loop of ours: it runs on any.
     "channels": {"queues", "_tideloop"},
-    "selection": {"channels", "queues", "_tideloop"},
+    "selection": {"channels", "deadlines", "queues", "_tideloop"},
     # Imported when a store is given, and for types.
     "limits": {"redis_store", "shared_limits", "_tideloop"},
     "rates": {"redis_store", "shared_rates", "_tideloop"},
@@ -166,7 +166,7 @@ ALLOWED = {
     "pools": {"leases", "lending", "pool_options", "shelves"},
     "keyed_pools": {"leases", "lending", "pool_options", "shelves"},
     "breakers": {"durations"},
-    "deadlines": {"cancellation", "durations"},
+    "deadlines": {"cancellation", "durations", "_tideloop"},
     "hedges": {"durations"},
     "retries": {"breakers", "durations"},
     "policies": {"accelerated", "breakers", "cancellation", "deadlines", "durations", "hedges", "retries"},

@@ -66,6 +66,7 @@ __all__ = [
     "guest_turns",
     "guest_wait",
     "keep_contexts",
+    "limit_waits",
     "open_channel",
     "queue_counts",
     "queue_give_back",
@@ -291,6 +292,9 @@ def function(name: str, template: Callable[..., Any]) -> Any: ...
 # A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
 def keep_contexts(enter: bool) -> None: ...
 def forgive(task: asyncio.Task[Any]) -> None: ...
+
+# A function that is called with each future that a task is about to wait on, and with what it waits for.
+def limit_waits(function: Callable[[asyncio.Future[Any], object], object]) -> None: ...
 
 @disjoint_base
 class EventCore:

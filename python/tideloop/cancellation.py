@@ -28,9 +28,14 @@ from typing import Any, Literal
 
 from tideloop._tideloop import forgive, keep_contexts
 
-__all__ = ["Request", "Shield", "outlast"]
+__all__ = ["Request", "Shield", "inside", "outlast"]
 
 _inside: ContextVar[Shield | None] = ContextVar("tideloop.shield", default=None)
+
+
+def inside() -> Shield | None:
+    """The innermost shield that this context was entered or copied in."""
+    return _inside.get()
 
 
 def _shield_of(task: asyncio.Task[Any]) -> Shield | None:

@@ -1,4 +1,10 @@
-"""Deadlines: deadline(), remaining(). A limit in time that everything that is called can see."""
+"""Deadlines: deadline(), remaining(). A limit in time that everything that is called can see.
+
+A deadline is a context variable, and a timer that cancels the task that has set it. Tasks that are made inside inherit
+the variable alone: most end long before, and whoever made them often cancels them anyway. When such a task is about to
+wait for a queue, a channel or a limit, it gets a timer for that wait (`limit_wait`), which native code asks for once a
+deadline was ever set. Pools, offloaded calls, processes and policies look at `remaining()` themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,11 @@ from contextvars import Context, ContextVar, Token, copy_context
 from types import TracebackType
 from typing import Any
 
-from tideloop.cancellation import Request
+from tideloop._tideloop import limit_waits
+from tideloop.cancellation import Request, inside
 from tideloop.durations import seconds
 
-__all__ = ["Deadline", "DeadlineExceeded", "deadline", "remaining", "without_deadline"]
+__all__ = ["Deadline", "DeadlineExceeded", "deadline", "limit_wait", "remaining", "without_deadline"]
 
 _deadline: ContextVar[float] = ContextVar("tideloop.deadline", default=math.inf)
 # Whose timer that is: a task that was made inside of the block has none.
@@ -57,6 +64,7 @@ class Deadline:
         if task is None:
             raise RuntimeError("tideloop.deadline() limits a task; none is running")
         loop = task.get_loop()
+        limit_waits(limit_wait)
         self._request = Request(task)
         owner, shield = _owner.get(), self._request.shield
         # One that a shield holds back does not count inside of it.
@@ -84,10 +92,31 @@ class Deadline:
             raise DeadlineExceeded(f"not done within the deadline of {self._given:g} s") from error
 
 
+def limit_wait(future: asyncio.Future[Any], waited_for: object) -> None:
+    """Have a wait end at the deadline, if the task that begins it has inherited one."""
+    when = _deadline.get()
+    if when == math.inf:
+        return
+    owner = _owner.get()
+    # His own is cancelled; and one that a shield holds back does not count inside of it.
+    if owner is None or owner[0] is asyncio.current_task() or owner[1] is not inside():
+        return
+    timer = future.get_loop().call_at(when, _end_wait, future, waited_for)
+    future.add_done_callback(lambda _: timer.cancel())
+
+
+def _end_wait(future: asyncio.Future[Any], waited_for: object) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded(f"waiting for {waited_for!r} was not done within the deadline"))
+        # Somebody may have left it behind.
+        future.exception()
+
+
 def deadline(limit: float) -> Deadline:
     """A block that must be done in `limit` seconds: ``with tideloop.deadline(5): ...``; raises DeadlineExceeded.
 
-    What is called inside of it, in other tasks as well that are made there, can see what is left by remaining();
-    policies and run_process() heed it. Blocks nest: the earliest deadline holds.
+    What is called inside of it, in other tasks as well that are made there, can see what is left by remaining().
+    Queues, channels, limits, pools, processes, offloaded calls and policies heed it: in those other tasks, too,
+    waiting for one ends with DeadlineExceeded (a pool's with PoolTimeout). Blocks nest: the earliest deadline holds.
     """
     return Deadline(seconds("limit", limit))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tideloop._tideloop import channel_leave, channel_stand, channel_take, queue_leave, queue_stand
 from tideloop.channels import ChannelClosed, Receiver
+from tideloop.deadlines import limit_wait
 from tideloop.queues import Queue, QueueShutDown
 
 __all__ = ["Selected", "select"]
@@ -57,6 +58,7 @@ async def _wait(sources: list[Any]) -> Selected | None:
     A channel keeps an item for whoever it calls; a queue only calls, as asyncio's do.
     """
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    limit_wait(future, sources)
     seats: list[tuple[Any, int]] = []
     called = False
     try:

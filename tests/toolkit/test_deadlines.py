@@ -230,3 +230,171 @@ class TestWhoWaits:
                 assert now() - began == pytest.approx(3)
 
         harness.run(kind, main())
+
+
+class TestWhoHasInherited:
+    """Tasks that are made under a deadline have no timer of their own, and wait no longer than it allows."""
+
+    WAITS = ("item", "any item", "room", "permit", "rate", "channel item", "channel room", "channel items")
+
+    @staticmethod
+    def things():
+        """What to wait for, and whether all is as before the wait."""
+        empty, full = tideloop.Queue(name="empty"), tideloop.Queue(1, name="full")
+        full.put_nowait("first")
+        limiter, rate = tideloop.Limiter(1, name="one"), tideloop.RateLimiter(tideloop.rate(1, per=100), name="slow")
+        assert limiter.try_acquire()
+        (none, void), (much, plenty) = tideloop.Channel(1, name="void"), tideloop.Channel(1, name="plenty")
+        much.try_send("first")
+
+        async def next_item():
+            return await anext(aiter(void))
+
+        return (
+            {
+                "item": (empty.get, lambda: empty.stats().getters == 0),
+                "any item": (lambda: tideloop.select(empty, void), lambda: empty.stats().getters == 0),
+                "room": (lambda: full.put("x"), lambda: full.stats().putters == 0),
+                "permit": (limiter.acquire, lambda: limiter.stats().waiting == 0),
+                "rate": (rate.acquire, lambda: True),
+                "channel item": (void.recv, lambda: True),
+                "channel room": (lambda: much.send("x"), lambda: True),
+                "channel items": (next_item, lambda: True),
+            },
+            (none, void, much, plenty),
+            rate,
+        )
+
+    @pytest.mark.parametrize("what", WAITS)
+    def test_a_wait_ends_with_it(self, kind, what):
+        async def main():
+            things, ends, rate = self.things()
+            wait, is_left = things[what]
+            await rate.acquire()
+            began = now()
+
+            async def child():
+                assert tideloop.remaining() == pytest.approx(3)
+                with pytest.raises(tideloop.DeadlineExceeded, match=r"waiting for <.* was not done"):
+                    await wait()
+                assert now() - began == pytest.approx(3)
+                assert is_left()
+                # It is over: whoever has to wait has no time at all, and is told in the next turn.
+                with pytest.raises(tideloop.DeadlineExceeded):
+                    await wait()
+                assert now() - began == pytest.approx(3)
+                assert is_left()
+
+            with tideloop.deadline(3):
+                task = asyncio.ensure_future(child())
+            await task
+            assert asyncio.current_task().cancelling() == 0
+            for end in ends:
+                end.close()
+
+        harness.run(kind, main())
+
+    def test_what_comes_in_time_leaves_no_timer(self, kind):
+        async def main():
+            queue, limiter = tideloop.Queue(), tideloop.Limiter(1)
+            loop = asyncio.get_running_loop()
+            timers = []
+            call_at = loop.call_at
+
+            def note(*args, **options):
+                timers.append(call_at(*args, **options))
+                return timers[-1]
+
+            async def child():
+                assert await queue.get() == "item"
+                async with limiter:
+                    return now()
+
+            await limiter.acquire()
+            began = now()
+            with tideloop.deadline(5):
+                loop.call_at = note
+                task = asyncio.ensure_future(child())
+            await turns(2)
+            queue.put_nowait("item")
+            await turns(3)
+            limiter.release()
+            assert await task == began
+            await turns(2)
+            del loop.call_at
+            assert len(timers) == 2
+            assert all(timer.cancelled() for timer in timers)
+
+        harness.run(kind, main())
+
+    def test_who_set_it_is_cancelled_and_told_once(self, kind):
+        async def main():
+            queue = tideloop.Queue()
+            with pytest.raises(tideloop.DeadlineExceeded, match="within the deadline of 2 s"), tideloop.deadline(2):
+                await queue.get()
+            assert asyncio.current_task().cancelling() == 0
+
+        harness.run(kind, main())
+
+    def test_granted_in_the_same_turn(self, kind):
+        """Nothing is lost if the permit or the item comes just as the time is over."""
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            for order in (-1, 0, 1):
+                queue, limiter = tideloop.Queue(), tideloop.Limiter(1)
+                await limiter.acquire()
+
+                async def get(queue=queue):
+                    try:
+                        return await queue.get()
+                    except tideloop.DeadlineExceeded:
+                        return None
+
+                async def hold(limiter=limiter):
+                    try:
+                        async with limiter:
+                            return True
+                    except tideloop.DeadlineExceeded:
+                        return False
+
+                when = loop.time() + 1
+                if order < 0:
+                    loop.call_at(when, queue.put_nowait, "item")
+                    loop.call_at(when, limiter.release)
+                with tideloop.deadline(1):
+                    tasks = [asyncio.ensure_future(get()), asyncio.ensure_future(hold())]
+                await turns(2)
+                if order == 0:
+                    loop.call_at(when, queue.put_nowait, "item")
+                    loop.call_at(when, limiter.release)
+                await asyncio.sleep(1)
+                await turns(3)
+                if order > 0:
+                    queue.put_nowait("item")
+                    limiter.release()
+                got, _ = await asyncio.gather(*tasks)
+                assert queue.qsize() == (got is None)
+                assert limiter.stats().in_use == 0
+                assert limiter.try_acquire()
+
+        harness.run(kind, main())
+
+    def test_inside_of_a_shield_it_does_not_count(self, kind):
+        async def main():
+            queue = tideloop.Queue()
+
+            async def child():
+                with tideloop.shield():
+                    return await queue.get()
+
+            with tideloop.deadline(1):
+                task = asyncio.ensure_future(child())
+                with tideloop.shield():
+                    other = asyncio.ensure_future(queue.get())
+            await asyncio.sleep(2)
+            queue.put_nowait(1)
+            queue.put_nowait(2)
+            assert sorted(await asyncio.gather(task, other)) == [1, 2]
+
+        harness.run(kind, main())

@@ -10,6 +10,7 @@
 
 mod address;
 mod datagram;
+mod deadline;
 mod errors;
 mod event_loop;
 mod ffi;
@@ -36,6 +37,8 @@ mod _tideloop {
 
     #[pymodule_export]
     use crate::datagram::DatagramTransport;
+    #[pymodule_export]
+    use crate::deadline::limit_waits;
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]

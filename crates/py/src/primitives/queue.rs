@@ -18,6 +18,7 @@ use tideloop_core::heap::StableHeap;
 use super::event::{self, EventCore, truth};
 use super::ranked;
 use super::wait_list::{BoundLoop, WaitList, new_deque};
+use crate::deadline;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
@@ -574,6 +575,21 @@ fn leave<'py>(
     Ok(())
 }
 
+/// What a getter or putter does that has to wait.
+fn stand<'py>(
+    queue: &Bound<'py, QueueCore>,
+    waiters: &WaitList,
+    frame: &Frame<'_, 'py>,
+) -> PyResult<Step<'py>> {
+    let future = queue.get().bound.new_future(queue.as_any())?;
+    frame.set_ticket(waiters.push(&future)?);
+    if let Err(error) = deadline::limit(&future, queue.as_any()) {
+        waiters.remove(frame.ticket(), &future)?;
+        return Err(error);
+    }
+    Ok(Step::Wait(future))
+}
+
 /// `Queue.get()`.
 pub struct Get;
 
@@ -632,9 +648,7 @@ pub(super) fn get<'py>(
     if state.is_shut_down() {
         return Ok(None);
     }
-    let future = state.bound.new_future(queue.as_any())?;
-    frame.set_ticket(state.getters.push(&future)?);
-    Ok(Some(Step::Wait(future)))
+    stand(queue, &state.getters, frame).map(Some)
 }
 
 /// `Queue.put(item)`.
@@ -687,9 +701,7 @@ impl Coroutine for Put {
             if state.is_shut_down() {
                 return Err(failure(py, intern!(py, "QueueShutDown")));
             }
-            let future = state.bound.new_future(queue.as_any())?;
-            frame.set_ticket(state.putters.push(&future)?);
-            return Ok(Step::Wait(future));
+            return stand(queue, &state.putters, frame);
         }
         let item = frame
             .argument(1)

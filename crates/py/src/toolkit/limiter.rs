@@ -21,6 +21,7 @@ use tideloop_core::waiters::Ticket;
 use tideloop_sys::clock;
 
 use super::waiter::{self, Parking, Parks, Waiter, serve};
+use crate::deadline;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
@@ -240,6 +241,7 @@ fn start<'py>(
     }
     let event_loop = park::running_loop(py)?;
     let (waiter, future) = Waiter::new(&event_loop)?;
+    deadline::limit(&future, owner.as_any())?;
     let since = now(&event_loop)?;
     // Making these ran other code: permits may have come home, or somebody may have closed the limiter.
     let queued = core.limits.with(py, |limits| {

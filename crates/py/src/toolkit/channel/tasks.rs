@@ -12,6 +12,7 @@ use super::{
     ChannelCore, Closed, Core, ReceiverCore, SenderCore, Sent, closed, ended, leave,
     nothing_to_send, step_of_receiving, step_of_sending,
 };
+use crate::deadline;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
@@ -19,6 +20,7 @@ use crate::ffi::park;
 /// Takes a step, and stands in line if it has to wait: then the future for [`Step::Wait`] comes back.
 fn step_or_stand<'py, R>(
     channel: &Bound<'py, ChannelCore>,
+    end: &Bound<'py, PyAny>,
     frame: &Frame<'_, 'py>,
     side: Side,
     told: Option<Ticket>,
@@ -30,6 +32,7 @@ fn step_or_stand<'py, R>(
         return Ok(Ok(outcome));
     }
     let (waiter, future) = Waiter::new(&park::running_loop(py)?)?;
+    deadline::limit(&future, end)?;
     let stood = {
         let mut core = channel.get().enter();
         // Once more, since making a future may run any code.
@@ -98,9 +101,14 @@ impl Coroutine for Send {
             Input::Resumed => Some(frame.ticket()),
         };
         let mut item = Some(frame.argument(1).ok_or_else(nothing_to_send)?.unbind());
-        let stood = step_or_stand(channel, frame, Side::Send, told, |core, told| {
-            step_of_sending(core, told, &mut item)
-        });
+        let stood = step_or_stand(
+            channel,
+            sender.as_any(),
+            frame,
+            Side::Send,
+            told,
+            |core, told| step_of_sending(core, told, &mut item),
+        );
         drop(item.map(|item| item.into_bound(py)));
         let sent = match stood? {
             Ok(sent) => sent,
@@ -175,7 +183,14 @@ impl<E: AtEnd> Coroutine for Receive<E> {
             }
             Input::Resumed => Some(frame.ticket()),
         };
-        let stood = step_or_stand(channel, frame, Side::Receive, told, step_of_receiving)?;
+        let stood = step_or_stand(
+            channel,
+            receiver.as_any(),
+            frame,
+            Side::Receive,
+            told,
+            step_of_receiving,
+        )?;
         let item = match stood {
             // Owned by a `Bound` before anything else runs.
             Ok(Received::Item(item)) => Some(item.into_bound(py)),

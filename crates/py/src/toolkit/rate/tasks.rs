@@ -10,6 +10,7 @@ use super::super::waiter::{Parks, Waiter, locked};
 use super::alarms::{Alarm, Here, changed, go_on_with};
 use super::charge::{Booking, charge};
 use super::{InLine, RateClaimCore, RatesCore, State};
+use crate::deadline;
 use crate::ffi::function::Coroutine;
 use crate::ffi::operation::{Frame, Input, Step};
 use crate::ffi::park;
@@ -32,6 +33,7 @@ fn start<'py>(
         return Ok(Ok(number));
     }
     let (waiter, future) = Waiter::new(&event_loop)?;
+    deadline::limit(&future, owner.as_any())?;
     let address = event_loop.as_ptr() as usize;
     let mut spare = None;
     if locked(&core.state).alarms.of(address).is_none() {
