@@ -26,6 +26,11 @@ async def visit_partition(limiter: AdaptiveLimiter, inside: Inside) -> None:
         await inside()
 
 
+async def visit_alone(limiter: AdaptiveLimiter, inside: Inside) -> None:
+    async with limiter("live"):
+        await inside()
+
+
 def all_back(limiter: AdaptiveLimiter) -> None:
     harness.demand(limiter.in_flight == 0 and limiter.waiting == 0, f"not idle: {limiter!r}")
     harness.demand(not limiter._begun, f"remembers {limiter._begun}")
@@ -61,8 +66,30 @@ def test_several_loops_in_threads(backend, subject):
     harness.share(backend.name, subject, visits=20)
 
 
-def test_forked_with_waiters(backend):
-    harness.fork_with_waiters(backend.name, PLAIN)
+FULL = Permits("full", lambda: AdaptiveLimiter(min=2, max=2, initial=2), visit, all_back, limit=2, several_loops=True)
+ALONE = Permits(
+    "alone in its partition",
+    lambda: AdaptiveLimiter(min=2, max=2, initial=2, partitions={"live": 0.5, "batch": 0.5}),
+    visit_alone,
+    all_back,
+    limit=2,
+    several_loops=True,
+)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_loop_closed_with_waiters(backend, subject):
+    harness.close_loop(backend.name, subject)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_loop_closed_in_the_turn_of_a_grant(backend, subject):
+    harness.close_in_the_turn_of_a_grant(backend.name, subject)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_forked_with_waiters(backend, subject):
+    harness.fork_with_waiters(backend.name, subject)
 
 
 # --- it learns -----------------------------------------------------------------------------------

@@ -676,7 +676,7 @@ class TestALimiterThatRefuses:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("what", ["sync", "async", "limiter", "merge", "batched", "flat_map", "paginate"])
+@pytest.mark.parametrize("what", ["sync", "async", "limiter", "merge", "batched", "flat_map", "throttle", "paginate"])
 def test_cancelled_at_every_await(kind, what, ordered):
     async def scenario(attack):
         before = asyncio.all_tasks()
@@ -697,6 +697,8 @@ def test_cancelled_at_every_await(kind, what, ordered):
                 stream = tideloop.batched(sources[0].anumbers(), 2, within=1)
             elif what == "flat_map":
                 stream = tideloop.flat_map(range, sources[0].anumbers(), limit=3)
+            elif what == "throttle":
+                stream = tideloop.throttle(sources[0].anumbers(), 10)
             else:
                 stream = tideloop.paginate(fetch, ahead=1)
             async with stream:
