@@ -232,7 +232,8 @@ ALLOWED = {
     },
     "mapping": {"groups", "limits", "outcome", "pumps"},
     "pumps": {"cancellation"},
-    "streams": {"accelerated", "groups", "mapping", "outcome", "pumps"},
+    "flows": {"mapping", "pumps"},
+    "streams": {"accelerated", "flows", "groups", "mapping", "outcome", "pumps"},
     # For tests of programs: nothing of ours imports it.
     "testing": {"loop"},
 }

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
         wait_for,
     )
     from tideloop.acceleration import Acceleration, accelerate, decelerate
-    from tideloop.adaptive import AIMD, AdaptiveLimiter, AdaptiveLimiterStats, Gradient2, Vegas
+    from tideloop.adaptive import (
+        AIMD,
+        AdaptiveLimiter,
+        AdaptiveLimiterStats,
+        AdaptivePermit,
+        Gradient2,
+        Vegas,
+        outcome_of,
+    )
     from tideloop.background import (
         Background,
         BackgroundClosed,
@@ -98,7 +106,17 @@ if TYPE_CHECKING:
     from tideloop.process_runs import run_process
     from tideloop.processes import Process
     from tideloop.queues import LifoQueue, PriorityQueue, Queue, QueueShutDown, QueueStats
-    from tideloop.rates import Charge, KeyedRateLimiter, Rate, RateLimiter, RateLimiterStats, rate
+    from tideloop.rates import (
+        Charge,
+        Cost,
+        KeyedRateLimiter,
+        KeyedRateLimiterStats,
+        Rate,
+        RateClaim,
+        RateLimiter,
+        RateLimiterStats,
+        rate,
+    )
     from tideloop.redis_store import RedisStore, StoreUnavailable
     from tideloop.retries import Retry
     from tideloop.scopes import CancelScope, fail_after, move_on_after, shield
@@ -117,6 +135,7 @@ __all__ = [
     "Acceleration",
     "AdaptiveLimiter",
     "AdaptiveLimiterStats",
+    "AdaptivePermit",
     "AttemptTimeout",
     "Background",
     "BackgroundClosed",
@@ -141,6 +160,7 @@ __all__ = [
     "Codec",
     "Condition",
     "ConditionStats",
+    "Cost",
     "Deadline",
     "DeadlineExceeded",
     "Drained",
@@ -163,6 +183,7 @@ __all__ = [
     "KeyedLimiterStats",
     "KeyedPool",
     "KeyedRateLimiter",
+    "KeyedRateLimiterStats",
     "Lease",
     "LifoQueue",
     "Limiter",
@@ -195,6 +216,7 @@ __all__ = [
     "QueueShutDown",
     "QueueStats",
     "Rate",
+    "RateClaim",
     "RateLimiter",
     "RateLimiterStats",
     "Receiver",
@@ -258,6 +280,7 @@ __all__ = [
     "offload_limiter",
     "offload_stats",
     "on_shutdown",
+    "outcome_of",
     "paginate",
     "policy",
     "qt",
@@ -334,7 +357,15 @@ _HOMES = {
     ),
     "scopes": ("CancelScope", "fail_after", "move_on_after", "shield"),
     "streams": ("Stream", "StreamStats", "amap", "flat_map", "merge", "paginate", "throttle"),
-    "adaptive": ("AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "Gradient2", "Vegas"),
+    "adaptive": (
+        "AIMD",
+        "AdaptiveLimiter",
+        "AdaptiveLimiterStats",
+        "AdaptivePermit",
+        "Gradient2",
+        "Vegas",
+        "outcome_of",
+    ),
     "captures": ("Capture",),
     "process_results": ("ProcessError", "ProcessResult", "ProcessStats", "ProcessTimeout"),
     "process_runs": ("run_process",),
@@ -386,7 +417,17 @@ _HOMES = {
         "PoolStats",
         "PoolTimeout",
     ),
-    "rates": ("Charge", "KeyedRateLimiter", "Rate", "RateLimiter", "RateLimiterStats", "rate"),
+    "rates": (
+        "Charge",
+        "Cost",
+        "KeyedRateLimiter",
+        "KeyedRateLimiterStats",
+        "Rate",
+        "RateClaim",
+        "RateLimiter",
+        "RateLimiterStats",
+        "rate",
+    ),
 }
 _MODULES = ("loop", "observe", "qt")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,6 +14,7 @@ The permits are those of a ``Limiter``: first come, first served, nothing lost w
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -32,6 +33,15 @@ _least, _most = min, max
 
 Result: TypeAlias = Literal["ok", "drop", "ignore"]
 Outcomes: TypeAlias = Mapping[type[BaseException], Result] | Callable[[BaseException], Result]
+
+
+def _check(algorithm: object, **expected: tuple[bool, str]) -> None:
+    for field, (holds, words) in expected.items():
+        if not holds:
+            raise ValueError(f"{field} of {algorithm!r}: expected {words}")
+
+
+_PART = "more than 0 and less than 1"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,14 @@ class Gradient2:
     smoothing: float = 0.7
     backoff: float = 0.9
 
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            tolerance=(1 < self.tolerance < math.inf, "a number above 1"),
+            smoothing=(0 < self.smoothing <= 1, "more than 0 and at most 1"),
+            backoff=(0 < self.backoff < 1, _PART),
+        )
+
 
 @dataclass(frozen=True)
 class Vegas:
@@ -68,6 +86,14 @@ class Vegas:
     alpha: float = 1.0
     beta: float = 2.0
     backoff: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            alpha=(0 < self.alpha <= self.beta, "more than 0 and at most beta"),
+            beta=(self.beta < math.inf, "a number"),
+            backoff=(0 < self.backoff < 1, _PART),
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,15 @@ class AIMD:
 
     step: float = 1.0
     backoff: float = 0.9
-    too_long: float = float("inf")
+    too_long: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            step=(0 < self.step < math.inf, "a number above 0"),
+            backoff=(0 < self.backoff < 1, _PART),
+            too_long=(self.too_long > 0, "more than 0 seconds"),
+        )
 
 
 def outcome_of(error: BaseException) -> Result:
@@ -170,7 +204,8 @@ class AdaptiveLimiter:
 
     algorithm: ``Gradient2()``, ``Vegas()`` or ``AIMD()``. min, max: the limit stays between them, both included; a
     probe lets in three quarters of it, and so may go below `min` for a window.
-    initial: what it begins with. on_full: whether who comes when all permits are in use waits, or gets LimiterFull.
+    initial: what it begins with, or the nearest that these allow. on_full: whether who comes when all permits are in
+    use waits, or gets LimiterFull.
 
     partitions: shares of the limit, such as ``{"live": 0.8, "batch": 0.2}``. A partition may always use its share (at
     least 1), and what the others leave; when permits come home, the one that uses least of its share goes first. So the
@@ -196,6 +231,11 @@ class AdaptiveLimiter:
             raise TypeError(f"algorithm is {algorithm!r}; expected Gradient2(), Vegas() or AIMD()")
         if on_full not in ("wait", "reject"):
             raise ValueError(f"on_full is {on_full!r}; expected 'wait' or 'reject'")
+        for word, value in {"min": min, "max": max, "initial": initial}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{word} is {value!r}; expected an int")
+        if initial < 1:
+            raise ValueError(f"initial is {initial}; expected 1 or more")
         shares = {None: 1.0} if partitions is None else dict(partitions)
         if not shares or _least(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"partitions are {partitions!r}; expected positive shares that are at most 1 together")
@@ -280,6 +320,7 @@ class AdaptiveLimiter:
             raise
 
     def _leave(self, partition: str | None, began: float, outcome: Result) -> None:
+        known = outcome if outcome in self._counts else "ignore"
         with self._lock:
             in_flight = self.in_flight
             limiter = self._limiters[partition]
@@ -287,13 +328,15 @@ class AdaptiveLimiter:
                 # What was lent comes back to all, not to the next of this partition.
                 limiter.resize(_most(self._share(partition), limiter.in_use - 1))
             limiter.release()
-            self._counts[outcome] += 1
-            allowed = self._core._ended(began, self._now(), in_flight, outcome)
+            self._counts[known] += 1
+            allowed = self._core._ended(began, self._now(), in_flight, known)
             if allowed is not None:
                 self._allowed = allowed
                 if len(self._limiters) == 1:
                     limiter.resize(allowed)
             self._balance()
+        if known != outcome:
+            raise ValueError(f"{self!r}: outcome is {outcome!r}; expected 'ok', 'drop' or 'ignore'")
 
     def _outcome(self, error: BaseException | None) -> Result:
         if error is None:

@@ -385,9 +385,12 @@ class KeyedLimiter:
         name: str | None = None,
         queue_limit: int | None = None,
     ) -> None:
-        Limiter(capacity, name=name, queue_limit=queue_limit)  # Refuses what is no number of permits.
+        # These refuse what is no number of permits.
+        Limiter(capacity, name=name, queue_limit=queue_limit)
         self._capacity = capacity
         self._capacities = dict(capacities or {})
+        for key, own in self._capacities.items():
+            Limiter(own, name=self._title(name, key))
         self._name = name
         self._queue_limit = queue_limit
         self._entries: dict[Hashable, _Entry] = {}
@@ -395,13 +398,17 @@ class KeyedLimiter:
         # Re-entrant: a collection inside of it may close coroutines that hold our permits.
         self._lock = threading.RLock()
 
+    @staticmethod
+    def _title(name: str | None, key: Hashable) -> str:
+        return repr(key) if name is None else f"{name}[{key!r}]"
+
     def _come(self, key: Hashable) -> Limiter:
         """The limiter of a key, which stays until _settle() was called as often, and longer if it is in use then."""
         while True:
             new = None
             if key not in self._entries:
-                title = repr(key) if self._name is None else f"{self._name}[{key!r}]"
                 capacity = self._capacities.get(key, self._capacity)
+                title = self._title(self._name, key)
                 new = _Entry(Limiter(capacity, name=title, queue_limit=self._queue_limit))
             with self._lock:
                 entry = self._entries.get(key) or new

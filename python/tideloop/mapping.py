@@ -25,20 +25,21 @@ from typing import Any, NamedTuple
 from tideloop.groups import Acquirable
 from tideloop.limits import LimiterFull
 from tideloop.outcome import Outcome
-from tideloop.pumps import cancel_and_wait, close
+from tideloop.pumps import cancel_and_wait, check_loop, close
 
 __all__ = ["Mapping", "StreamStats"]
 
 
 class StreamStats(NamedTuple):
-    """How far a stream is, in items."""
+    """How far a stream is, in items of its source; of flat_map() and paginate() in items of what they open."""
 
     pulled: int
     running: int
-    """Pulled and not done: in a call of the function, or waiting for their turn."""
+    """Pulled and not done: in a call of the function, waiting for their turn, or in a batch that is not full."""
     ready: int
     """Done, and the consumer has not got them."""
     failed: int
+    """Calls of amap()'s function that failed; 0 for the other streams."""
 
 
 class _Mark:
@@ -118,10 +119,13 @@ class Mapping:
     async def __anext__(self) -> Any:
         if not self._out:
             await self._wait()
-        entry = self._out.popleft()
-        self._gone += 1
         if self._parked or self._feeder_waits is not None:
+            check_loop(self._name, self._loop)
+            self._gone += 1
             self._make_room()
+        else:
+            self._gone += 1
+        entry = self._out.popleft()
         if type(entry) is _Failure:
             # Raised first: what closing raises has it as its context.
             try:
@@ -137,6 +141,8 @@ class Mapping:
             raise RuntimeError(f"tideloop.{self._name}(): two tasks wait for the next item; a stream has one consumer")
         if self._loop is None and not self._closing:
             self._begin()
+        elif self._tasks:
+            check_loop(self._name, self._loop)
         while not self._out:
             if self._closing or self._fatal is not None or not self._tasks:
                 await self.aclose()
@@ -159,8 +165,10 @@ class Mapping:
 
     async def aclose(self) -> None:
         """Cancels and awaits the tasks, closes the source."""
-        self._closing = True
         tasks = self._tasks.copy()
+        if tasks:
+            check_loop(self._name, self._loop)
+        self._closing = True
         current = asyncio.current_task()
         if current in tasks:
             raise RuntimeError(f"tideloop.{self._name}(): fn cannot close the stream that calls it")

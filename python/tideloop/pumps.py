@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sized
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from tideloop.cancellation import outlast
 
-__all__ = ["Pumps", "cancel_and_wait", "close", "closing"]
+__all__ = ["Pumps", "cancel_and_wait", "check_loop", "close", "closing"]
 
 _T = TypeVar("_T")
 
@@ -39,6 +39,12 @@ async def close(iterator: object) -> None:
         await iterator.aclose()
     elif isinstance(iterator, Generator):
         iterator.close()
+
+
+def check_loop(name: str, loop: asyncio.AbstractEventLoop | None) -> None:
+    """RuntimeError on another loop than the one that a stream belongs to: its tasks would be waited for in vain."""
+    if loop is not None and loop is not asyncio.get_running_loop():
+        raise RuntimeError(f"tideloop.{name}(): the stream belongs to the event loop on which it was begun")
 
 
 async def cancel_and_wait(tasks: set[asyncio.Task[Any]]) -> None:
@@ -72,6 +78,7 @@ class Pumps(Generic[_T]):
         self._consumer: asyncio.Future[None] | None = None
         self._blocked: deque[asyncio.Future[None]] = deque()
         self._ending = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._promised = 0
         """Places that pumps have taken for the item that they are pulling."""
 
@@ -81,14 +88,22 @@ class Pumps(Generic[_T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._tasks:
+            check_loop(self._name, self._loop)
         self._ending = True
         await cancel_and_wait(self._tasks.copy())
 
     def add(self, source: AsyncGenerator[_T, None]) -> None:
         """Begins to pump a source, which is closed at its end."""
-        task = asyncio.get_running_loop().create_task(self._pump(source), name=f"tideloop.{self._name}")
+        self._loop = asyncio.get_running_loop()
+        task = self._loop.create_task(self._pump(source), name=f"tideloop.{self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    @property
+    def ready(self) -> Sized:
+        """What was pulled and not yet taken."""
+        return self._items
 
     async def take(self, deadline: float | None = None) -> Any:
         """The next item; END when all sources have ended, LATE at the deadline. Raises what a source raised."""
@@ -101,6 +116,7 @@ class Pumps(Generic[_T]):
                     del failure
             if not self._tasks:
                 return self.END
+            check_loop(self._name, self._loop)
             loop = asyncio.get_running_loop()
             timer = None
             self._consumer = loop.create_future()
@@ -158,9 +174,12 @@ class Pumps(Generic[_T]):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error: BaseException | None
+        if task.cancelled():
+            error = asyncio.CancelledError(f"a source of tideloop.{self._name}() was cancelled")
+        else:
+            error = task.exception()
         if error is not None and self._failure is None and not self._ending:
-            error.add_note(f"raised by a source of tideloop.{self._name}()")
             self._failure = error
             self._ending = True
             for other in self._tasks:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from tideloop import accelerated
+from tideloop.flows import Counts, Flow
 from tideloop.groups import Acquirable, limit_of
 from tideloop.mapping import Mapping, StreamStats
 from tideloop.outcome import Outcome
@@ -49,17 +50,21 @@ class Paced(Protocol):
 Rate = float | Paced
 
 
-class _Closable(Protocol[_T_co]):
+class _Items(Protocol[_T_co]):
     def __anext__(self) -> Awaitable[_T_co]: ...
     def aclose(self) -> Awaitable[None]: ...
+    def stats(self) -> StreamStats: ...
 
 
 class Stream(Generic[_T]):
-    """An async iterator of this module: iterate it once, close it, or chain another step to it."""
+    """An async iterator of this module: iterate it once, close it, or chain another step to it.
+
+    It belongs to the loop on which the first item is asked for; on another one it raises RuntimeError.
+    """
 
     __slots__ = ("__weakref__", "_items", "name")
 
-    def __init__(self, items: _Closable[_T], name: str) -> None:
+    def __init__(self, items: _Items[_T], name: str) -> None:
         self._items = items
         self.name = name
 
@@ -89,6 +94,7 @@ class Stream(Generic[_T]):
         async with self:
             return [item async for item in self]
 
+    @overload
     def amap(
         self,
         fn: Callable[[_T], Awaitable[_R]],
@@ -97,31 +103,44 @@ class Stream(Generic[_T]):
         ordered: bool = False,
         buffer: int | None = None,
         rate: Rate | None = None,
-    ) -> Stream[_R]:
-        """tideloop.amap() over this stream, with ``on_error="raise"``."""
-        return amap(fn, self, limit=limit, ordered=ordered, buffer=buffer, rate=rate)
+        on_error: Literal["raise", "skip"] = "raise",
+        name: str = "amap",
+    ) -> Stream[_R]: ...
+    @overload
+    def amap(
+        self,
+        fn: Callable[[_T], Awaitable[_R]],
+        *,
+        limit: int | Acquirable,
+        ordered: bool = False,
+        buffer: int | None = None,
+        rate: Rate | None = None,
+        on_error: Literal["collect"],
+        name: str = "amap",
+    ) -> Stream[Outcome[_R]]: ...
+    def amap(self, fn: Callable[[Any], Awaitable[Any]], **options: Any) -> Stream[Any]:
+        """tideloop.amap() over this stream."""
+        return amap(fn, self, **options)
 
-    def batched(self, n: int, within: float | None = None) -> Stream[list[_T]]:
+    def batched(self, n: int, within: float | None = None, *, name: str = "batched") -> Stream[list[_T]]:
         """tideloop.batched() of this stream."""
-        return batched(self, n, within)
+        return batched(self, n, within, name=name)
 
-    def throttle(self, rate: Rate, per: float = 1.0) -> Stream[_T]:
+    def throttle(self, rate: Rate, per: float = 1.0, *, name: str = "throttle") -> Stream[_T]:
         """tideloop.throttle() of this stream."""
-        return throttle(self, rate, per)
+        return throttle(self, rate, per, name=name)
 
-    def flat_map(self, fn: Callable[[_T], Source[_R]], *, limit: int = 1, buffer: int | None = None) -> Stream[_R]:
+    def flat_map(
+        self, fn: Callable[[_T], Source[_R]], *, limit: int = 1, buffer: int | None = None, name: str = "flat_map"
+    ) -> Stream[_R]:
         """tideloop.flat_map() over this stream."""
-        return flat_map(fn, self, limit=limit, buffer=buffer)
+        return flat_map(fn, self, limit=limit, buffer=buffer, name=name)
 
     def stats(self) -> StreamStats:
-        """How far an amap() is. Raises TypeError for the other streams, which count nothing."""
-        if isinstance(self._items, Mapping):
-            return self._items.stats()
-        raise TypeError(f"{self!r} counts nothing; amap() does")
+        """How far it is, in items of its source; of flat_map() and paginate() in items of what they open."""
+        return self._items.stats()
 
     def __repr__(self) -> str:
-        if not isinstance(self._items, Mapping):
-            return f"<tideloop.Stream {self.name}>"
         counts = " ".join(f"{what}={count}" for what, count in self._items.stats()._asdict().items())
         return f"<tideloop.Stream {self.name} {counts}>"
 
@@ -216,24 +235,26 @@ def iterator_of(what: str, source: Source[_T]) -> AsyncIterator[_T] | Iterator[_
         raise TypeError(f"{what}() takes an iterable or an async iterable, not {source!r}") from None
 
 
-async def _items_of(what: str, source: Source[_T]) -> AsyncGenerator[_T, None]:
-    """The items of a source, which is closed with this."""
-    iterator = iterator_of(what, source)
+async def _items_of(name: str, source: Source[_T], counts: Counts) -> AsyncGenerator[_T, None]:
+    """The items of a source, which is closed with this. Its errors get a note."""
+    iterator = iterator_of(name, source)
     async with closing(iterator):
-        if isinstance(iterator, AsyncIterator):
-            async for item in iterator:
-                yield item
-        else:
-            for item in iterator:
-                yield item
+        try:
+            if isinstance(iterator, AsyncIterator):
+                async for item in iterator:
+                    counts.pulled += 1
+                    yield item
+            else:
+                for item in iterator:
+                    counts.pulled += 1
+                    yield item
+        except Exception as error:
+            error.add_note(f"raised by a source of tideloop.{name}()")
+            raise
 
 
-def _stream(generator: AsyncGenerator[_T, None], name: str) -> Stream[_T]:
-    return Stream(generator, name)
-
-
-def batched(source: Source[_T], n: int, within: float | None = None) -> Stream[list[_T]]:
-    """Lists of `n` items of a source; the last one may be shorter.
+def batched(source: Source[_T], n: int, within: float | None = None, *, name: str = "batched") -> Stream[list[_T]]:
+    """Lists of `n` items of a source; the last one may be shorter, also before an error of the source.
 
     With `within`, a batch is given as well when so many seconds have passed since its first item came. A task then
     pulls the source, at most `n` items ahead.
@@ -242,115 +263,162 @@ def batched(source: Source[_T], n: int, within: float | None = None) -> Stream[l
         raise ValueError(f"a batch has at least 1 item, not {n}")
     if within is not None and not within > 0:
         raise ValueError(f"within must be more than 0 seconds, not {within!r}")
-    iterator_of("batched", source)
-    return _stream(_batches(source, n) if within is None else _timed_batches(source, n, within), "batched")
+    iterator_of(name, source)
+    counts = Counts()
+    if within is None:
+        return Stream(Flow(_batches(source, n, counts, name), counts, name), name)
+    return Stream(Flow(_timed_batches(source, n, within, counts, name), counts, name), name)
 
 
-async def _batches(source: Source[_T], n: int) -> AsyncGenerator[list[_T], None]:
-    async with contextlib.aclosing(_items_of("batched", source)) as items:
+async def _batches(source: Source[_T], n: int, counts: Counts, name: str) -> AsyncGenerator[list[_T], None]:
+    async with contextlib.aclosing(_items_of(name, source, counts)) as items:
         batch: list[_T] = []
-        async for item in items:
-            batch.append(item)
-            if len(batch) == n:
+        failure: Exception | None = None
+        try:
+            try:
+                async for item in items:
+                    batch.append(item)
+                    if len(batch) == n:
+                        counts.given += n
+                        yield batch
+                        batch = []
+            except Exception as error:
+                failure = error
+            if batch:
+                counts.given += len(batch)
                 yield batch
-                batch = []
-        if batch:
-            yield batch
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None
 
 
-async def _timed_batches(source: Source[_T], n: int, within: float) -> AsyncGenerator[list[_T], None]:
+async def _timed_batches(
+    source: Source[_T], n: int, within: float, counts: Counts, name: str
+) -> AsyncGenerator[list[_T], None]:
     loop = asyncio.get_running_loop()
-    async with Pumps[_T](n, "batched") as pumps:
-        pumps.add(_items_of("batched", source))
-        while (first := await pumps.take()) is not Pumps.END:
-            batch = [first]
-            deadline = loop.time() + within
-            while len(batch) < n:
-                item = await pumps.take(deadline)
-                if item is Pumps.END or item is Pumps.LATE:
-                    break
-                batch.append(item)
-            yield batch
+    async with Pumps[_T](n, name) as pumps:
+        counts.ready = pumps.ready
+        pumps.add(_items_of(name, source, counts))
+        failure: Exception | None = None
+        try:
+            while failure is None and (first := await pumps.take()) is not Pumps.END:
+                batch = [first]
+                deadline = loop.time() + within
+                while len(batch) < n:
+                    try:
+                        item = await pumps.take(deadline)
+                    except Exception as error:
+                        failure = error
+                        break
+                    if item is Pumps.END or item is Pumps.LATE:
+                        break
+                    batch.append(item)
+                counts.given += len(batch)
+                yield batch
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None
 
 
-def throttle(source: Source[_T], rate: Rate, per: float = 1.0) -> Stream[_T]:
+def throttle(source: Source[_T], rate: Rate, per: float = 1.0, *, name: str = "throttle") -> Stream[_T]:
     """The items of a source, `rate` of them per `per` seconds at most, evenly spaced; the source is not pulled ahead.
 
     `rate` may also be a limiter, which is acquired for each item.
     """
-    iterator_of("throttle", source)
+    iterator_of(name, source)
     pace = _pace(rate, per)
     if pace is None:
         raise TypeError("rate must be a number or a limiter, not None")
-    return _stream(_throttled(source, pace), "throttle")
+    counts = Counts()
+    return Stream(Flow(_throttled(source, pace, counts, name), counts, name), name)
 
 
-async def _throttled(source: Source[_T], pace: Callable[[], Awaitable[object]]) -> AsyncGenerator[_T, None]:
-    async with contextlib.aclosing(_items_of("throttle", source)) as items:
+async def _throttled(
+    source: Source[_T], pace: Callable[[], Awaitable[object]], counts: Counts, name: str
+) -> AsyncGenerator[_T, None]:
+    async with contextlib.aclosing(_items_of(name, source, counts)) as items:
         async for item in items:
             await pace()
+            counts.given += 1
             yield item
 
 
-def merge(*sources: Source[_T], buffer: int | None = None) -> Stream[_T]:
+def merge(*sources: Source[_T], buffer: int | None = None, name: str = "merge") -> Stream[_T]:
     """The items of several sources as they come; each source's own order is kept.
 
     A task per source, at most `buffer` items ahead in all (by default one per source). The first source that fails
     ends the stream, behind the items that were ready; the others are closed.
     """
     for source in sources:
-        iterator_of("merge", source)
-    return _stream(_merged(sources, max(_ahead(buffer, len(sources)), len(sources))), "merge")
+        iterator_of(name, source)
+    counts = Counts()
+    ahead = max(_ahead(buffer, len(sources)), len(sources))
+    return Stream(Flow(_merged(sources, ahead, counts, name), counts, name), name)
 
 
-async def _merged(sources: tuple[Source[_T], ...], ahead: int) -> AsyncGenerator[_T, None]:
-    async with Pumps[_T](ahead, "merge") as pumps:
+async def _merged(sources: tuple[Source[_T], ...], ahead: int, counts: Counts, name: str) -> AsyncGenerator[_T, None]:
+    async with Pumps[_T](ahead, name) as pumps:
+        counts.ready = pumps.ready
         for source in sources:
-            pumps.add(_items_of("merge", source))
+            pumps.add(_items_of(name, source, counts))
         while (item := await pumps.take()) is not Pumps.END:
+            counts.given += 1
             yield item
 
 
 def flat_map(
-    fn: Callable[[_T], Source[_R]], source: Source[_T], *, limit: int = 1, buffer: int | None = None
+    fn: Callable[[_T], Source[_R]],
+    source: Source[_T],
+    *,
+    limit: int = 1,
+    buffer: int | None = None,
+    name: str = "flat_map",
 ) -> Stream[_R]:
     """The items of the iterables, of whichever kind, that `fn` returns for each item of a source.
 
     `limit` of them are iterated at once, in tasks of their own, at most `buffer` items ahead in all (by default
-    `limit`). With a limit of 1 they come one after the other, without tasks, and nothing is pulled ahead.
+    `limit`). With a limit of 1 they come one after the other, without tasks, and nothing is pulled ahead. What `fn`
+    raises ends the stream.
     """
     number, _ = limit_of(limit)
     if number is None:
         raise TypeError(f"limit must be a number, not {limit!r}")
-    iterator_of("flat_map", source)
+    iterator_of(name, source)
+    counts = Counts()
     if number == 1 and not buffer:
-        return _stream(_flattened(fn, source), "flat_map")
-    return _stream(_flattened_at_once(fn, source, number, max(_ahead(buffer, number), number) + 1), "flat_map")
+        return Stream(Flow(_flattened(fn, source, counts, name), counts, name), name)
+    ahead = max(_ahead(buffer, number), number) + 1
+    return Stream(Flow(_flattened_at_once(fn, source, number, ahead, counts, name), counts, name), name)
 
 
-async def _flattened(fn: Callable[[_T], Source[_R]], source: Source[_T]) -> AsyncGenerator[_R, None]:
-    async with contextlib.aclosing(_items_of("flat_map", source)) as items:
+async def _flattened(
+    fn: Callable[[_T], Source[_R]], source: Source[_T], counts: Counts, name: str
+) -> AsyncGenerator[_R, None]:
+    async with contextlib.aclosing(_items_of(name, source, Counts())) as items:
         async for item in items:
-            async with contextlib.aclosing(_items_of("flat_map", fn(item))) as inner:
+            async with contextlib.aclosing(_items_of(name, fn(item), counts)) as inner:
                 async for result in inner:
+                    counts.given += 1
                     yield result
 
 
 async def _flattened_at_once(
-    fn: Callable[[_T], Source[_R]], source: Source[_T], limit: int, ahead: int
+    fn: Callable[[_T], Source[_R]], source: Source[_T], limit: int, ahead: int, counts: Counts, name: str
 ) -> AsyncGenerator[_R, None]:
     free = accelerated.Semaphore(limit)
 
     async def inner(item: _T) -> AsyncGenerator[_R, None]:
         try:
-            async with contextlib.aclosing(_items_of("flat_map", fn(item))) as results:
+            async with contextlib.aclosing(_items_of(name, fn(item), counts)) as results:
                 async for result in results:
                     yield result
         finally:
             free.release()
 
     async def outer() -> AsyncGenerator[_R, None]:
-        async with contextlib.aclosing(_items_of("flat_map", source)) as items:
+        async with contextlib.aclosing(_items_of(name, source, Counts())) as items:
             await free.acquire()
             async for item in items:
                 pumps.add(inner(item))
@@ -358,14 +426,18 @@ async def _flattened_at_once(
         return
         yield  # a generator of nothing: what it does is to start the others
 
-    async with Pumps[_R](ahead, "flat_map") as pumps:
+    async with Pumps[_R](ahead, name) as pumps:
+        counts.ready = pumps.ready
         pumps.add(outer())
         while (item := await pumps.take()) is not Pumps.END:
+            counts.given += 1
             yield item
 
 
 @overload
-def paginate(fetch: Callable[[int], Awaitable[Iterable[_T]]], start: int = 1, *, ahead: int = 0) -> Stream[_T]: ...
+def paginate(
+    fetch: Callable[[int], Awaitable[Iterable[_T]]], start: int = 1, *, ahead: int = 0, name: str = "paginate"
+) -> Stream[_T]: ...
 @overload
 def paginate(
     fetch: Callable[[_C], Awaitable[_P]],
@@ -374,6 +446,7 @@ def paginate(
     next: Callable[[_P], _C | None],
     items: Callable[[_P], Iterable[_T]],
     ahead: int = 0,
+    name: str = "paginate",
 ) -> Stream[_T]: ...
 def paginate(
     fetch: Callable[[Any], Awaitable[Any]],
@@ -382,6 +455,7 @@ def paginate(
     next: Callable[[Any], Any] | None = None,
     items: Callable[[Any], Iterable[Any]] | None = None,
     ahead: int = 0,
+    name: str = "paginate",
 ) -> Stream[Any]:
     """The items of a resource that comes in pages, one page after the other.
 
@@ -396,7 +470,8 @@ def paginate(
         raise TypeError(f"pages are numbered unless next= is given; start must be a number, not {start!r}")
     if ahead < 0:
         raise ValueError(f"ahead must be at least 0 pages, not {ahead}")
-    return _stream(_paged(_pages(fetch, start, next, items), ahead), "paginate")
+    counts = Counts()
+    return Stream(Flow(_paged(_pages(fetch, start, next, items), ahead, counts, name), counts, name), name)
 
 
 async def _pages(
@@ -420,17 +495,23 @@ async def _pages(
                 return
 
 
-async def _paged(pages: AsyncGenerator[Iterable[_T], None], ahead: int) -> AsyncGenerator[_T, None]:
+async def _paged(
+    pages: AsyncGenerator[Iterable[_T], None], ahead: int, counts: Counts, name: str
+) -> AsyncGenerator[_T, None]:
     if ahead == 0:
         async with contextlib.aclosing(pages):
             async for page in pages:
                 for item in page:
+                    counts.pulled += 1
+                    counts.given += 1
                     yield item
         return
-    async with Pumps[Iterable[_T]](ahead, "paginate") as pumps:
+    async with Pumps[Iterable[_T]](ahead, name) as pumps:
         pumps.add(pages)
         while (page := await pumps.take()) is not Pumps.END:
             for item in page:
+                counts.pulled += 1
+                counts.given += 1
                 yield item
 
 

@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import tideloop
 from tideloop.testing import new_virtual_loop
 from tideloop.testing.steps import Observer, driven
 
@@ -137,7 +138,8 @@ async def _bounded(main: Coroutine[Any, Any, Any]) -> Any:
 # --- cancel at every await -----------------------------------------------------------------------
 
 MOMENTS = ("waiting", "granted", "scope")
-"""When the victim is cancelled: while it waits; once it has been told, before it goes on; by a scope around it."""
+"""When the victim is cancelled: while it waits; once it has been told, before it goes on; by a scope around it,
+which is asyncio's and ours by turns."""
 
 
 @dataclass
@@ -162,10 +164,11 @@ class Attack:
                 raise result
 
     async def _suffer(self, work: Coroutine[Any, Any, Any]) -> Any:
-        async with asyncio.timeout(None) as scope:
-            return await driven(work, _Suspensions(lambda future: self._suspended(future, scope)))
+        with tideloop.CancelScope() as own:
+            async with asyncio.timeout(None) as stock:
+                return await driven(work, _Suspensions(lambda future: self._suspended(future, own, stock)))
 
-    def _suspended(self, future: asyncio.Future[Any] | None, scope: asyncio.Timeout) -> None:
+    def _suspended(self, future: asyncio.Future[Any] | None, own: tideloop.CancelScope, stock: asyncio.Timeout) -> None:
         self.suspensions += 1
         if self.suspensions - 1 != self.at:
             return
@@ -173,7 +176,10 @@ class Attack:
         loop = asyncio.get_running_loop()
         assert victim is not None
         if self.moment == "scope":
-            scope.reschedule(loop.time())
+            if self.at % 2:
+                own.cancel()
+            else:
+                stock.reschedule(loop.time())
         elif self.moment == "granted" and future is not None:
             # Before the task hangs itself on the future, so it is cancelled before it is woken.
             future.add_done_callback(lambda _: victim.cancel())

@@ -1,4 +1,8 @@
-"""The accelerated Semaphore, BoundedSemaphore, Lock and Queue through the harness."""
+"""The accelerated Semaphore, BoundedSemaphore, Lock, Condition and Queue through the harness.
+
+Events have nothing to lose, and what becomes of a notification whose receiver is cancelled differs between versions of
+asyncio: tests/accelerate compares these two with asyncio's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from tests.toolkit import harness
 from tests.toolkit.harness import Inside, Permits, Pipe
 
 
-async def visit(lock: asyncio.Semaphore | asyncio.Lock, inside: Inside) -> None:
+async def visit(lock: asyncio.Semaphore | asyncio.Lock | asyncio.Condition, inside: Inside) -> None:
     async with lock:
         await inside()
 
@@ -24,7 +28,7 @@ def all_permits(number: int):
     return idle
 
 
-def unlocked(lock: asyncio.Lock) -> None:
+def unlocked(lock: asyncio.Lock | asyncio.Condition) -> None:
     harness.demand(not lock.locked(), f"still locked: {lock!r}")
 
 
@@ -36,6 +40,7 @@ PERMITS = [
     Permits("Semaphore", lambda: tideloop.Semaphore(2), visit, all_permits(2), limit=2),
     Permits("BoundedSemaphore", lambda: tideloop.BoundedSemaphore(3), visit, all_permits(3), limit=3),
     Permits("Lock", lambda: tideloop.Lock(), visit, unlocked, limit=1),
+    Permits("Condition", lambda: tideloop.Condition(), visit, unlocked, limit=1),
 ]
 PIPES = [
     Pipe("Queue", lambda: tideloop.Queue(2), lambda q, item: q.put(item), lambda q: q.get(), drain),

@@ -26,6 +26,11 @@ async def visit_partition(limiter: AdaptiveLimiter, inside: Inside) -> None:
         await inside()
 
 
+async def visit_alone(limiter: AdaptiveLimiter, inside: Inside) -> None:
+    async with limiter("live"):
+        await inside()
+
+
 def all_back(limiter: AdaptiveLimiter) -> None:
     harness.demand(limiter.in_flight == 0 and limiter.waiting == 0, f"not idle: {limiter!r}")
     harness.demand(not limiter._begun, f"remembers {limiter._begun}")
@@ -61,8 +66,30 @@ def test_several_loops_in_threads(backend, subject):
     harness.share(backend.name, subject, visits=20)
 
 
-def test_forked_with_waiters(backend):
-    harness.fork_with_waiters(backend.name, PLAIN)
+FULL = Permits("full", lambda: AdaptiveLimiter(min=2, max=2, initial=2), visit, all_back, limit=2, several_loops=True)
+ALONE = Permits(
+    "alone in its partition",
+    lambda: AdaptiveLimiter(min=2, max=2, initial=2, partitions={"live": 0.5, "batch": 0.5}),
+    visit_alone,
+    all_back,
+    limit=2,
+    several_loops=True,
+)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_loop_closed_with_waiters(backend, subject):
+    harness.close_loop(backend.name, subject)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_loop_closed_in_the_turn_of_a_grant(backend, subject):
+    harness.close_in_the_turn_of_a_grant(backend.name, subject)
+
+
+@pytest.mark.parametrize("subject", [FULL, ALONE], ids=str)
+def test_forked_with_waiters(backend, subject):
+    harness.fork_with_waiters(backend.name, subject)
 
 
 # --- it learns -----------------------------------------------------------------------------------
@@ -285,6 +312,32 @@ def test_wrong_arguments_are_refused():
         AdaptiveLimiter(partitions={"a": 0.9, "b": 0.2})
     with pytest.raises(ValueError, match="partition is 'c'; expected one of 'a'"):
         AdaptiveLimiter(partitions={"a": 1.0})("c")
+    with pytest.raises(TypeError, match=r"min is 1\.5; expected an int"):
+        AdaptiveLimiter(min=1.5)
+    with pytest.raises(ValueError, match="initial is 0; expected 1 or more"):
+        AdaptiveLimiter(initial=0)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "wrong"),
+    [
+        (Gradient2, {"tolerance": 1.0}),
+        (Gradient2, {"tolerance": float("nan")}),
+        (Gradient2, {"smoothing": 0}),
+        (Gradient2, {"smoothing": 1.5}),
+        (Gradient2, {"backoff": 1}),
+        (Vegas, {"alpha": 3.0}),
+        (Vegas, {"beta": float("inf")}),
+        (Vegas, {"backoff": 0}),
+        (AIMD, {"step": -1}),
+        (AIMD, {"backoff": 2}),
+        (AIMD, {"too_long": 0}),
+    ],
+)
+def test_numbers_with_which_an_algorithm_would_run_away_are_refused(algorithm, wrong):
+    (word,) = wrong
+    with pytest.raises(ValueError, match=rf"^{word} of {algorithm.__name__}\(.*\): expected "):
+        algorithm(**wrong)
 
 
 def test_looks(kind):
@@ -343,3 +396,19 @@ async def test_outcomes_that_raise_lose_no_permit(loop):
             async with limiter:
                 raise ValueError("body")
     assert limiter.in_flight == 0
+
+
+async def test_an_outcome_that_is_none_is_named_and_loses_no_permit(loop):
+    limiter = AdaptiveLimiter(max=1, initial=1, outcomes={KeyError: "failed"}, name="db")
+    said = r"AdaptiveLimiter 'db'.*outcome is 'failed'; expected 'ok', 'drop' or 'ignore'"
+    with pytest.raises(ValueError, match=said):
+        async with limiter() as permit:
+            permit.outcome = "failed"
+    with pytest.raises(ValueError, match=said):
+        async with limiter:
+            raise KeyError
+    await limiter.acquire()
+    with pytest.raises(ValueError, match=said):
+        limiter.release("failed")
+    assert limiter.in_flight == 0
+    assert limiter.stats().ignored == 3

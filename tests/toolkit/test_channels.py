@@ -127,6 +127,23 @@ async def test_a_send_that_was_waiting_when_its_sender_closed_goes_through(loop)
     await waiting
 
 
+@pytest.mark.parametrize("take", [lambda rx: rx.recv(), tideloop.select], ids=["recv", "select"])
+async def test_a_receive_that_was_waiting_when_its_receiver_closed_keeps_its_place(loop, take):
+    tx, rx = Channel(1)
+    other = rx.clone()
+    waiting = asyncio.create_task(take(rx))
+    await turns()
+    behind = asyncio.create_task(other.recv())
+    await turns()
+    rx.close()
+    with pytest.raises(ChannelClosed):
+        await rx.recv()
+    await tx.send(1)
+    await tx.send(2)
+    assert await waiting in (1, (rx, 1))
+    assert await behind == 2
+
+
 async def test_the_end_comes_also_if_the_last_waiting_send_is_cancelled(loop):
     tx, rx = Channel(1)
     await tx.send(1)

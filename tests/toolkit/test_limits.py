@@ -585,6 +585,10 @@ class TestThreads:
 
 
 class TestKeys:
+    def test_numbers_of_keys_that_are_none(self):
+        with pytest.raises(ValueError, match=r"hosts\['a'\]': capacity must be an int >= 1, not 0"):
+            KeyedLimiter(2, capacities={"b": 3, "a": 0}, name="hosts")
+
     async def test_each_key_has_its_own(self, loop):
         keyed = KeyedLimiter(1, capacities={"big": 2}, name="hosts")
         async with keyed("a"), keyed("b"), keyed("big", 2):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import inspect
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,105 @@ def test_types_are_right(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ROW = re.compile(r"^\| .+ \| `([^`]+)` \| \[.+\]\(.+\) \|$", re.MULTILINE)
+ROWS = [line for line in ROW.findall(TEXT) if line not in ("tideloop lab", "pytest --tideloop")]
+WITH_MORE = ("tideloop.qt", "tideloop.run(", "run_process", 'kind="process"')
+"""Rows that a virtual clock has not what they want: another loop, threads, processes."""
+
+
+async def act(source: str) -> dict[str, Any]:
+    """Run a row of the table between stand-ins for what it mentions."""
+    names: dict[str, Any] = {"__name__": "patterns"}
+    exec(BLOCKS[0][1], names)
+    shown: list[Any] = []
+
+    async def main() -> str:
+        return "done"
+
+    async def chunks() -> AsyncIterator[str]:
+        for number in range(3):
+            yield f"/{number}"
+
+    async def numbered(number: int) -> list[int]:
+        return [number] if number < 3 else []
+
+    async def reduce(chunk: list[int]) -> int:
+        return sum(chunk)
+
+    queue: tideloop.Queue[int] = tideloop.Queue()
+    await queue.put_many(range(3))
+    queue.shutdown()
+    ended, rx = tideloop.Channel[int]()
+    ended.try_send(1)
+    ended.close()
+    roomy = tideloop.Channel[str](1)
+    stand_ins = {
+        "app": None,
+        "chunks": chunks,
+        "close": main,
+        "connect": object,
+        "main": main,
+        "numbered": numbered,
+        "parse": str.upper,
+        "queue": queue,
+        "reduce": reduce,
+        "reduce_all": lambda numbers: dict.fromkeys(numbers, 0),
+        "rx": rx,
+        "show": shown.append,
+        "steps": {"a": (main, []), "b": (lambda _: main(), ["a"])},
+        "tx": roomy.tx,
+    }
+    async with tideloop.group() as g, tideloop.Background() as background:
+        done = g.spawn(names["fetch"], "/group", key="/group")
+        names |= stand_ins | {"g": g, "background": background}
+        code = compile(source, PAGE, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        blocks = "blocking_send" in source
+        result = await tideloop.run_blocking(eval, code, names) if blocks else eval(code, names)
+        if inspect.iscoroutine(result):
+            await result
+    if "on_block" in source:
+        tideloop.observe.off_block(print)
+    assert done.done()
+    assert "show(" not in source or shown
+    return names
+
+
+@pytest.mark.parametrize("source", [row for row in ROWS if not any(word in row for word in WITH_MORE)])
+def test_each_line_of_the_table_runs(source, kind):
+    loop = new_virtual_loop(kind)
+    try:
+        if kind == "asyncio" and "metrics()" in source:
+            pytest.skip("asyncio's loop has no metrics")
+        names = loop.run_until_complete(asyncio.wait_for(act(source), PATIENCE))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        assert not asyncio.all_tasks(loop)
+        if "pages" in source.partition("=")[0]:
+            assert len(names["pages"]) == 40
+        if "outcomes" in source.partition("=")[0]:
+            assert sum(outcome.failed for outcome in names["outcomes"]) == 1
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("source", [row for row in ROWS if any(word in row for word in WITH_MORE)])
+def test_calls_of_the_other_lines_are_right(source):
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    checked = 0
+    for call in calls:
+        path = ast.unparse(call.func)
+        if path.startswith("tideloop.") and path != "tideloop.qt.run":  # which needs a binding to import
+            function = functools.reduce(getattr, path.split(".")[1:], tideloop)
+            inspect.signature(function).bind(*call.args, **{str(word.arg): word.value for word in call.keywords})
+            checked += 1
+    assert checked or "tideloop.qt" in source
+
+
+def test_no_row_is_passed_over():
+    table = TEXT.partition("## Line for line")[2].partition("\n## ")[0]
+    assert len(ROWS) + 2 == len(re.findall(r"^\| ", table, re.MULTILINE)) - 1 > 40
+
+
 def test_no_block_is_passed_over():
     assert len(BLOCKS) == TEXT.count("```python") == TEXT.count("```") / 2 > 20
 
@@ -89,7 +190,7 @@ def test_links_and_paths_lead_somewhere():
     assert len(targets) > 20
     for target in targets:
         path, _, anchor = target.partition("#")
-        text = (PAGE.parent / path).read_text(encoding="utf-8")
+        text = (PAGE.parent / (path or PAGE.name)).read_text(encoding="utf-8")
         headings = {
             re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
             for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)

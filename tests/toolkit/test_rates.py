@@ -26,8 +26,13 @@ async def visit(limiter: RateLimiter, inside: Inside) -> None:
         await inside()
 
 
-def nobody_waits(limiter: RateLimiter) -> None:
-    harness.demand(limiter.waiting == 0, f"still waiting: {limiter!r}")
+async def visit_key(limiter: KeyedRateLimiter, inside: Inside) -> None:
+    async with limiter("host"):
+        await inside()
+
+
+def nobody_waits(limiter: RateLimiter | KeyedRateLimiter) -> None:
+    harness.demand(limiter.stats().waiting == 0, f"still waiting: {limiter!r}")
 
 
 def primitive(*rates: tideloop.Rate) -> Permits:
@@ -36,14 +41,17 @@ def primitive(*rates: tideloop.Rate) -> Permits:
 
 TIGHT = primitive(rate(10, burst=1))
 LOOSE = primitive(rate(10, burst=3), rate(60, per=60, burst=8))
+KEYED = Permits(
+    "KeyedRateLimiter", lambda: KeyedRateLimiter(rate(10, burst=1)), visit_key, nobody_waits, several_loops=True
+)
 
 
-@pytest.mark.parametrize("subject", [TIGHT, LOOSE], ids=["one rate", "two rates"])
+@pytest.mark.parametrize("subject", [TIGHT, LOOSE, KEYED], ids=["one rate", "two rates", "by key"])
 def test_cancelled_at_every_await(kind, subject):
     assert harness.cancel_everywhere(kind, harness.permits_scenario(subject, visitors=12)) > 20
 
 
-@pytest.mark.parametrize("subject", [TIGHT, LOOSE], ids=["one rate", "two rates"])
+@pytest.mark.parametrize("subject", [TIGHT, LOOSE, KEYED], ids=["one rate", "two rates", "by key"])
 def test_random_schedules(kind, subject):
     for seed in range(40):
         harness.interleave(kind, subject, seed)
@@ -51,6 +59,11 @@ def test_random_schedules(kind, subject):
 
 def test_several_loops_in_threads(backend):
     harness.share(backend.name, primitive(rate(2000, burst=5)), visits=20)
+
+
+def test_several_loops_in_threads_by_key(backend):
+    fast = Permits("keyed", lambda: KeyedRateLimiter(rate(2000, burst=5)), visit_key, nobody_waits, several_loops=True)
+    harness.share(backend.name, fast, visits=20)
 
 
 def test_loop_closed_with_waiters(backend):
@@ -73,8 +86,9 @@ def test_loop_closed_with_waiters(backend):
         harness._abandon(task)
 
 
-def test_forked_with_waiters(backend):
-    harness.fork_with_waiters(backend.name, TIGHT)
+@pytest.mark.parametrize("subject", [TIGHT, KEYED], ids=str)
+def test_forked_with_waiters(backend, subject):
+    harness.fork_with_waiters(backend.name, subject)
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -229,6 +243,21 @@ def test_what_cost_more_is_owed(kind):
         return loop.time()
 
     assert on_clock(kind, main) == pytest.approx(2.51)
+
+
+def test_what_only_seemed_to_cost_more_is_given_back(kind):
+    async def main():
+        limiter = RateLimiter(rate(10, burst=5), rate(100, per=60, burst=1000, unit="tokens"))
+        charge = await limiter.acquire({"tokens": 200})
+        await limiter.acquire({"tokens": 100})
+        for tokens, available in ((500, 400), (5000, 0), (300, 600), (200, 700), (900, 0)):
+            charge.settle(tokens=tokens)
+            assert limiter.stats().available == (3, available)
+            assert charge.cost == {"requests": 1, "tokens": tokens}
+        charge.cancel()
+        assert limiter.stats().available == (4, 900)
+
+    on_clock(kind, main)
 
 
 def test_reserving(kind):

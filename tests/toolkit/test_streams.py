@@ -10,6 +10,7 @@ import weakref
 import pytest
 import tideloop
 from tideloop import Outcome
+from tideloop.testing import new_virtual_loop
 
 from tests.toolkit import harness
 from tests.toolkit.work import Boom, forever, tasks_left
@@ -675,7 +676,7 @@ class TestALimiterThatRefuses:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("what", ["sync", "async", "limiter", "merge", "batched", "flat_map", "paginate"])
+@pytest.mark.parametrize("what", ["sync", "async", "limiter", "merge", "batched", "flat_map", "throttle", "paginate"])
 def test_cancelled_at_every_await(kind, what, ordered):
     async def scenario(attack):
         before = asyncio.all_tasks()
@@ -696,6 +697,8 @@ def test_cancelled_at_every_await(kind, what, ordered):
                 stream = tideloop.batched(sources[0].anumbers(), 2, within=1)
             elif what == "flat_map":
                 stream = tideloop.flat_map(range, sources[0].anumbers(), limit=3)
+            elif what == "throttle":
+                stream = tideloop.throttle(sources[0].anumbers(), 10)
             else:
                 stream = tideloop.paginate(fetch, ahead=1)
             async with stream:
@@ -789,6 +792,22 @@ def test_random_schedules(kind, seed):
     harness.run(kind, main())
 
 
+async def settle():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class _Through:
+    """A limiter as a rate: who is let in leaves at once."""
+
+    def __init__(self, limiter):
+        self._limiter = limiter
+
+    async def acquire(self):
+        async with self._limiter:
+            pass
+
+
 class TestSeams:
     """Streams with the limits and rates of other modules, and with little room."""
 
@@ -825,6 +844,86 @@ class TestSeams:
         with pytest.raises(asyncio.CancelledError):
             await tideloop.merge(pages()).to_list()
 
+    @pytest.mark.parametrize("within", [None, 60])
+    async def test_what_came_before_an_error_is_a_batch(self, loop, way, within):
+        source, got = Source(fails_at=5), []
+
+        async def take():
+            async for batch in tideloop.batched(source.of(way), 3, within):
+                got.append(batch)
+
+        with pytest.raises(Boom, match="source") as caught:
+            await take()
+        assert got == [[0, 1, 2], [3, 4]]
+        assert caught.value.__notes__ == ["raised by a source of tideloop.batched()"]
+        assert source.closed == 1
+        assert not tasks_left()
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    async def test_whose_error_it_is(self, loop, limit):
+        def open_page(number):
+            if number == 2:
+                raise Boom("fn")
+            return Source(2, fails_at=1 if number == 1 else None).numbers()
+
+        for numbers, notes in (([0, 2], []), ([0, 1], ["raised by a source of tideloop.flat_map()"])):
+            with pytest.raises(Boom) as caught:
+                await tideloop.flat_map(open_page, numbers, limit=limit).to_list()
+            assert getattr(caught.value, "__notes__", []) == notes
+        with pytest.raises(Boom) as caught:
+            await tideloop.throttle(Source(fails_at=1).numbers(), 1e6, name="slowly").to_list()
+        assert caught.value.__notes__ == ["raised by a source of tideloop.slowly()"]
+
+    async def test_each_has_stats_and_a_name(self, loop):
+        async def page(number):
+            return range(2) if number < 3 else []
+
+        source = Source(10)
+        batches = tideloop.batched(source.anumbers(), 4, within=60, name="fours")
+        assert batches.stats() == (0, 0, 0, 0)
+        assert await anext(batches) == [0, 1, 2, 3]
+        await settle()
+        stats = batches.stats()
+        assert stats == (stats.pulled, 0, stats.pulled - 4, 0)
+        assert stats.ready == source.pulled - 4 > 0
+        assert repr(batches) == f"<tideloop.Stream fours pulled={stats.pulled} running=0 ready={stats.ready} failed=0>"
+        await batches.aclose()
+
+        gate = tideloop.Limiter(1)
+        await gate.acquire()
+        slow = tideloop.batched(range(5), 2).throttle(_Through(gate))
+        waiting = asyncio.ensure_future(anext(slow))
+        await settle()
+        assert slow.stats() == (1, 1, 0, 0)
+        gate.release()
+        assert await waiting == [0, 1]
+        assert slow.stats() == (1, 0, 0, 0)
+        await slow.aclose()
+
+        for stream, pulled in (
+            (tideloop.merge(range(3), range(3)), 6),
+            (tideloop.flat_map(range, range(4)), 6),
+            (tideloop.flat_map(range, range(4), limit=2), 6),
+            (tideloop.paginate(page), 4),
+            (tideloop.paginate(page, ahead=1), 4),
+            (tideloop.batched(range(7), 2), 7),
+        ):
+            await stream.to_list()
+            assert stream.stats() == (pulled, 0, 0, 0)
+
+    async def test_amap_of_a_stream_takes_what_amap_takes(self, loop):
+        async def odd(number):
+            if number % 2:
+                raise Boom(number)
+            return number
+
+        def numbers():
+            return tideloop.merge(range(4))
+
+        assert await numbers().amap(odd, limit=1, on_error="skip").to_list() == [0, 2]
+        outcomes = await numbers().amap(odd, limit=1, on_error="collect", name="odd").to_list()
+        assert [outcome.ok for outcome in outcomes] == [True, False, True, False]
+
     @pytest.mark.parametrize("limit", [1, 3])
     async def test_stop_async_iteration_of_the_function_is_an_error(self, loop, limit):
         async def stops(number):
@@ -859,3 +958,39 @@ def test_what_closing_the_source_raises_hides_nothing(kind):
         assert ValueError in known
 
     harness.run(kind, main())
+
+
+@pytest.mark.parametrize("what", ["amap", "merge", "batched", "throttle"])
+def test_a_stream_belongs_to_its_loop(kind, what):
+    """On another loop it refuses to wait for tasks that do not run there, and goes on where it was begun."""
+    first, second = new_virtual_loop(kind), new_virtual_loop(kind)
+    source = Source()
+    stream = {
+        "amap": lambda: tideloop.amap(double, source.anumbers(), limit=2, buffer=1),
+        "merge": lambda: tideloop.merge(source.anumbers()),
+        "batched": lambda: tideloop.batched(source.anumbers(), 2, within=1),
+        "throttle": lambda: tideloop.throttle(source.anumbers(), 1),
+    }[what]()
+
+    async def take():
+        return await asyncio.wait_for(anext(stream), 60)
+
+    async def repeat(call):
+        for _ in range(5):  # what is ready is there for all
+            await asyncio.wait_for(call(), 60)
+
+    async def refused():
+        for call in (lambda: anext(stream), stream.aclose):
+            with pytest.raises(RuntimeError, match=f"{what}.*belongs to the event loop"):
+                await repeat(call)
+
+    try:
+        first.run_until_complete(take())
+        second.run_until_complete(refused())
+        first.run_until_complete(take())
+        first.run_until_complete(stream.aclose())
+        assert source.closed == 1
+        second.run_until_complete(stream.aclose())  # there is nothing left to do
+    finally:
+        first.close()
+        second.close()

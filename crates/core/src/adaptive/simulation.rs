@@ -271,6 +271,36 @@ fn vegas_follows_a_stepped_noisy_backend() {
     }
 }
 
+/// From 10 servers to 40 in 15 s, by one each half second, and back at once; again and again. Operations per second.
+fn saw(simulation: &mut Simulation, teeth: usize) -> f64 {
+    let mut sum = 0.0;
+    for _ in 0..teeth {
+        for step in 0..30 {
+            simulation.backend.servers = 10 + step;
+            sum += simulation.run(SECOND / 2);
+        }
+    }
+    sum / (30 * teeth) as f64
+}
+
+#[test]
+fn gradient2_and_vegas_follow_a_saw() {
+    for thrash in [3.0, 1.5] {
+        let backend = Backend { thrash, ..PLAIN };
+        let best = [16, 20, 24, 28, 32, 40]
+            .into_iter()
+            .map(|limit| saw(&mut Simulation::new(backend, Limit::Static(limit), 7), 1))
+            .fold(0.0, f64::max);
+        for (name, algorithm) in [("Gradient2", GRADIENT2), ("Vegas", VEGAS)] {
+            let mut simulation = Simulation::new(backend, Limit::of(algorithm(), 10), 1);
+            saw(&mut simulation, 1);
+            let share = saw(&mut simulation, 3) / best;
+            println!("{name}, a saw, thrash {thrash}: share {share:.3}");
+            assert!(share >= 0.9, "{name}, thrash {thrash}: {share:.3}");
+        }
+    }
+}
+
 #[test]
 fn aimd_follows_a_backend_that_refuses() {
     for seed in 1..3 {

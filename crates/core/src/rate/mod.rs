@@ -15,7 +15,8 @@
 //! **Giving back.** A cost that turns out smaller ([`Rates::settle`]) lowers the TAT. Not by more than it would be
 //! lower if the cost had been smaller from the beginning: where the window was full in between, it would have been
 //! full anyway, and that part is gone. Each charge therefore notes how far the TAT was ahead when it came; the least of
-//! these since a charge is what can be given back of it.
+//! these since a charge is what can be given back of it. What a cost turned out to be *more* is a charge of its own, made
+//! when that was said ([`Added`]); if it turns out to be less after all, that one goes first.
 //!
 //! **Clocks.** Time is nanoseconds of whoever calls. One that goes back by less than [`JUMP_NS`] (loops that read
 //! the clock at different moments) stands still until it has caught up. After a longer jump back the windows
@@ -60,6 +61,10 @@ pub struct Tally {
     pub refused: u64,
     pub penalties: u64,
 }
+
+/// What [`Rates::settle`] has added to a charge: to which window, by the charge of which number, and how much.
+#[derive(Debug, Clone, Default)]
+pub struct Added(Vec<(usize, u64, u64)>);
 
 #[derive(Debug)]
 enum State<W> {
@@ -362,27 +367,49 @@ impl<W> Rates<W> {
         }
     }
 
+    /// Gives a part of a charge back in one window: what came last goes first.
+    fn lower(&mut self, number: u64, added: &mut Added, index: usize, mut cost: u64) {
+        let Some(window) = self.windows.get_mut(index) else {
+            return;
+        };
+        for (of, later, amount) in added.0.iter_mut().rev() {
+            if *of == index {
+                let part = cost.min(*amount);
+                window.refund(*later, part);
+                *amount -= part;
+                cost -= part;
+            }
+        }
+        added.0.retain(|(_, _, amount)| *amount > 0);
+        window.refund(number, cost);
+    }
+
     /// Gives a whole charge back.
-    pub fn cancel(&mut self, number: u64, costs: &Costs) {
-        self.refund(number, costs);
+    pub fn cancel(&mut self, number: u64, added: &mut Added, costs: &Costs) {
+        for (index, cost) in costs.as_slice().iter().enumerate() {
+            self.lower(number, added, index, *cost);
+        }
         self.tally.admitted -= 1;
     }
 
     /// Corrects a charge in one window, once its real cost is known. What was too little is owed: it is paid for
     /// before the next is admitted, also beyond the burst.
-    pub fn settle(&mut self, number: u64, window: usize, charged: u64, real: u64) {
-        let now = fine(self.now);
-        self.charges += 1;
-        let note = self.charges;
-        let Some(window) = self.windows.get_mut(window) else {
+    pub fn settle(
+        &mut self,
+        number: u64,
+        added: &mut Added,
+        index: usize,
+        charged: u64,
+        real: u64,
+    ) {
+        if real <= charged {
+            self.lower(number, added, index, charged - real);
             return;
-        };
-        if real < charged {
-            window.refund(number, charged - real);
-        } else {
-            // Like a charge of its own: what is given back later must not reach behind it.
-            window.note(note, (window.tat - now).max(0));
-            window.tat = window.tat.max(now) + window.price(real - charged);
+        }
+        self.charges += 1;
+        if let Some(window) = self.windows.get_mut(index) {
+            window.charge(self.charges, real - charged, self.now);
+            added.0.push((index, self.charges, real - charged));
         }
     }
 

@@ -141,13 +141,34 @@ fn reservations_stand_behind_those_who_wait() {
 fn what_cost_less_is_given_back_and_what_cost_more_is_owed() {
     let mut rates = rates(&[(100.0, 1.0, 1000)]);
     let call = rates.try_take(&Costs::One(800)).unwrap();
+    let added = &mut Added::default();
     assert_eq!(rates.windows()[0].available(0), 200);
-    rates.settle(call, 0, 800, 300);
+    rates.settle(call, added, 0, 800, 300);
     assert_eq!(rates.windows()[0].available(0), 700);
-    rates.settle(call, 0, 300, 1500);
+    rates.settle(call, added, 0, 300, 1500);
     assert_eq!(rates.windows()[0].available(0), 0);
     rates.push(Costs::One(1), 0, 0);
     assert_eq!(rates.next(), Some(501 * SECOND / 100));
+}
+
+#[test]
+fn what_seemed_to_cost_more_and_did_not_is_given_back() {
+    let mut rates = rates(&[(100.0, 1.0, 1000)]);
+    let call = rates.try_take(&Costs::One(300)).unwrap();
+    let added = &mut Added::default();
+    rates.observe(SECOND);
+    assert!(rates.try_take(&Costs::One(200)).is_some());
+    rates.settle(call, added, 0, 300, 400);
+    rates.settle(call, added, 0, 400, 1500);
+    // 100 of the 300 have been paid for by time; 200 and 200 and 1200 are owed.
+    assert_eq!(rates.windows()[0].available(SECOND), 0);
+    rates.settle(call, added, 0, 1500, 350);
+    assert_eq!(rates.windows()[0].available(SECOND), 550);
+    rates.settle(call, added, 0, 350, 300);
+    assert_eq!(rates.windows()[0].available(SECOND), 600);
+    rates.settle(call, added, 0, 300, 900);
+    rates.cancel(call, added, &Costs::One(900));
+    assert_eq!(rates.windows()[0].available(SECOND), 800);
 }
 
 #[test]
@@ -158,8 +179,8 @@ fn what_was_given_back_counts_for_earlier_charges_too() {
     let second = rates.try_take(&Costs::One(6)).unwrap();
     // At 7 intervals, which leaves 3 of what came before.
     assert_eq!(rates.reserve(&Costs::One(6), 0).0, 1_999_999_999);
-    rates.settle(second, 0, 6, 0);
-    rates.settle(first, 0, 4, 0);
+    rates.settle(second, &mut Added::default(), 0, 6, 0);
+    rates.settle(first, &mut Added::default(), 0, 4, 0);
     rates.push(Costs::One(4), 0, 0);
     assert!(rates.next() > Some(8 * SECOND / 3 - 3));
 }
@@ -170,7 +191,7 @@ fn what_has_been_paid_for_by_time_is_not_given_back() {
     let early = rates.try_take(&Costs::One(5)).unwrap();
     rates.observe(4 * SECOND);
     assert!(rates.try_take(&Costs::One(1)).is_some());
-    rates.settle(early, 0, 5, 0);
+    rates.settle(early, &mut Added::default(), 0, 5, 0);
     assert_eq!(rates.windows()[0].available(4 * SECOND), 4);
 }
 
@@ -250,17 +271,26 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A charge, or what was added to it later.
+struct Event {
+    at: i64,
+    number: u64,
+    costs: [u64; 2],
+    admits: bool,
+}
+
 proptest! {
-    // In no span of time more than the burst and what the rate earns in it, whatever is taken, waited for,
-    // reserved, given up and settled; and in line nobody is passed.
+    // In no span of time that ends with an admission more than the burst and what the rate earns in it, whatever is taken,
+    // waited for, reserved, given up and settled, up and down; and in line nobody is passed.
     #[test]
     fn never_more_than_promised(steps in prop::collection::vec(step(), 0..150)) {
         let bursts = [4u64, 9];
         let intervals = [SECOND / 7, SECOND / 3];
         let mut rates = rates(&[(7.0, 1.0, 4), (3.0, 1.0, 9)]);
         let mut now = 0;
-        // By the number of the charge: when, and the real costs.
-        let mut admitted: HashMap<u64, (i64, [u64; 2])> = HashMap::new();
+        let mut events: Vec<Event> = Vec::new();
+        // By the number of the charge: its costs, and what was added.
+        let mut admitted: HashMap<u64, ([u64; 2], Added)> = HashMap::new();
         let mut numbers = Vec::new();
         let mut waiting: Vec<(i64, u32, Ticket, [u64; 2])> = Vec::new();
         let mut name = 0;
@@ -270,7 +300,8 @@ proptest! {
                 Step::Take(a, b) => {
                     if let Some(number) = rates.try_take(&[a, b].into_iter().collect()) {
                         prop_assert!(waiting.is_empty());
-                        admitted.insert(number, (now, [a, b]));
+                        events.push(Event { at: now, number, costs: [a, b], admits: true });
+                        admitted.insert(number, ([a, b], Added::default()));
                         numbers.push(number);
                     }
                 }
@@ -282,7 +313,8 @@ proptest! {
                 }
                 Step::Reserve(a, b) if rates.is_empty() => {
                     let (wait, booked) = rates.reserve(&[a, b].into_iter().collect(), 0);
-                    admitted.insert(booked.unwrap(), (now + wait, [a, b]));
+                    let number = booked.unwrap();
+                    events.push(Event { at: now + wait, number, costs: [a, b], admits: true });
                 }
                 Step::Leave(index) if !waiting.is_empty() => {
                     let (_, name, ticket, _) = waiting.remove(index.index(waiting.len()));
@@ -290,14 +322,24 @@ proptest! {
                 }
                 Step::Settle(index, real) if !numbers.is_empty() => {
                     let number = *index.get(&numbers);
-                    let (_, costs) = admitted.get_mut(&number).unwrap();
-                    if real < costs[0] {
-                        rates.settle(number, 0, costs[0], real);
-                        costs[0] = real;
-                    }
-                    if real < costs[1] {
-                        rates.settle(number, 1, costs[1], real);
-                        costs[1] = real;
+                    let (costs, added) = admitted.get_mut(&number).unwrap();
+                    for window in 0..2 {
+                        let known = costs[window];
+                        // A reservation of later was made without it.
+                        if real > known && events.iter().any(|event| event.at > now) {
+                            continue;
+                        }
+                        rates.settle(number, added, window, known, real);
+                        costs[window] = real;
+                        let mut less = known.saturating_sub(real);
+                        for event in events.iter_mut().rev().filter(|event| event.number == number) {
+                            let part = event.costs[window].min(less);
+                            event.costs[window] -= part;
+                            less -= part;
+                        }
+                        let mut costs = [0; 2];
+                        costs[window] = real.saturating_sub(known);
+                        events.push(Event { at: now, number, costs, admits: false });
                     }
                 }
                 Step::Penalise(ns) => rates.penalise(ns),
@@ -308,7 +350,8 @@ proptest! {
                 let (_, first, expected, costs) = waiting.remove(0);
                 prop_assert_eq!((who, ticket), (first, expected));
                 let (number, _) = rates.take(ticket).unwrap();
-                admitted.insert(number, (now, costs));
+                events.push(Event { at: now, number, costs, admits: true });
+                admitted.insert(number, (costs, Added::default()));
                 numbers.push(number);
             }
             prop_assert_eq!(rates.len(), waiting.len());
@@ -316,17 +359,20 @@ proptest! {
                 prop_assert!(next > now);
             }
         }
-        let mut all: Vec<_> = admitted.values().collect();
-        all.sort();
+        events.sort_by_key(|event| event.at);
         for window in 0..2 {
-            for from in 0..all.len() {
+            for from in 0..events.len() {
                 let mut sum = 0;
-                for (at, costs) in &all[from..] {
-                    sum += costs[window];
-                    let earned = (at - all[from].0 + 1) as f64 / intervals[window] as f64;
+                for event in &events[from..] {
+                    sum += event.costs[window];
+                    if !event.admits || event.costs[window] == 0 {
+                        continue;
+                    }
+                    let (begun, at) = (events[from].at, event.at);
+                    let earned = (at - begun + 1) as f64 / intervals[window] as f64;
                     prop_assert!(
                         sum as f64 <= bursts[window] as f64 + earned + 1e-6,
-                        "{sum} from {} to {at} in window {window}", all[from].0
+                        "{sum} from {begun} to {at} in window {window}"
                     );
                 }
             }

@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3::{PyTraverseError, PyVisit};
-use tideloop_core::rate::Costs;
+use tideloop_core::rate::{Added, Costs};
 use tideloop_core::waiters::Ticket;
 
 use super::super::waiter::locked;
@@ -28,7 +28,7 @@ pub(super) enum Booking {
 #[pyclass(frozen, module = "tideloop", name = "Charge")]
 pub struct Charge {
     rates: Py<RatesCore>,
-    booked: Mutex<(Booking, Costs)>,
+    booked: Mutex<(Booking, Costs, Added)>,
     wait: f64,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn charge<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let charge = Charge {
         rates: owner.clone().unbind(),
-        booked: Mutex::new((booking, costs)),
+        booked: Mutex::new((booking, costs, Added::default())),
         wait: wait as f64 / 1e9,
     };
     Ok(Bound::new(owner.py(), charge)?.into_any())
@@ -118,7 +118,8 @@ impl Charge {
                 Booking::Charged(number) => {
                     let mut costs: Vec<u64> = booked.1.as_slice().to_vec();
                     for (index, real) in real {
-                        state.rates.settle(number, index, costs[index], real);
+                        let added = &mut booked.2;
+                        state.rates.settle(number, added, index, costs[index], real);
                         costs[index] = real;
                     }
                     booked.1 = costs.into_iter().collect();
@@ -146,15 +147,16 @@ impl Charge {
         let here = Here::find(py)?;
         {
             let mut booked = locked(&self.booked);
+            let (booking, costs, added) = &mut *booked;
             let mut state = locked(&owner.get().state);
             state.rates.observe(here.now);
-            match booked.0 {
-                Booking::Charged(number) => state.rates.cancel(number, &booked.1),
+            match *booking {
+                Booking::Charged(number) => state.rates.cancel(number, added, costs),
                 // A reservation has no waiter.
                 Booking::InLine(ticket) => drop(state.rates.leave(ticket)),
                 Booking::Cancelled => {}
             }
-            booked.0 = Booking::Cancelled;
+            *booking = Booking::Cancelled;
         }
         go_on_with(owner, &here)
     }
