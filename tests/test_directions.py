@@ -136,7 +136,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     "cli": {"program", "lab", "observe"},
-    "program": {"loop", "acceleration"},
+    "program": {"loop", "acceleration", "observe"},
     # The primitives know nothing of the loop: they run on any.
     # Of the loop only the stream writer, which runs on any, too.
     "acceleration": {"accelerated", "loop", "stock"},

@@ -19,7 +19,8 @@ usage: tideloop run [--accelerate] script.py [args ...]
        tideloop --version
 
 run   runs an asyncio program on tideloop, unedited: arguments, exit code and tracebacks as with python;
-      --accelerate puts native primitives in the place of asyncio's, too
+      --accelerate puts native primitives in the place of asyncio's, too; --observe and --observe-web[=PORT] let you
+      look at it from outside
 lab   compares event loops on this machine
 
 Of a program that runs, by its process number (not needed where it is the only one), if it was started to be

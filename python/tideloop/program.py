@@ -26,22 +26,26 @@ _OURS = {__file__, runpy.__file__, "<frozen runpy>"}
 def main(argv: list[str]) -> int:
     """Run a script or a module with its arguments; SystemExit passes through to the interpreter.
 
-    ``--accelerate`` before them puts native primitives in the place of asyncio's first.
+    ``--accelerate`` before them puts native primitives in the place of asyncio's first; ``--observe`` and
+    ``--observe-web`` let others ask what its loops do.
     """
-    if argv[:1] == ["--accelerate"]:
-        from tideloop.acceleration import accelerate
-
-        accelerate()  # for as long as the process lives, threads that outlive the program included
-        return main(argv[1:])
+    asked = _Asked()
+    while argv[:1] and asked.takes(argv[0]):
+        argv = argv[1:]
+    if asked.complaint:
+        return _usage(asked.complaint)
     match argv:
         case ["-h" | "--help"]:
             print(
-                "usage: tideloop run [--accelerate] script.py [args ...]\n"
-                "       tideloop run [--accelerate] -m module [args ...]"
+                "usage: tideloop run [options] script.py [args ...]\n"
+                "       tideloop run [options] -m module [args ...]\n\n"
+                "  --accelerate          native primitives in the place of asyncio's, too\n"
+                "  --observe             tideloop top, tasks, web, … may look at it from outside\n"
+                "  --observe-web[=PORT]  the same, with a web page on 127.0.0.1"
             )
             return 0
         case ["-m", module, *arguments]:
-            return _run(lambda: _run_module(module, arguments))
+            return _run(lambda: _run_module(module, arguments), asked, module)
         case ["-m"]:
             return _usage("-m needs a module's name")
         case [option, *_] if option.startswith("-"):
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
                 pass
             except OSError as error:
                 return _usage(f"can't open file {script!r}: {error.strerror}")
-            return _run(lambda: _run_script(script, arguments))
+            return _run(lambda: _run_script(script, arguments), asked, os.path.basename(script))
     return _usage("expected a script, or -m and a module")
 
 
@@ -63,7 +67,58 @@ def _usage(complaint: str) -> int:
     return 2
 
 
-def _run(program: Callable[[], None]) -> int:
+class _Asked:
+    """The options of ``tideloop run``."""
+
+    def __init__(self) -> None:
+        self.accelerate = False
+        self.observe = False
+        self.web: bool | int = False
+        self.complaint: str | None = None
+
+    def takes(self, option: str) -> bool:
+        """Whether it is one of them."""
+        name, _, port = option.partition("=")
+        if option == "--accelerate":
+            self.accelerate = True
+        elif option == "--observe":
+            self.observe = True
+        elif name == "--observe-web":
+            self.observe = self.web = True
+            if port or option.endswith("="):
+                from tideloop.observe.serving import port_of
+
+                try:
+                    self.web = port_of(port, name)
+                except ValueError as error:
+                    self.complaint = str(error)
+        else:
+            return False
+        return True
+
+    def obey(self, program: str) -> str | None:
+        """Do what was asked for; returns why it cannot be done."""
+        if self.accelerate:
+            from tideloop.acceleration import accelerate
+
+            accelerate()  # for as long as the process lives, threads that outlive the program included
+        if not self.observe:
+            return None
+        from tideloop.observe.serving import serve
+
+        try:
+            server = serve(web=self.web, program=program)
+        except (OSError, NotImplementedError) as error:
+            return f"--observe: {error}"
+        if server.url is not None:
+            print(f"tideloop: observed at {server.url}", file=sys.stderr, flush=True)
+        return None
+
+
+def _run(program: Callable[[], None], asked: _Asked, name: str) -> int:
+    complaint = asked.obey(name)
+    if complaint is not None:
+        return _usage(complaint)
     use_everywhere()
     try:
         program()

@@ -18,12 +18,15 @@ pub mod graph;
 pub mod heap;
 pub mod histogram;
 pub mod hold;
+pub mod http;
 pub mod inbox;
+pub mod json;
 pub mod limits;
 #[cfg(all(test, loom))]
 mod models;
 pub mod observe;
 pub mod parking;
+pub mod prometheus;
 pub mod ranks;
 pub mod rate;
 pub mod ready;

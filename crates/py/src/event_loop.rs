@@ -388,6 +388,9 @@ impl LoopCore {
         self.set_phase(Phase::Hosted);
         self.set_sleeping(true);
         self.handoff.set_runner(true);
+        if let Some(observed) = &self.observed {
+            observed.known.starts();
+        }
         Ok(())
     }
 
@@ -412,6 +415,9 @@ impl LoopCore {
     /// Is a guest no longer.
     pub fn end_hosted(slf: &Bound<'_, Self>) {
         if slf.get().is_hosted() {
+            if let Some(observed) = &slf.get().observed {
+                observed.known.stops();
+            }
             Self::end_run(slf);
         }
     }
@@ -718,7 +724,7 @@ impl LoopCore {
             handoff: Handoff::default(),
             clock: LoopClock::default(),
             held: Held::default(),
-            observed: observe.then(Arc::default),
+            observed: observe.then(observe::join),
             selector_name,
         })
     }
@@ -819,6 +825,9 @@ impl LoopCore {
             return Err(PyRuntimeError::new_err("Cannot close a running event loop"));
         }
         self.set_phase(Phase::Closed);
+        if let Some(observed) = &self.observed {
+            observed.known.closes();
+        }
         let targets = self.reactor.close(py);
         let (ready, timers) = self.queue.with(py, |queue| {
             (queue.ready.take_all(), queue.timers.take_all())
@@ -910,6 +919,32 @@ impl LoopCore {
         let metrics = observe::metrics(py, observed).into_pyobject(py)?;
         let transports = self.reactor.transports(py).into_pyobject(py)?;
         PyTuple::new(py, [metrics.into_any(), transports.into_any()]).map(Some)
+    }
+
+    /// Its number among the loops of this process, for who asks from outside; 0: it is not observed.
+    fn _number(&self) -> u64 {
+        self.observed
+            .as_ref()
+            .map_or(0, |observed| observed.known.id)
+    }
+
+    /// Who asks from outside is told that the loop runs in a thread of this name.
+    fn _runs_in(&self, name: &str) {
+        if let Some(observed) = &self.observed {
+            observed.known.set_name(name);
+        }
+    }
+
+    /// Who asks from outside is told of so many calls that wait for a thread, and of the transports.
+    fn _publish(&self, py: Python<'_>, executor_queue: usize) {
+        if let Some(observed) = &self.observed {
+            let known = &observed.known;
+            known
+                .executor_queue
+                .store(executor_queue, Ordering::Relaxed);
+            let transports = self.reactor.transports(py);
+            known.transports.store(transports, Ordering::Relaxed);
+        }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

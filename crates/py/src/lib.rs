@@ -48,6 +48,10 @@ mod _tideloop {
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]
+    use crate::observe::serve::{
+        serve_forked, serve_pause, serve_resume, serve_start, serve_stop, serve_url, serve_web,
+    };
+    #[pymodule_export]
     use crate::observe::watchdog::{
         signal_handler, watchdog_asks, watchdog_collects, watchdog_forked, watchdog_stop,
         watchdog_threshold,

@@ -6,6 +6,7 @@
 //!   them, level-triggered, wakeable from any thread. `epoll` on Linux; `portable` (the `polling`
 //!   crate: kqueue, IOCP, epoll) everywhere, Linux included, so that it is tested there.
 //! * [`socket`]: owned non-blocking sockets.
+//! * [`serving`]: listening sockets, and who knocks.
 //! * [`datagram`]: datagrams in batches where the system has them.
 //! * [`process`]: the end of a process, for a selector to wait for.
 //! * [`pipe`]: pipes whose ends never block.
@@ -23,5 +24,6 @@ pub mod pipe;
 pub mod precision;
 pub mod process;
 pub mod selector;
+pub mod serving;
 pub mod socket;
 pub mod thread;

@@ -27,6 +27,13 @@ pub(crate) const SEND_FLAGS: i32 = 0;
 #[derive(Debug)]
 pub struct Socket(socket2::Socket);
 
+/// Takes over a socket, which has to be non-blocking.
+impl From<socket2::Socket> for Socket {
+    fn from(socket: socket2::Socket) -> Self {
+        Self(socket)
+    }
+}
+
 impl Socket {
     /// Takes ownership of a non-blocking socket.
     ///

@@ -206,7 +206,20 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         from tideloop.watchdog import watch
 
         watch()
+        if self._known_in != (thread := threading.get_ident()):
+            self._known_in = thread
+            self._make_known()
+
+    _known_in: int | None = None
+    """The thread that whoever looks from outside is told the loop runs in."""
+
+    def _make_known(self) -> None:
         observed.join(self)
+        self._runs_in(threading.current_thread().name)
+        if "TIDELOOP_OBSERVE_SOCKET" in os.environ or "TIDELOOP_OBSERVE_WEB" in os.environ:
+            from tideloop.observe.serving import serve_if_asked
+
+            serve_if_asked()
 
     def _blocked(
         self,

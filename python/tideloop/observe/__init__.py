@@ -6,6 +6,7 @@ What a loop does is measured by the loop itself. ``EventLoop(observe=False)``, o
 loop of the process, turns it off.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
@@ -21,6 +22,7 @@ from tideloop.watchdog import (
 
 if TYPE_CHECKING:
     from tideloop.observe.otel import Instrumentation, instrument
+    from tideloop.observe.serving import Server, serve
 
 __all__ = [
     "Block",
@@ -28,6 +30,7 @@ __all__ = [
     "Histogram",
     "Instrumentation",
     "LoopMetrics",
+    "Server",
     "SlowStep",
     "TimeSpent",
     "Utilization",
@@ -36,14 +39,14 @@ __all__ = [
     "instrument",
     "off_block",
     "on_block",
+    "serve",
     "set_block_threshold",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Few programs tell OpenTelemetry, and many import this while their loop runs."""
-    if name not in ("Instrumentation", "instrument"):
+    """Few programs tell OpenTelemetry or are asked from outside, and many import this while their loop runs."""
+    homes = {"Instrumentation": "otel", "instrument": "otel", "Server": "serving", "serve": "serving"}
+    if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tideloop.observe import otel
-
-    return getattr(otel, name)
+    return getattr(importlib.import_module(f"tideloop.observe.{homes[name]}"), name)

@@ -32,6 +32,17 @@ pub enum Cause {
 }
 
 impl Cause {
+    pub const ALL: [Self; 8] = [
+        Self::Python,
+        Self::C,
+        Self::Cpu,
+        Self::GilWait,
+        Self::Syscall,
+        Self::Gc,
+        Self::CpuStarved,
+        Self::Unknown,
+    ];
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -14,8 +14,11 @@
 //! is kept alive. A task is there to be asked until its step was timed; a handle has forgotten its callback by
 //! then, so the callback is kept over a step that will be timed, and only then.
 //!
-//! **Who blocks, while it does**: [`watchdog`].
+//! **Who blocks, while it does**: [`watchdog`]. **Who asks from outside**: [`serve`].
 
+mod blocks;
+mod known;
+pub mod serve;
 mod slowest;
 mod watch;
 pub mod watchdog;
@@ -28,6 +31,7 @@ use tideloop_core::histogram::Histogram;
 use tideloop_core::observe::Instrument;
 use tideloop_sys::clock;
 
+pub use known::{Known, join};
 pub use slowest::Slow;
 use slowest::Slowest;
 pub use watch::Watch;
@@ -38,6 +42,7 @@ pub use who::Who;
 pub struct Observed {
     pub instrument: Instrument,
     pub slowest: Slowest,
+    pub known: Known,
 }
 
 /// What a histogram counted: count, sum, smallest and largest value, zeros, and its buckets with their counts.

@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
+use super::blocks;
 use super::slowest::Slow;
 use super::watchdog::{self, Block, Watched};
-use super::who::Who;
+use super::who::{Described, Who};
 use super::{Instrument, Observed};
 use crate::event_loop::LoopCore;
 
@@ -30,7 +31,8 @@ impl Watch {
             watched: observed.as_ref().and_then(watchdog::enters),
             observed,
         };
-        if watch.observed.is_some() {
+        if let Some(observed) = &watch.observed {
+            observed.known.starts();
             let now = watch.real();
             watch.note_shared(|meter, shared| meter.starts(shared, now));
         }
@@ -99,21 +101,26 @@ impl Watch {
         now: u64,
         who: &Who<'_, '_>,
     ) {
-        if watchdog::is_block(took)
-            && let Some(watched) = &self.watched
-        {
-            let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
-            if let Err(error) = blocked(core, took, who, &block) {
-                error.write_unraisable(core.py(), Some(core.as_any()));
-            }
-        }
         let Some(observed) = &self.observed else {
             return;
         };
-        if !observed.slowest.admits(took) {
+        let watched = self.watched.as_ref().filter(|_| watchdog::is_block(took));
+        let is_slow = observed.slowest.admits(took);
+        if watched.is_none() && !is_slow {
             return;
         }
         let found = who.describe();
+        if let Some(watched) = watched {
+            let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
+            let told = blocked(core, took, who, &found, &block);
+            blocks::keep(observed, took, found.clone(), block);
+            if let Err(error) = told {
+                error.write_unraisable(core.py(), Some(core.as_any()));
+            }
+        }
+        if !is_slow {
+            return;
+        }
         observed.slowest.add(Slow {
             took,
             ended: now,
@@ -222,6 +229,9 @@ impl Drop for Watch {
             // Who was slow at the very end is not told: there is no turn left to tell it in.
             let _ended: Timed = self.note_shared(|meter, shared| meter.ends(shared, now));
         }
+        if let Some(observed) = &self.observed {
+            observed.known.stops();
+        }
         if let Some(watched) = &self.watched {
             watchdog::leaves(watched);
         }
@@ -233,9 +243,9 @@ fn blocked(
     core: &Bound<'_, LoopCore>,
     took: u64,
     who: &Who<'_, '_>,
+    found: &Described,
     block: &Block,
 ) -> PyResult<()> {
-    let found = who.describe();
     let stacks: Vec<Vec<(&str, u32, &str)>> = block
         .stacks
         .iter()
@@ -245,7 +255,7 @@ fn blocked(
                 .collect()
         })
         .collect();
-    let place = (found.what, found.file, found.line);
+    let place = (&found.what, &found.file, found.line);
     let event = (took, block.cause().name(), who.task(), place, stacks);
     core.call_method1("_blocked", event).map(drop)
 }

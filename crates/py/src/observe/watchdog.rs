@@ -17,7 +17,8 @@
 //! `SA_RESTART` begin again; it is only sent to a thread that has blocked its loop for the threshold.
 //!
 //! **Who tells.** The loop's thread, when the step has ended: it takes what was seen, adds what it knows (the
-//! task, its context) and schedules the event as its next callback. A step that never ends is told of by nobody yet.
+//! task, its context) and schedules the event as its next callback. Of a step that lasts, or never ends, who asks from
+//! outside ([`super::blocks`]) is told.
 //!
 //! **Locks.** `REGISTRY` for who is watched; a block's own for what was seen of it. The first is held for a signal, so
 //! that a run cannot end while its thread is signalled. Neither is held while Python runs, or waited for by anybody who could
@@ -35,7 +36,7 @@ use tideloop_core::observe::{Cause, Frame, Look, frames};
 use tideloop_sys::clock;
 use tideloop_sys::thread::{self, Standing, Thread};
 
-use super::Observed;
+use super::{Observed, blocks};
 use crate::errors::os_error;
 use crate::ffi::probe;
 
@@ -73,9 +74,11 @@ pub struct Watched {
 }
 
 /// What was seen of the step that blocks.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Block {
-    began: u64,
+    /// Its number, from when its stack was asked for.
+    pub number: Option<u64>,
+    pub began: u64,
     looks: Vec<Look>,
     pub stacks: Vec<Vec<Frame>>,
     interprets: Option<bool>,
@@ -156,6 +159,26 @@ pub fn leaves(watched: &Arc<Watched>) {
     locked(&REGISTRY)
         .watched
         .retain(|other| !Arc::ptr_eq(other, watched));
+}
+
+/// What was seen of the steps that block their loops now.
+pub fn lasting() -> Vec<(Arc<Observed>, Block)> {
+    let watched = locked(&REGISTRY).watched.clone();
+    let blocks = watched.iter().filter_map(|each| {
+        if !each.seen.load(Ordering::Relaxed) {
+            return None;
+        }
+        let block = locked(&each.block).clone();
+        let lasts = each.observed.instrument.began() == Some(block.began);
+        lasts.then(|| (Arc::clone(&each.observed), block))
+    });
+    blocks.collect()
+}
+
+/// For how long what runs has blocked its loop; None: it has not.
+pub fn blocked_for(observed: &Observed, now: u64) -> Option<u64> {
+    let ran = now.saturating_sub(observed.instrument.began()?);
+    is_block(ran).then_some(ran)
 }
 
 /// Starts the thread if it should run and does not: it was stopped for a fork.
@@ -245,6 +268,10 @@ fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 
         return began + threshold;
     }
     let is_first = !watched.seen.swap(true, Ordering::Relaxed);
+    if is_first {
+        let number = blocks::number();
+        note(watched, began, |block| block.number = Some(number));
+    }
     let stack = asking.and_then(|asking| asking.stack(watched, began));
     note(watched, began, |block| block.stacks.extend(stack));
     if is_first && watched.thread.is_main() {

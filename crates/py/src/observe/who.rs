@@ -16,7 +16,7 @@ pub enum Who<'a, 'py> {
 }
 
 /// The name of what has run, with its file and line and the name of its task.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Described {
     pub what: String,
     pub file: String,
