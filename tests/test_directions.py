@@ -149,8 +149,8 @@ ALLOWED = {
     # Imported when a store is given, and for types.
     "limits": {"redis_store", "shared_limits", "_tideloop"},
     "rates": {"redis_store", "shared_rates", "_tideloop"},
-    "redis_store": {"durations"},
-    "kept": {"redis_store"},
+    "redis_store": {"deadlines", "durations"},
+    "kept": {"deadlines", "redis_store"},
     "shared_limits": {"kept", "limits", "redis_store"},
     "shared_rates": {"kept", "limits", "rates", "redis_store"},
     "durations": set(),
@@ -177,7 +177,7 @@ ALLOWED = {
     "per_loop": set(),
     # The last two when a store is given, and for types.
     "flights": {"deadlines", "failures", "per_loop", "redis_store", "shared_flights", "_tideloop"},
-    "shared_flights": {"failures", "flights", "per_loop", "redis_store"},
+    "shared_flights": {"deadlines", "failures", "flights", "per_loop", "redis_store"},
     "caching": {"answers", "deadlines", "durations", "failures", "flights", "_tideloop"},
     # It is of streams' items, too: the name is one.
     "batching": {"answers", "deadlines", "durations", "failures", "per_loop", "streams"},

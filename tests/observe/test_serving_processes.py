@@ -169,7 +169,7 @@ def test_run_observe(capsys):
         assert ask(page, "/v1/loops", by_port=True)[0] == 200
         assert ended(process) == (0, "")
     assert web.main([str(process.pid)]) == 3
-    assert f"there is no {server.socket}" in capsys.readouterr().err
+    assert f"no such process: {process.pid}" in capsys.readouterr().err
 
 
 def test_run_observe_web():

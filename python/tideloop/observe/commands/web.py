@@ -6,7 +6,8 @@ import json
 import socket
 import sys
 
-from tideloop.observe import places
+from tideloop.observe.client import Unreachable, find
+from tideloop.observe.wording import printable
 
 __all__ = ["main"]
 
@@ -39,8 +40,11 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         url = _ask(int(pid))
+    except Unreachable as error:
+        print(f"tideloop web: {printable(str(error))}", file=sys.stderr)
+        return 3
     except (OSError, ValueError) as error:
-        print(f"tideloop web: process {pid} cannot be asked: {error}", file=sys.stderr)
+        print(f"tideloop web: process {pid} cannot be asked: {printable(str(error))}", file=sys.stderr)
         return 3
     print(url)
     if opens:
@@ -53,10 +57,7 @@ def main(argv: list[str]) -> int:
 def _ask(pid: int) -> str:
     if not hasattr(socket, "AF_UNIX"):
         raise OSError("this system's Python has no UNIX sockets")
-    path = places.socket_of(pid)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}; it is observed if it was started by tideloop run --observe")
-    places.check(path.parent)
+    path = find(pid).path
     with socket.socket(socket.AF_UNIX) as asked:
         asked.settimeout(_PATIENCE)
         asked.connect(str(path))
@@ -64,6 +65,8 @@ def _ask(pid: int) -> str:
         with asked.makefile("rb") as answer:
             _head, _, body = answer.read().partition(b"\r\n\r\n")
     said = json.loads(body)
-    if "url" not in said:
-        raise ValueError(said.get("error", "it has answered something else than was expected"))
-    return str(said["url"])
+    url = said.get("url") if isinstance(said, dict) else None
+    if not (isinstance(url, str) and url.isprintable() and url.startswith("http://127.0.0.1:")):
+        error = said.get("error") if isinstance(said, dict) else None
+        raise ValueError(error or "it has answered something else than was expected")
+    return url
