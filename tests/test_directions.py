@@ -154,7 +154,7 @@ ALLOWED = {
     "shared_limits": {"kept", "limits", "redis_store"},
     "shared_rates": {"kept", "limits", "rates", "redis_store"},
     "durations": set(),
-    "changes": set(),
+    "changes": {"deadlines"},
     # Of pools: what is there, what is made, who is next, and its two faces. A lease names its lender for checkers only.
     "pool_options": {"durations"},
     "shelves": set(),

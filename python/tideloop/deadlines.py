@@ -130,7 +130,7 @@ def deadline(limit: float) -> Deadline:
     """A block that must be done in `limit` seconds: ``with tideloop.deadline(5): ...``; raises DeadlineExceeded.
 
     What is called inside of it, in other tasks as well that are made there, can see what is left by remaining().
-    Queues, channels, limits, pools, run_process(), offloaded calls and policies heed it: in those other tasks, too,
+    Queues, channels, limits, pools, processes, offloaded calls and policies heed it: in those other tasks, too,
     waiting for one ends with DeadlineExceeded (a pool's with PoolTimeout, run_process() with ProcessTimeout). Blocks
     nest: the earliest deadline holds. A task that is to live on has to be made outside, or its waits end there, too.
     """
