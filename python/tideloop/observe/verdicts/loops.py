@@ -130,7 +130,7 @@ def not_seen(window: Window) -> Iterator[Finding]:
             "not_seen",
             "note",
             "Times of tasks are not counted at this level: tasks that spin and the busiest coroutines are not found.",
-            "start it with TIDELOOP_OBSERVE=tasks",
+            "look at what 'tideloop blocked' has of them",
         )
     for what, document in (("tasks", window.after.tasks), ("limiters, queues and pools", window.after.gauges)):
         if document is None:
