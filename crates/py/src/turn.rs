@@ -15,7 +15,8 @@
 //!
 //! **Observing.** A [`Watch`] is told of each step, poll and wait ([`crate::observe`]), and has the clock for what
 //! need not be exact. A step that is timed sends what it has written first, so that this is part of it, and
-//! is asked who it was before it is let go of.
+//! is asked who it was before it is let go of. A run is compiled once for each [`level`]: what a level does not need
+//! costs it no instruction.
 //!
 //! **Waking.** `call_soon_threadsafe` pushes to the ring while holding the GIL and writes to the
 //! selector only if `sleeping` is set. The loop checks the ring and sets `sleeping` without letting
@@ -34,23 +35,27 @@ use crate::ffi::entry::{Entry, Run};
 use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
-use crate::observe::{Watch, Who};
+use crate::observe::{Watch, Who, level};
 use crate::reactor::{Batch, Delivery, Slot};
 use crate::transport::StreamTransport;
 
 /// Runs turns until the loop is told to stop, or an exception ends it.
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What the last callback has written leaves also if it has ended the loop.
-    run_turns(core).and(held::release(core))
+    match level::of(core.get()) {
+        level::OFF => run_turns::<{ level::OFF }>(core),
+        _ => run_turns::<{ level::COUNTS }>(core),
+    }
+    .and(held::release(core))
 }
 
-fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+fn run_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     loop {
-        turn(
+        turn::<LEVEL>(
             core,
             &mut batch,
             &mut policy,
@@ -67,17 +72,21 @@ fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 /// Polls, and runs turns without sleeping while callbacks are ready and another poll is not due: a guest's
 /// host does the waiting, and is asked as often as the selector.
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
-    run_ready_turns(core).and(held::release(core))
+    match level::of(core.get()) {
+        level::OFF => run_ready_turns::<{ level::OFF }>(core),
+        _ => run_ready_turns::<{ level::COUNTS }>(core),
+    }
+    .and(held::release(core))
 }
 
-fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+fn run_ready_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     let state = core.get();
     loop {
-        turn(
+        turn::<LEVEL>(
             core,
             &mut batch,
             &mut policy,
@@ -101,7 +110,7 @@ fn current_of<'py>(core: &Bound<'py, LoopCore>) -> PyResult<Current<'py>> {
     Current::new(core.as_any(), native)
 }
 
-fn turn<'py>(
+fn turn<'py, const LEVEL: u8>(
     core: &Bound<'py, LoopCore>,
     batch: &mut Batch,
     policy: &mut PollPolicy,
@@ -124,11 +133,15 @@ fn turn<'py>(
     let mut came = timers;
     if stopping || !busy || !policy.skip(now) {
         came = true;
-        watch.pauses(core, now);
-        poll(core, batch, watch, busy || stopping || !may_sleep)?;
-        watch.polled(core);
+        if LEVEL != level::OFF {
+            watch.pauses(core, now);
+        }
+        poll::<LEVEL>(core, batch, watch, busy || stopping || !may_sleep)?;
+        if LEVEL != level::OFF {
+            watch.polled(core);
+        }
         for index in 0..batch.len() {
-            deliver(core, batch, index, watch)?;
+            deliver::<LEVEL>(core, batch, index, watch)?;
         }
         batch.clear();
         timers = state.queue(py, |queue| !queue.timers.is_empty());
@@ -146,7 +159,7 @@ fn turn<'py>(
         fire_due(core, watch, state.clock().fixed().unwrap_or(now));
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
-    if came {
+    if LEVEL != level::OFF && came {
         watch.turns(now, count);
     }
     let debug = state.debug();
@@ -154,7 +167,7 @@ fn turn<'py>(
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
-        let due = watch.is_due();
+        let due = LEVEL != level::OFF && watch.is_due();
         match next.take(py) {
             Run::Step(task) => {
                 task::run(core, current, &task, false)?;
@@ -201,8 +214,8 @@ fn ended(
 ) -> PyResult<()> {
     if due {
         held::release(core)?;
+        watch.stepped(core, who);
     }
-    watch.stepped(core, who);
     Ok(())
 }
 
@@ -226,7 +239,7 @@ fn run_handle<'py>(
 }
 
 /// Fills `batch` with what is ready; sleeps only if there is nothing else to do.
-fn poll(
+fn poll<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     batch: &mut Batch,
     watch: &mut Watch,
@@ -267,11 +280,15 @@ fn poll(
         }
         timeout = None;
     }
-    watch.waits(core);
+    if LEVEL != level::OFF {
+        watch.waits(core);
+    }
     state.set_sleeping(true);
     let result = py.detach(|| {
         let found = selector.wait(batch, timeout);
-        watch.woke();
+        if LEVEL != level::OFF {
+            watch.woke();
+        }
         found
     });
     state.set_sleeping(false);
@@ -336,7 +353,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
 }
 
 /// Tells whoever waits for one descriptor; what that has written leaves.
-fn deliver(
+fn deliver<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     batch: &Batch,
     index: usize,
@@ -378,7 +395,9 @@ fn deliver(
         Delivery::Nothing => None,
     };
     held::release(core)?;
-    watch.delivered(core, called.as_ref());
+    if LEVEL != level::OFF {
+        watch.delivered(core, called.as_ref());
+    }
     if called.is_some() {
         // Letting go of the last reference to a transport may have written to another one.
         drop(called);

@@ -16,6 +16,7 @@
 //!
 //! **Who blocks, while it does**: [`watchdog`].
 
+pub mod level;
 mod slowest;
 mod watch;
 pub mod watchdog;

@@ -59,22 +59,15 @@ impl Watch {
         }
     }
 
-    /// Whether the step that begins will be timed, so that it has to be kept to be asked who it was.
-    #[inline]
-    pub fn is_due(&self) -> bool {
-        self.meter.is_on() && self.meter.is_due()
-    }
-
-    /// A step of the ring has ended. What it has written must have left if it [was due](Watch::is_due).
+    /// A step of the ring begins: whether it will be timed, so that it has to be kept to be asked who it was.
     #[inline(always)]
-    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
-        if self.meter.tick() {
-            self.read(core, who);
-        }
+    pub fn is_due(&mut self) -> bool {
+        self.meter.begins()
     }
 
-    #[inline(never)]
-    fn read(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+    /// A step that [is timed](Watch::is_due) has ended, and what it has written has left.
+    #[cold]
+    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
         let timed = self.note_shared(|meter, shared| meter.read(shared, now, waiting));
@@ -180,7 +173,7 @@ impl Watch {
     /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
     #[inline]
     pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
-        if self.meter.is_on() {
+        if self.meter.delivers(to.is_some()) {
             let now = self.coarse.now();
             let timed =
                 self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));

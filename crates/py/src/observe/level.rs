@@ -1,0 +1,15 @@
+//! How closely a loop is observed. What a turn does for a level is compiled for it (`turn`), so these are constants.
+
+use crate::event_loop::LoopCore;
+
+/// Nothing.
+pub const OFF: u8 = 0;
+/// Counts, histograms, the longest steps.
+pub const COUNTS: u8 = 1;
+/// That of this loop.
+pub fn of(core: &LoopCore) -> u8 {
+    match core.observed() {
+        None => OFF,
+        Some(_) => COUNTS,
+    }
+}
