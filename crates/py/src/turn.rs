@@ -23,6 +23,7 @@
 //! go of the GIL in between, so a wake-up can be neither lost nor doubled.
 
 use pyo3::prelude::*;
+use tideloop_core::observe::ring::Kind;
 use tideloop_core::timeout::wait_ns;
 use tideloop_core::turn::PollPolicy;
 use tideloop_sys::clock;
@@ -44,6 +45,7 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What the last callback has written leaves also if it has ended the loop.
     match level::of(core.get()) {
         level::OFF => run_turns::<{ level::OFF }>(core),
+        level::TRACE => run_turns::<{ level::TRACE }>(core),
         _ => run_turns::<{ level::COUNTS }>(core),
     }
     .and(held::release(core))
@@ -74,6 +76,7 @@ fn run_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     match level::of(core.get()) {
         level::OFF => run_ready_turns::<{ level::OFF }>(core),
+        level::TRACE => run_ready_turns::<{ level::TRACE }>(core),
         _ => run_ready_turns::<{ level::COUNTS }>(core),
     }
     .and(held::release(core))
@@ -136,6 +139,9 @@ fn turn<'py, const LEVEL: u8>(
         if LEVEL != level::OFF {
             watch.pauses(core, now);
         }
+        if LEVEL == level::TRACE {
+            watch.traces(Kind::Poll);
+        }
         poll::<LEVEL>(core, batch, watch, busy || stopping || !may_sleep)?;
         if LEVEL != level::OFF {
             watch.polled(core);
@@ -170,30 +176,48 @@ fn turn<'py, const LEVEL: u8>(
         let due = LEVEL != level::OFF && watch.is_due();
         match next.take(py) {
             Run::Step(task) => {
+                if LEVEL == level::TRACE {
+                    watch.traces_step(&task);
+                }
                 task::run(core, current, &task, false)?;
+                if LEVEL == level::TRACE {
+                    watch.traces_end(&task);
+                }
                 ended(core, watch, due, &Who::Task(&task))?;
             }
             Run::Wake(task) => {
+                if LEVEL == level::TRACE {
+                    watch.traces_step(&task);
+                }
                 task::run(core, current, &task, true)?;
+                if LEVEL == level::TRACE {
+                    watch.traces_end(&task);
+                }
                 ended(core, watch, due, &Who::Task(&task))?;
             }
             Run::Sleeper(sleeper) => {
+                if LEVEL == level::TRACE {
+                    watch.traces(Kind::Poll);
+                }
                 future::wake(core, &sleeper)?;
                 ended(core, watch, due, &Who::Callback(None))?;
             }
             Run::Told(future) => {
                 current.leave();
+                if LEVEL == level::TRACE {
+                    watch.traces(Kind::Poll);
+                }
                 told::tell(core, &future)?;
                 ended(core, watch, due, &Who::Callback(None))?;
             }
             Run::Handle(handle) => {
                 current.leave();
-                run_handle(core, watch, due, handle, debug)?;
+                run_handle::<LEVEL>(core, watch, due, handle, debug)?;
             }
             Run::Handed => {
                 current.leave();
                 match handed::run_next(core, debug)? {
-                    Some(handle) => run_handle(core, watch, due, handle, debug)?,
+                    Some(handle) => run_handle::<LEVEL>(core, watch, due, handle, debug)?,
                     None => ended(core, watch, due, &Who::Callback(None))?,
                 }
             }
@@ -220,7 +244,7 @@ fn ended(
 }
 
 #[inline]
-fn run_handle<'py>(
+fn run_handle<'py, const LEVEL: u8>(
     core: &Bound<'py, LoopCore>,
     watch: &mut Watch,
     due: bool,
@@ -228,7 +252,13 @@ fn run_handle<'py>(
     debug: bool,
 ) -> PyResult<()> {
     // A handle that has run has forgotten what it ran.
-    let callback = if due { handle::callback(&handle) } else { None };
+    let callback = match due || LEVEL == level::TRACE {
+        true => handle::callback(&handle),
+        false => None,
+    };
+    if LEVEL == level::TRACE {
+        watch.traces_call(callback.as_ref());
+    }
     if debug {
         core.call_method1("_run_in_debug", (&handle,))?;
     } else {
@@ -283,11 +313,17 @@ fn poll<const LEVEL: u8>(
     if LEVEL != level::OFF {
         watch.waits(core);
     }
+    if LEVEL == level::TRACE {
+        watch.traces(Kind::Wait);
+    }
     state.set_sleeping(true);
     let result = py.detach(|| {
         let found = selector.wait(batch, timeout);
         if LEVEL != level::OFF {
             watch.woke();
+        }
+        if LEVEL == level::TRACE {
+            watch.traces(Kind::Poll);
         }
         found
     });
@@ -339,7 +375,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
                 if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
                     handle::set_scheduled(&timer, false);
                 }
-                watch.fired(late);
+                watch.fired(now, late);
                 queue.ready.push(timer);
             }
             None
@@ -364,6 +400,9 @@ fn deliver<const LEVEL: u8>(
     let Some(event) = batch.get(index) else {
         return Ok(());
     };
+    if LEVEL == level::TRACE {
+        watch.traces(Kind::Delivery);
+    }
     let called = match state.reactor().deliver(py, event) {
         Delivery::Stream(transport) => {
             let transport = transport.into_bound(py);

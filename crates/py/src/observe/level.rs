@@ -6,10 +6,14 @@ use crate::event_loop::LoopCore;
 pub const OFF: u8 = 0;
 /// Counts, histograms, the longest steps.
 pub const COUNTS: u8 = 1;
+/// All of that, and every event.
+pub const TRACE: u8 = 3;
+
 /// That of this loop.
 pub fn of(core: &LoopCore) -> u8 {
     match core.observed() {
         None => OFF,
+        Some(observed) if observed.recorder.is_some() => TRACE,
         Some(_) => COUNTS,
     }
 }

@@ -14,9 +14,10 @@
 //! is kept alive. A task is there to be asked until its step was timed; a handle has forgotten its callback by
 //! then, so the callback is kept over a step that will be timed, and only then.
 //!
-//! **Who blocks, while it does**: [`watchdog`].
+//! **Who blocks, while it does**: [`watchdog`]. **What happened before**: [`recorder`].
 
 pub mod level;
+pub mod recorder;
 mod slowest;
 mod watch;
 pub mod watchdog;
@@ -29,6 +30,7 @@ use tideloop_core::histogram::Histogram;
 use tideloop_core::observe::Instrument;
 use tideloop_sys::clock;
 
+use recorder::Recorder;
 pub use slowest::Slow;
 use slowest::Slowest;
 pub use watch::Watch;
@@ -39,6 +41,18 @@ pub use who::Who;
 pub struct Observed {
     pub instrument: Instrument,
     pub slowest: Slowest,
+    /// None: it is not traced.
+    pub recorder: Option<Recorder>,
+}
+
+impl Observed {
+    /// What a loop of this [`level`] has for others to read.
+    pub fn new(level: u8) -> Self {
+        Self {
+            recorder: (level >= level::TRACE).then(Recorder::default),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a histogram counted: count, sum, smallest and largest value, zeros, and its buckets with their counts.

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use tideloop_core::observe::ring::Kind;
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
+use super::recorder::Scribe;
 use super::slowest::Slow;
 use super::watchdog::{self, Block, Watched};
 use super::who::Who;
 use super::{Instrument, Observed};
 use crate::event_loop::LoopCore;
+use crate::ffi::task;
 
 /// The clock of a run's turns, and what observes them.
 pub struct Watch {
@@ -18,6 +21,7 @@ pub struct Watch {
     meter: Meter,
     observed: Option<Arc<Observed>>,
     watched: Option<Arc<Watched>>,
+    scribe: Option<Scribe>,
 }
 
 impl Watch {
@@ -28,6 +32,7 @@ impl Watch {
             coarse: CoarseClock::default(),
             meter: Meter::new(observed.is_some()),
             watched: observed.as_ref().and_then(watchdog::enters),
+            scribe: observed.as_ref().and_then(Scribe::new),
             observed,
         };
         if watch.observed.is_some() {
@@ -65,6 +70,42 @@ impl Watch {
         self.meter.begins()
     }
 
+    /// Level 2: a task of ours is about to take a step.
+    #[inline]
+    pub fn traces_step(&mut self, task: &Bound<'_, PyAny>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.step(at, task);
+        }
+    }
+
+    /// Level 2: the task has taken it.
+    #[inline]
+    pub fn traces_end(&self, task: &Bound<'_, PyAny>) {
+        if let Some(scribe) = &self.scribe
+            && task::is_done(task)
+        {
+            scribe.end(task);
+        }
+    }
+
+    /// Level 2: a callback is about to be called.
+    #[inline]
+    pub fn traces_call(&mut self, callback: Option<&Bound<'_, PyAny>>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.call(at, callback);
+        }
+    }
+
+    /// Level 2: the loop itself does this from now on.
+    #[inline]
+    pub fn traces(&self, kind: Kind) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(self.coarse.now(), kind, 0, 0);
+        }
+    }
+
     /// A step that [is timed](Watch::is_due) has ended, and what it has written has left.
     #[cold]
     pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
@@ -95,6 +136,9 @@ impl Watch {
         if watchdog::is_block(took)
             && let Some(watched) = &self.watched
         {
+            if let Some(scribe) = &self.scribe {
+                scribe.note(now, Kind::Block, took, 0);
+            }
             let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
             if let Err(error) = blocked(core, took, who, &block) {
                 error.write_unraisable(core.py(), Some(core.as_any()));
@@ -200,7 +244,10 @@ impl Watch {
 
     /// A timer fired so late, in nanoseconds.
     #[inline]
-    pub fn fired(&self, late: u64) {
+    pub fn fired(&self, now: u64, late: u64) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(now, Kind::Timer, late, 0);
+        }
         if let Some(observed) = &self.observed {
             observed.instrument.lateness.add(late, 1);
         }
@@ -210,6 +257,7 @@ impl Watch {
 impl Drop for Watch {
     /// The run is over, however it has ended.
     fn drop(&mut self) {
+        self.traces(Kind::Rest);
         if self.meter.is_on() {
             let now = clock::monotonic_ns();
             // Who was slow at the very end is not told: there is no turn left to tell it in.
