@@ -137,7 +137,7 @@ class LoopCore:
         *_args: object,
         selector: str | None = None,
         tasks: str | None = None,
-        observe: bool = True,
+        observe: int = 1,
         **_kwargs: object,
     ) -> LoopCore: ...
     @property

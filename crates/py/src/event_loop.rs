@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::ready::Ready;
 use tideloop_core::room::MAX_ROOM;
@@ -34,7 +34,7 @@ use crate::ffi::{call, future, handed, handle, native};
 use crate::handoff::Handoff;
 use crate::held::Held;
 use crate::loop_clock::LoopClock;
-use crate::observe::{self, Observed};
+use crate::observe::{self, Observed, level};
 use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
 
@@ -674,12 +674,12 @@ impl LoopCore {
 #[pymethods]
 impl LoopCore {
     #[new]
-    #[pyo3(signature = (*_args, selector = None, tasks = None, observe = true, **_kwargs))]
+    #[pyo3(signature = (*_args, selector = None, tasks = None, observe = 1, **_kwargs))]
     fn new(
         _args: &Bound<'_, PyTuple>,
         selector: Option<&str>,
         tasks: Option<&str>,
-        observe: bool,
+        observe: u8,
         _kwargs: Option<&Bound<'_, PyDict>>,
         py: Python<'_>,
     ) -> PyResult<Self> {
@@ -724,7 +724,7 @@ impl LoopCore {
             handoff: Handoff::default(),
             clock: LoopClock::default(),
             held: Held::default(),
-            observed: observe.then(observe::join),
+            observed: (observe > level::OFF).then(|| observe::join(observe)),
             selector_name,
         })
     }
@@ -909,6 +909,14 @@ impl LoopCore {
     /// Whether the loop counts.
     fn _is_observed(&self) -> bool {
         self.observed.is_some()
+    }
+
+    /// What it did in the last so many seconds as Chrome trace JSON; None: it is not traced.
+    fn _trace<'py>(&self, py: Python<'py>, seconds: Option<f64>) -> Option<Bound<'py, PyBytes>> {
+        let observed = self.observed.as_ref()?;
+        observed.recorder.as_ref()?;
+        let trace = py.detach(|| observe::recorder::chrome_trace(observed, seconds));
+        Some(PyBytes::new(py, &trace))
     }
 
     /// What the loop has counted, and how many transports it has; None: it is not observed.

@@ -31,6 +31,7 @@ pub mod methods;
 pub mod native;
 pub mod openssl;
 pub mod operation;
+pub mod origin;
 pub mod owner;
 pub mod park;
 pub mod piece;

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use tideloop_core::observe::ring::Kind;
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
 use super::blocks;
+use super::recorder::Scribe;
 use super::slowest::Slow;
 use super::watchdog::{self, Block, Watched};
 use super::who::{Described, Who};
 use super::{Instrument, Observed};
 use crate::event_loop::LoopCore;
+use crate::ffi::task;
 
 /// The clock of a run's turns, and what observes them.
 pub struct Watch {
@@ -19,6 +22,7 @@ pub struct Watch {
     meter: Meter,
     observed: Option<Arc<Observed>>,
     watched: Option<Arc<Watched>>,
+    scribe: Option<Scribe>,
 }
 
 impl Watch {
@@ -29,6 +33,7 @@ impl Watch {
             coarse: CoarseClock::default(),
             meter: Meter::new(observed.is_some()),
             watched: observed.as_ref().and_then(watchdog::enters),
+            scribe: observed.as_ref().and_then(Scribe::new),
             observed,
         };
         if let Some(observed) = &watch.observed {
@@ -61,22 +66,51 @@ impl Watch {
         }
     }
 
-    /// Whether the step that begins will be timed, so that it has to be kept to be asked who it was.
-    #[inline]
-    pub fn is_due(&self) -> bool {
-        self.meter.is_on() && self.meter.is_due()
+    /// A step of the ring begins: whether it will be timed, so that it has to be kept to be asked who it was.
+    #[inline(always)]
+    pub fn is_due(&mut self) -> bool {
+        self.meter.begins()
     }
 
-    /// A step of the ring has ended. What it has written must have left if it [was due](Watch::is_due).
-    #[inline(always)]
-    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
-        if self.meter.tick() {
-            self.read(core, who);
+    /// Level 2: a task of ours is about to take a step.
+    #[inline]
+    pub fn traces_step(&mut self, task: &Bound<'_, PyAny>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.step(at, task);
         }
     }
 
-    #[inline(never)]
-    fn read(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+    /// Level 2: the task has taken it.
+    #[inline]
+    pub fn traces_end(&self, task: &Bound<'_, PyAny>) {
+        if let Some(scribe) = &self.scribe
+            && task::is_done(task)
+        {
+            scribe.end(task);
+        }
+    }
+
+    /// Level 2: a callback is about to be called.
+    #[inline]
+    pub fn traces_call(&mut self, callback: Option<&Bound<'_, PyAny>>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.call(at, callback);
+        }
+    }
+
+    /// Level 2: the loop itself does this from now on.
+    #[inline]
+    pub fn traces(&self, kind: Kind) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(self.coarse.now(), kind, 0, 0);
+        }
+    }
+
+    /// A step that [is timed](Watch::is_due) has ended, and what it has written has left.
+    #[cold]
+    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
         let timed = self.note_shared(|meter, shared| meter.read(shared, now, waiting));
@@ -111,6 +145,9 @@ impl Watch {
         }
         let found = who.describe();
         if let Some(watched) = watched {
+            if let Some(scribe) = &self.scribe {
+                scribe.note(now, Kind::Block, took, 0);
+            }
             let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
             let told = blocked(core, took, who, &found, &block);
             blocks::keep(observed, took, found.clone(), block);
@@ -187,7 +224,7 @@ impl Watch {
     /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
     #[inline]
     pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
-        if self.meter.is_on() {
+        if self.meter.delivers(to.is_some()) {
             let now = self.coarse.now();
             let timed =
                 self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
@@ -214,7 +251,10 @@ impl Watch {
 
     /// A timer fired so late, in nanoseconds.
     #[inline]
-    pub fn fired(&self, late: u64) {
+    pub fn fired(&self, now: u64, late: u64) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(now, Kind::Timer, late, 0);
+        }
         if let Some(observed) = &self.observed {
             observed.instrument.lateness.add(late, 1);
         }
@@ -224,6 +264,7 @@ impl Watch {
 impl Drop for Watch {
     /// The run is over, however it has ended.
     fn drop(&mut self) {
+        self.traces(Kind::Rest);
         if self.meter.is_on() {
             let now = clock::monotonic_ns();
             // Who was slow at the very end is not told: there is no turn left to tell it in.
