@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
+from tideloop.channels import ChannelStats
 from tideloop.outcome import Outcome
 
 __all__ = [
@@ -53,10 +54,13 @@ __all__ = [
     "TlsCore",
     "Warrant",
     "WriterCore",
+    "_Pulse",
     "channel_leave",
     "channel_stand",
     "channel_take",
     "checkpoint",
+    "enlist",
+    "enlisted",
     "forgive",
     "function",
     "guest_begin",
@@ -286,6 +290,8 @@ def watchdog_threshold(nanoseconds: int) -> None: ...
 
 # What accelerate() is made of. The attributes are asyncio's, under asyncio's private names.
 
+def enlist(object: object) -> None: ...
+def enlisted() -> list[Any]: ...
 def function(name: str, template: Callable[..., Any]) -> Any: ...
 
 # A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
@@ -481,6 +487,9 @@ class LimitsCore:
     def __new__(
         cls, noun: str, capacities: list[int], names: list[str], name: str | None, queue_limit: int | None
     ) -> Self: ...
+    def __init__(
+        self, noun: str, capacities: list[int], names: list[str], name: str | None, queue_limit: int | None
+    ) -> None: ...
     @property
     def name(self) -> str | None: ...
     @property
@@ -540,7 +549,10 @@ class CachedCore:
     def key(self, *args: Any, **kwargs: Any) -> Any: ...
 
 @final
-class ChannelCore: ...
+class ChannelCore:
+    @property
+    def name(self) -> str | None: ...
+    def stats(self) -> ChannelStats: ...
 
 @disjoint_base
 class SenderCore:
@@ -595,6 +607,7 @@ def channel_leave(receiver: ReceiverCore, ticket: int) -> None: ...
 @disjoint_base
 class RatesCore:
     def __new__(cls, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> Self: ...
+    def __init__(self, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> None: ...
     @property
     def name(self) -> str | None: ...
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from tideloop._tideloop import ClaimCore, LimitsCore, function
+from tideloop._tideloop import ClaimCore, LimitsCore, enlist, function
 
 if TYPE_CHECKING:
     from tideloop.redis_store import RedisStore
@@ -385,7 +385,8 @@ class KeyedLimiter:
         name: str | None = None,
         queue_limit: int | None = None,
     ) -> None:
-        Limiter(capacity, name=name, queue_limit=queue_limit)  # Refuses what is no number of permits.
+        # Refuses what is no number of permits. (Limiters inside of something are no gauges: they are not initialised.)
+        Limiter.__new__(Limiter, capacity, name=name, queue_limit=queue_limit)
         self._capacity = capacity
         self._capacities = dict(capacities or {})
         self._name = name
@@ -394,6 +395,7 @@ class KeyedLimiter:
         self._evicted = 0
         # Re-entrant: a collection inside of it may close coroutines that hold our permits.
         self._lock = threading.RLock()
+        enlist(self)
 
     def _come(self, key: Hashable) -> Limiter:
         """The limiter of a key, which stays until _settle() was called as often, and longer if it is in use then."""
@@ -402,7 +404,7 @@ class KeyedLimiter:
             if key not in self._entries:
                 title = repr(key) if self._name is None else f"{self._name}[{key!r}]"
                 capacity = self._capacities.get(key, self._capacity)
-                new = _Entry(Limiter(capacity, name=title, queue_limit=self._queue_limit))
+                new = _Entry(Limiter.__new__(Limiter, capacity, name=title, queue_limit=self._queue_limit))
             with self._lock:
                 entry = self._entries.get(key) or new
                 if entry is not None:
@@ -470,7 +472,7 @@ class KeyedLimiter:
 
     def resize(self, capacity: int, *, key: Hashable | None = None) -> None:
         """Change the number of permits of one key, or with None of all that have no number of their own."""
-        Limiter(capacity, name=self._name)
+        Limiter.__new__(Limiter, capacity, name=self._name)
         with self._lock:
             if key is not None:
                 self._capacities[key] = capacity

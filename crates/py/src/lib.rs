@@ -39,6 +39,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]
+    use crate::ffi::roll::{enlist, enlisted};
+    #[pymodule_export]
     use crate::guest::{
         guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
     };

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from weakref import ReferenceType, ref
 
-from tideloop._tideloop import GraphPlan, GraphRunCore, function
+from tideloop._tideloop import GraphPlan, GraphRunCore, enlist, function
 from tideloop.cancellation import Request
 from tideloop.graphs.nodes import Builder, GraphCycle, Node, names_of
 from tideloop.graphs.progress import Bar
@@ -107,6 +107,7 @@ class GraphRun(GraphRunCore, Builder):
         self._beside: int | None = None
         self._open_for_nodes = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        enlist(self)
 
     @property
     def name(self) -> str | None:

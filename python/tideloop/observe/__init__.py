@@ -8,6 +8,7 @@ loop of the process, turns it off.
 
 from typing import TYPE_CHECKING, Any
 
+from tideloop.observe.gauges import Gauge, gauges
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
 from tideloop.observe.runs import graphs
 from tideloop.watchdog import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Block",
     "Frame",
+    "Gauge",
     "Histogram",
     "Instrumentation",
     "LoopMetrics",
@@ -32,6 +34,7 @@ __all__ = [
     "TimeSpent",
     "Utilization",
     "block_threshold",
+    "gauges",
     "graphs",
     "instrument",
     "off_block",

@@ -37,6 +37,7 @@ pub mod piece;
 pub mod probe;
 pub mod recent;
 pub mod refcheck;
+pub mod roll;
 pub mod shadows;
 pub mod slot;
 pub mod snapshot;
