@@ -133,11 +133,11 @@ class LoopCore:
         *_args: object,
         selector: str | None = None,
         tasks: str | None = None,
-        observe: bool = True,
+        observe: int = 1,
         **_kwargs: object,
     ) -> LoopCore: ...
     @property
-    def tasks(self) -> str: ...
+    def task_kind(self) -> str: ...
     @property
     def selector_name(self) -> str: ...
     def call_soon(

@@ -147,7 +147,7 @@ fn turn<'py>(
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
     if came {
-        watch.turns(now, count);
+        watch.turns(core, now, count);
     }
     let debug = state.debug();
     for _ in 0..count {
@@ -157,10 +157,12 @@ fn turn<'py>(
         let due = watch.is_due();
         match next.take(py) {
             Run::Step(task) => {
+                watch.begins(state, &task);
                 task::run(core, current, &task, false)?;
                 ended(core, watch, due, &Who::Task(&task))?;
             }
             Run::Wake(task) => {
+                watch.begins(state, &task);
                 task::run(core, current, &task, true)?;
                 ended(core, watch, due, &Who::Task(&task))?;
             }
@@ -216,6 +218,7 @@ fn run_handle<'py>(
 ) -> PyResult<()> {
     // A handle that has run has forgotten what it ran.
     let callback = if due { handle::callback(&handle) } else { None };
+    watch.begins_callback(core.get(), callback.as_ref());
     if debug {
         core.call_method1("_run_in_debug", (&handle,))?;
     } else {

@@ -1,4 +1,7 @@
-"""What a loop does with its time, ``loop.metrics()``, who blocks it, ``on_block()``, how far graphs are, ``graphs()``.
+"""What a loop does with its time, ``loop.metrics()``, and its tasks, ``loop.tasks()``; who blocks it, ``on_block()``.
+
+Who awaits whom: ``tree()``. Failures that nobody has asked for: ``on_unretrieved()``. The toolkit: ``gauges()``;
+how far graphs are: ``graphs()``.
 
 On by default; ``docs/observe.md`` says what it costs.
 
@@ -8,9 +11,18 @@ loop of the process, turns it off.
 
 from typing import TYPE_CHECKING, Any
 
+from tideloop.observe.awaiting import TaskNode, TaskTree, tree
 from tideloop.observe.gauges import Gauge, gauges
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
 from tideloop.observe.runs import graphs
+from tideloop.observe.tasks import CoroutineSeen, TaskSeen, TasksSeen
+from tideloop.observe.unretrieved import (
+    Unretrieved,
+    off_unretrieved,
+    on_unretrieved,
+    set_unretrieved_after,
+    unretrieved_after,
+)
 from tideloop.watchdog import (
     Block,
     Frame,
@@ -25,21 +37,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Block",
+    "CoroutineSeen",
     "Frame",
     "Gauge",
     "Histogram",
     "Instrumentation",
     "LoopMetrics",
     "SlowStep",
+    "TaskNode",
+    "TaskSeen",
+    "TaskTree",
+    "TasksSeen",
     "TimeSpent",
+    "Unretrieved",
     "Utilization",
     "block_threshold",
     "gauges",
     "graphs",
     "instrument",
     "off_block",
+    "off_unretrieved",
     "on_block",
+    "on_unretrieved",
     "set_block_threshold",
+    "set_unretrieved_after",
+    "tree",
+    "unretrieved_after",
 ]
 
 

@@ -25,6 +25,7 @@
 mod arrivals;
 mod averages;
 mod block;
+pub mod book;
 mod counts;
 mod instrument;
 mod meter;

@@ -17,6 +17,7 @@
 //! **Who blocks, while it does**: [`watchdog`].
 
 mod slowest;
+pub mod tasks;
 mod watch;
 pub mod watchdog;
 mod who;

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use tideloop_core::observe::book::{End, Pace, Place};
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
 use super::slowest::Slow;
+use super::tasks;
 use super::watchdog::{self, Block, Watched};
 use super::who::Who;
 use super::{Instrument, Observed};
 use crate::event_loop::LoopCore;
+use crate::ffi::{site, task};
 
 /// The clock of a run's turns, and what observes them.
 pub struct Watch {
@@ -18,6 +21,10 @@ pub struct Watch {
     meter: Meter,
     observed: Option<Arc<Observed>>,
     watched: Option<Arc<Watched>>,
+    /// Level 1: every step is timed, for the records of its task.
+    pace: Option<Pace>,
+    /// The record of the task whose step runs.
+    place: Option<Place>,
 }
 
 impl Watch {
@@ -28,6 +35,8 @@ impl Watch {
             coarse: CoarseClock::default(),
             meter: Meter::new(observed.is_some()),
             watched: observed.as_ref().and_then(watchdog::enters),
+            pace: core.register().map(|_| Pace::default()),
+            place: None,
             observed,
         };
         if watch.observed.is_some() {
@@ -62,12 +71,104 @@ impl Watch {
     /// Whether the step that begins will be timed, so that it has to be kept to be asked who it was.
     #[inline]
     pub fn is_due(&self) -> bool {
-        self.meter.is_on() && self.meter.is_due()
+        self.meter.is_on() && (self.meter.is_due() || self.pace.is_some())
+    }
+
+    /// A task of ours is about to take a step.
+    #[inline(always)]
+    pub fn begins(&mut self, core: &LoopCore, task: &Bound<'_, PyAny>) {
+        if self.pace.is_some() {
+            self.enters(core, task.py(), task::place_of_entry(task));
+        }
+    }
+
+    /// A callback is about to be called, which may be the step of a task of asyncio's own, or of ours by way of a handle.
+    #[inline(always)]
+    pub fn begins_callback(&mut self, core: &LoopCore, callback: Option<&Bound<'_, PyAny>>) {
+        if self.pace.is_some()
+            && let Some(callback) = callback
+            && let Some(task) = site::receiver(callback)
+            && let Some(register) = core.register()
+        {
+            let py = callback.py();
+            let place = task::place_of(&task).or_else(|| {
+                let address = task.as_ptr() as usize;
+                register.with(py, |register| register.place_of_stock(address))
+            });
+            self.enters(core, py, place);
+        }
+    }
+
+    #[inline(always)]
+    fn enters(&mut self, core: &LoopCore, py: Python<'_>, place: Option<Place>) {
+        self.place = place;
+        if let Some(register) = core.register() {
+            register.with(py, |register| register.book.enters(place));
+        }
+    }
+
+    /// Books the step that has ended for its task.
+    #[inline]
+    fn book(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+        let (py, state) = (core.py(), core.get());
+        let (Some(pace), Some(register)) = (&mut self.pace, state.register()) else {
+            return;
+        };
+        let now = self.coarse.now();
+        let waiting = state.queue(py, |queue| queue.ready.len());
+        let (took, waited) = pace.steps(now, waiting);
+        let place = self.place.take();
+        let end = match (place, who) {
+            (Some(_), Who::Task(task)) => task::take_ended(task),
+            _ => None,
+        };
+        register.with(py, |register| {
+            register.now = now;
+            register.book.running = 0;
+            if let Some(place) = place {
+                register.book.stepped(place, took, waited);
+                if let Some(end) = end {
+                    register.book.end(place, end);
+                }
+            }
+        });
+        if let Err(error) = self.told(core, place, end, who) {
+            error.write_unraisable(py, Some(core.as_any()));
+        }
+    }
+
+    /// What is left to do after a step: the end of a task of asyncio's own, and failures that somebody has to ask for.
+    #[inline]
+    fn told(
+        &self,
+        core: &Bound<'_, LoopCore>,
+        place: Option<Place>,
+        end: Option<End>,
+        who: &Who<'_, '_>,
+    ) -> PyResult<()> {
+        let failed = match (place, who) {
+            (Some(_), Who::Task(task)) => (end == Some(End::Failed)).then(|| (*task).clone()),
+            (Some(place), Who::Callback(Some(callback))) => match site::receiver(callback) {
+                Some(task) => {
+                    let end = tasks::handle_stepped(core.get(), place, &task)?;
+                    (end == Some(End::Failed)).then_some(task)
+                }
+                None => None,
+            },
+            _ => None,
+        };
+        match failed {
+            Some(task) => core.call_method1("_task_failed", (task,)).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// A step of the ring has ended. What it has written must have left if it [was due](Watch::is_due).
     #[inline(always)]
     pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+        if self.pace.is_some() {
+            self.book(core, who);
+        }
         if self.meter.tick() {
             self.read(core, who);
         }
@@ -165,6 +266,9 @@ impl Watch {
     pub fn polled(&mut self, core: &Bound<'_, LoopCore>) {
         if self.meter.is_on() {
             let now = self.coarse.now();
+            if self.pace.is_some() {
+                tell_time(core, now);
+            }
             let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
             let (took, gauge) =
                 self.note_shared(|meter, shared| meter.polled(shared, now, waiting));
@@ -201,7 +305,11 @@ impl Watch {
 
     /// The ring has so many entries now.
     #[inline]
-    pub fn turns(&mut self, now: u64, waiting: usize) {
+    pub fn turns(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize) {
+        if let Some(pace) = &mut self.pace {
+            pace.turns(now, waiting);
+            tell_time(core, now);
+        }
         self.meter.turns(now, waiting);
     }
 
@@ -225,6 +333,13 @@ impl Drop for Watch {
         if let Some(watched) = &self.watched {
             watchdog::leaves(watched);
         }
+    }
+}
+
+/// When a task that is made now was made.
+fn tell_time(core: &Bound<'_, LoopCore>, now: u64) {
+    if let Some(register) = core.get().register() {
+        register.with(core.py(), |register| register.now = now);
     }
 }
 
