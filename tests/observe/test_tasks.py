@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 import tideloop
 from tideloop import observe
+from tideloop.observe import collected
 from tideloop.testing import new_virtual_loop
 
 
@@ -339,3 +341,50 @@ def test_hooks_and_times_are_checked():
     with pytest.raises(ValueError, match="seconds is -1"):
         observe.set_unretrieved_after(-1)
     assert observe.unretrieved_after() == 2
+
+
+# --- for who looks from outside -----------------------------------------------------------------------------------
+
+
+def test_what_is_collected_is_json(loop):
+    async def main():
+        limiter = tideloop.Limiter(2, name="of the test")
+        waiting = asyncio.create_task(works(1, 0.001), name="collected")
+        await asyncio.sleep(0.01)
+        found = json.loads(collected.tasks()), json.loads(collected.gauges()), collected.samples().decode()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del limiter
+        return found
+
+    tasks, gauges, samples = loop.run_until_complete(main())
+    mine = [each for each in tasks["loops"] if any(task["name"] == "collected" for task in each["tasks"])]
+    (of_loop,) = mine
+    (task,) = [task for task in of_loop["tasks"] if task["name"] == "collected"]
+    assert task["steps"] == 2
+    assert task["busy"] >= 0.001
+    assert task["stack"][-1][2] == "works"
+    assert task["spawned_at"][0] == __file__
+    assert of_loop["truncated"] is False
+    assert {"coroutine", "file", "line", "live", "created", "ok", "failed", "cancelled"} <= set(of_loop["functions"][0])
+    (gauge,) = [gauge for gauge in gauges["gauges"] if gauge["name"] == "of the test"]
+    assert (gauge["kind"], gauge["stats"]["capacity"]) == ("limiter", 2)
+    assert 'tideloop_limiter_capacity{name="of the test"' in samples
+    assert 'state="waiting"} ' in samples
+
+
+def test_what_is_collected_is_bounded(monkeypatch):
+    async def main():
+        tasks = [asyncio.create_task(asyncio.sleep(60)) for _ in range(30)]
+        await asyncio.sleep(0)
+        found = json.loads(collected.tasks())
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return found
+
+    monkeypatch.setattr(collected, "MOST", 10)
+    with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+        found = runner.run(main())
+    assert sum(len(each["tasks"]) for each in found["loops"]) == 10
+    assert any(each["truncated"] for each in found["loops"])

@@ -1,0 +1,132 @@
+"""What is collected for those who look from outside: the tasks of all loops, and the gauges, as JSON.
+
+``tasks()`` and ``gauges()`` are called from a thread that is none of a loop's, with the GIL. They look at 10,000 tasks
+at most; where there are more, ``"truncated"`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tideloop.observe.gauges import gauges as all_gauges
+from tideloop.observe.tasks import MOST, Place, TaskSeen, tasks_of
+from tideloop.observe.unretrieved import told_of
+from tideloop.observed import loops
+
+__all__ = ["gauges", "note_loops", "samples", "tasks"]
+
+_DEPTH = 30
+
+
+def note_loops() -> bytes:
+    """Have the loops say what of themselves it takes the GIL to know."""
+    for loop in loops():
+        publish = getattr(loop, "_publish", None)
+        if publish is not None:
+            queue = getattr(getattr(loop, "_default_executor", None), "_work_queue", None)
+            publish(0 if queue is None else queue.qsize())
+    return b"{}"
+
+
+def _stack(places: tuple[Place, ...]) -> list[list[Any]]:
+    return [[place.file, place.line, place.function] for place in places[:_DEPTH]]
+
+
+def _task(task: TaskSeen) -> dict[str, Any]:
+    return task._asdict() | {"waits_for": list(task.waits_for), "stack": _stack(task.stack)}
+
+
+def _seen() -> list[dict[str, Any]]:
+    found = []
+    left = MOST
+    for loop in loops():
+        seen = tasks_of(loop, left)
+        left -= len(seen.tasks)
+        now = time.monotonic()
+        number = getattr(loop, "_number", None)
+        found.append(
+            {
+                "id": id(loop) if number is None else number(),
+                "tasks": [_task(task) for task in seen.tasks],
+                "functions": [function._asdict() for function in seen.coroutines],
+                "unretrieved": [
+                    {"task": told.task, "coroutine": told.coroutine, "exception": told.exception, "age": now - told.at}
+                    for told in told_of(loop)
+                ],
+                "truncated": seen.truncated,
+            }
+        )
+    return found
+
+
+def tasks() -> bytes:
+    """The tasks of all loops, and what is counted of them: ``{"loops": [{"id", "tasks", "functions", …}, …]}``."""
+    return _json({"loops": _seen()})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: named tuples by their names, what it has no words for in Python's."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "_asdict"):
+        return {name: _plain(field) for name, field in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(field) for name, field in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return repr(value)
+
+
+def _gauges() -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": gauge.kind,
+            "name": None if gauge.name is None else str(gauge.name),
+            "id": gauge.id,
+            "stats": _plain(gauge.stats),
+        }
+        for gauge in all_gauges()
+    ]
+
+
+def gauges() -> bytes:
+    """What there is of the toolkit: ``{"gauges": [{"kind", "name", "id", "stats"}, …]}``."""
+    found = _gauges()
+    return _json({"gauges": found[:MOST], "truncated": len(found) > MOST})
+
+
+def samples() -> bytes:
+    """Tasks by state and the numbers of the gauges, as Prometheus' text."""
+    lines = ["# HELP tideloop_tasks Tasks that are not done.", "# TYPE tideloop_tasks gauge"]
+    for loop in _seen():
+        states = Counter(task["state"] for task in loop["tasks"])
+        for state in ("running", "ready", "waiting"):
+            lines.append(f'tideloop_tasks{{loop="{loop["id"]}",state="{state}"}} {states[state]}')
+    families: dict[str, list[str]] = {}
+    for gauge in _gauges()[:MOST]:
+        stats = gauge["stats"]
+        for field, value in stats.items() if isinstance(stats, dict) else ():
+            if isinstance(value, bool | int | float):
+                family = f"tideloop_{gauge['kind']}_{field}"
+                labels = f'{{name={_label(gauge["name"] or "")},id="{gauge["id"]}"}}'
+                families.setdefault(family, []).append(f"{family}{labels} {float(value)}")
+    for family in sorted(families):
+        lines += [f"# TYPE {family} gauge", *families[family]]
+    return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
+
+
+def _label(text: str) -> str:
+    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    # In ASCII: a name may hold what UTF-8 cannot say.
+    return json.dumps(document, separators=(",", ":")).encode()
