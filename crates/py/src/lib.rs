@@ -47,6 +47,8 @@ mod _tideloop {
     #[pymodule_export]
     use crate::listener::Listener;
     #[pymodule_export]
+    use crate::observe::pulse::Pulse;
+    #[pymodule_export]
     use crate::observe::watchdog::{
         signal_handler, watchdog_asks, watchdog_collects, watchdog_forked, watchdog_stop,
         watchdog_threshold,

@@ -11,6 +11,7 @@ loop of the process, turns it off.
 
 from typing import TYPE_CHECKING, Any
 
+from tideloop.observe.attached import Attached, AttachedMetrics, attach
 from tideloop.observe.awaiting import TaskNode, TaskTree, tree
 from tideloop.observe.gauges import Gauge, gauges
 from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from tideloop.observe.otel import Instrumentation, instrument
 
 __all__ = [
+    "Attached",
+    "AttachedMetrics",
     "Block",
     "CoroutineSeen",
     "Frame",
@@ -51,6 +54,7 @@ __all__ = [
     "TimeSpent",
     "Unretrieved",
     "Utilization",
+    "attach",
     "block_threshold",
     "gauges",
     "graphs",

@@ -16,6 +16,7 @@
 //!
 //! **Who blocks, while it does**: [`watchdog`].
 
+pub mod pulse;
 mod slowest;
 pub mod tasks;
 mod watch;
