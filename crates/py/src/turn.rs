@@ -45,6 +45,7 @@ pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What the last callback has written leaves also if it has ended the loop.
     match level::of(core.get()) {
         level::OFF => run_turns::<{ level::OFF }>(core),
+        level::TASKS => run_turns::<{ level::TASKS }>(core),
         level::TRACE => run_turns::<{ level::TRACE }>(core),
         _ => run_turns::<{ level::COUNTS }>(core),
     }
@@ -76,6 +77,7 @@ fn run_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     match level::of(core.get()) {
         level::OFF => run_ready_turns::<{ level::OFF }>(core),
+        level::TASKS => run_ready_turns::<{ level::TASKS }>(core),
         level::TRACE => run_ready_turns::<{ level::TRACE }>(core),
         _ => run_ready_turns::<{ level::COUNTS }>(core),
     }
@@ -144,7 +146,7 @@ fn turn<'py, const LEVEL: u8>(
         }
         poll::<LEVEL>(core, batch, watch, busy || stopping || !may_sleep)?;
         if LEVEL != level::OFF {
-            watch.polled(core);
+            watch.polled::<LEVEL>(core);
         }
         for index in 0..batch.len() {
             deliver::<LEVEL>(core, batch, index, watch)?;
@@ -166,16 +168,19 @@ fn turn<'py, const LEVEL: u8>(
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
     if LEVEL != level::OFF && came {
-        watch.turns(now, count);
+        watch.turns::<LEVEL>(core, now, count);
     }
     let debug = state.debug();
     for _ in 0..count {
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
-        let due = LEVEL != level::OFF && watch.is_due();
+        let due = LEVEL != level::OFF && (watch.is_due() || LEVEL >= level::TASKS);
         match next.take(py) {
             Run::Step(task) => {
+                if LEVEL >= level::TASKS {
+                    watch.begins(state, &task);
+                }
                 if LEVEL == level::TRACE {
                     watch.traces_step(&task);
                 }
@@ -183,9 +188,12 @@ fn turn<'py, const LEVEL: u8>(
                 if LEVEL == level::TRACE {
                     watch.traces_end(&task);
                 }
-                ended(core, watch, due, &Who::Task(&task))?;
+                ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Wake(task) => {
+                if LEVEL >= level::TASKS {
+                    watch.begins(state, &task);
+                }
                 if LEVEL == level::TRACE {
                     watch.traces_step(&task);
                 }
@@ -193,14 +201,14 @@ fn turn<'py, const LEVEL: u8>(
                 if LEVEL == level::TRACE {
                     watch.traces_end(&task);
                 }
-                ended(core, watch, due, &Who::Task(&task))?;
+                ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Sleeper(sleeper) => {
                 if LEVEL == level::TRACE {
                     watch.traces(Kind::Poll);
                 }
                 future::wake(core, &sleeper)?;
-                ended(core, watch, due, &Who::Callback(None))?;
+                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
             }
             Run::Told(future) => {
                 current.leave();
@@ -208,7 +216,7 @@ fn turn<'py, const LEVEL: u8>(
                     watch.traces(Kind::Poll);
                 }
                 told::tell(core, &future)?;
-                ended(core, watch, due, &Who::Callback(None))?;
+                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
             }
             Run::Handle(handle) => {
                 current.leave();
@@ -218,7 +226,7 @@ fn turn<'py, const LEVEL: u8>(
                 current.leave();
                 match handed::run_next(core, debug)? {
                     Some(handle) => run_handle::<LEVEL>(core, watch, due, handle, debug)?,
-                    None => ended(core, watch, due, &Who::Callback(None))?,
+                    None => ended::<LEVEL>(core, watch, due, &Who::Callback(None))?,
                 }
             }
         }
@@ -230,7 +238,7 @@ fn turn<'py, const LEVEL: u8>(
 
 /// An entry of the ring has run; if it is timed (`due`), what it has written leaves within its time.
 #[inline(always)]
-fn ended(
+fn ended<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     watch: &mut Watch,
     due: bool,
@@ -238,7 +246,11 @@ fn ended(
 ) -> PyResult<()> {
     if due {
         held::release(core)?;
-        watch.stepped(core, who);
+        if LEVEL >= level::TASKS {
+            watch.stepped_each(core, who);
+        } else {
+            watch.stepped(core, who);
+        }
     }
     Ok(())
 }
@@ -256,6 +268,9 @@ fn run_handle<'py, const LEVEL: u8>(
         true => handle::callback(&handle),
         false => None,
     };
+    if LEVEL >= level::TASKS {
+        watch.begins_callback(core.get(), callback.as_ref());
+    }
     if LEVEL == level::TRACE {
         watch.traces_call(callback.as_ref());
     }
@@ -265,7 +280,7 @@ fn run_handle<'py, const LEVEL: u8>(
         handle::run(&handle)?;
         core.get().recycle(core.py(), handle);
     }
-    ended(core, watch, due, &Who::Callback(callback.as_ref()))
+    ended::<LEVEL>(core, watch, due, &Who::Callback(callback.as_ref()))
 }
 
 /// Fills `batch` with what is ready; sleeps only if there is nothing else to do.

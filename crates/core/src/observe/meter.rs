@@ -131,6 +131,13 @@ impl Meter {
         self.left == 0
     }
 
+    /// Of a step that [has begun](Meter::begins): what that has said.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.left == 0
+    }
+
     /// What was found for one descriptor was delivered, to a protocol (`called`) or the ring: whether the clock has to be
     /// read, for [`Meter::delivered`].
     #[inline]

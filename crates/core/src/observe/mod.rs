@@ -30,6 +30,7 @@
 mod arrivals;
 mod averages;
 mod block;
+pub mod book;
 pub mod chrome;
 mod counts;
 mod instrument;

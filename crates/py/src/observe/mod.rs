@@ -19,9 +19,11 @@
 mod blocks;
 mod known;
 pub mod level;
+pub mod pulse;
 pub mod recorder;
 pub mod serve;
 mod slowest;
+pub mod tasks;
 mod watch;
 pub mod watchdog;
 mod who;
