@@ -929,7 +929,8 @@ impl LoopCore {
     fn _trace<'py>(&self, py: Python<'py>, seconds: Option<f64>) -> Option<Bound<'py, PyBytes>> {
         let observed = self.observed.as_ref()?;
         observed.recorder.as_ref()?;
-        let trace = py.detach(|| observe::recorder::chrome_trace(observed, seconds));
+        let loops = [Arc::clone(observed)];
+        let trace = py.detach(|| observe::recorder::chrome_trace(&loops, seconds));
         Some(PyBytes::new(py, &trace))
     }
 

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tideloop.observe.roll import gauges as all_gauges
-from tideloop.observe.tasks import MOST, Place, TaskSeen, tasks_of
+from tideloop.observe.tasks import MOST, CoroutineSeen, Place, TaskSeen, tasks_of
 from tideloop.observe.unretrieved import told_of
 from tideloop.observed import loops
 
 __all__ = ["gauges", "note_loops", "samples", "tasks"]
 
 _DEPTH = 30
+_COUNTED = tuple(field for field in CoroutineSeen._fields if field not in ("coroutine", "file", "line", "live"))
 
 
 def note_loops() -> bytes:
@@ -41,6 +42,15 @@ def _task(task: TaskSeen) -> dict[str, Any]:
     return task._asdict() | {"waits_for": list(task.waits_for), "stack": _stack(task.stack)}
 
 
+def _living(tasks: tuple[TaskSeen, ...]) -> list[dict[str, Any]]:
+    """The coroutine functions of a loop that does not count them: whose tasks live."""
+    living = Counter((task.coroutine, task.file, task.line) for task in tasks)
+    return [
+        {"coroutine": coroutine, "file": file, "line": line, "live": live, **dict.fromkeys(_COUNTED)}
+        for (coroutine, file, line), live in living.most_common()
+    ]
+
+
 def _seen() -> list[dict[str, Any]]:
     found = []
     left = MOST
@@ -53,7 +63,7 @@ def _seen() -> list[dict[str, Any]]:
             {
                 "id": id(loop) if number is None else number(),
                 "tasks": [_task(task) for task in seen.tasks],
-                "functions": [function._asdict() for function in seen.coroutines],
+                "functions": [function._asdict() for function in seen.coroutines] or _living(seen.tasks),
                 "unretrieved": [
                     {"task": told.task, "coroutine": told.coroutine, "exception": told.exception, "age": now - told.at}
                     for told in told_of(loop)

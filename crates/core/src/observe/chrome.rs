@@ -1,7 +1,7 @@
 //! Events of a loop as a Chrome trace ("Trace Event Format", JSON object form), which Perfetto and `chrome://tracing` open.
 //!
-//! A process is one loop's. Its first track has everything that the loop did, one slice after the other; each task has a
-//! track with its steps, named for its coroutine. Times are microseconds since the clock's origin.
+//! A loop has a track with everything that it did, one slice after the other, and each of its tasks one with its steps,
+//! named for its coroutine. Times are microseconds since the clock's origin.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -21,51 +21,76 @@ pub struct Label {
 const LOOP: u64 = 1;
 const TASKS: u64 = 16;
 
-struct Writer<'a> {
+/// A trace that is written.
+#[derive(Debug)]
+pub struct Chrome {
     out: String,
     pid: u32,
-    labels: &'a [Label],
-    /// The track of each task that has not ended.
+    /// The track of the loop whose events are written.
+    of_loop: u64,
+    /// The track of each task of it that has not ended.
     tracks: HashMap<u64, u64>,
     made: u64,
     /// A task whose last step has not been written yet.
     ending: Option<u64>,
 }
 
-/// The trace of the events of one loop, oldest first, until `now`.
-#[must_use]
-pub fn chrome(events: &[Event], labels: &[Label], pid: u32, name: &str, now: u64) -> Vec<u8> {
-    let mut writer = Writer {
-        out: String::from("{\"displayTimeUnit\":\"ns\",\"traceEvents\":["),
-        pid,
-        labels,
-        tracks: HashMap::new(),
-        made: 0,
-        ending: None,
-    };
-    writer.names(name);
-    let mut open: Option<Event> = None;
-    for &event in events {
-        match event.kind {
-            Kind::Timer => writer.instant("timer", event.at, "late_ns", event.id),
-            Kind::Block => writer.instant("blocked", event.at, "for_ns", event.id),
-            // Its last step goes on until the next event.
-            Kind::End => writer.ending = Some(event.id),
-            _ => {
-                if let Some(before) = open.replace(event) {
-                    writer.span(&before, event.at);
+impl Chrome {
+    /// A trace of a process.
+    #[must_use]
+    pub fn new(pid: u32, name: &str) -> Self {
+        let mut writer = Self {
+            out: String::from("{\"displayTimeUnit\":\"ns\",\"traceEvents\":["),
+            pid,
+            of_loop: 0,
+            tracks: HashMap::new(),
+            made: 0,
+            ending: None,
+        };
+        writer.meta("process_name", LOOP, name);
+        writer
+    }
+
+    /// Adds a loop: its name, its events, the oldest first, until `now`, and what they call what ran.
+    pub fn add(&mut self, name: &str, events: &[Event], labels: &[Label], now: u64) {
+        self.of_loop = match self.of_loop {
+            0 => LOOP,
+            _ => self.next_track(),
+        };
+        self.tracks.clear();
+        self.ending = None;
+        self.meta("thread_name", self.of_loop, name);
+        let mut open: Option<Event> = None;
+        for &event in events {
+            match event.kind {
+                Kind::Timer => self.instant("timer", event.at, "late_ns", event.id),
+                Kind::Block => self.instant("blocked", event.at, "for_ns", event.id),
+                // Its last step goes on until the next event.
+                Kind::End => self.ending = Some(event.id),
+                _ => {
+                    if let Some(before) = open.replace(event) {
+                        self.span(labels, &before, event.at);
+                    }
                 }
             }
         }
+        if let Some(last) = open {
+            self.span(labels, &last, now.max(last.at));
+        }
     }
-    if let Some(last) = open {
-        writer.span(&last, now.max(last.at));
-    }
-    writer.out.push_str("\n]}\n");
-    writer.out.into_bytes()
-}
 
-impl Writer<'_> {
+    /// The document.
+    #[must_use]
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.out.push_str("\n]}\n");
+        self.out.into_bytes()
+    }
+
+    fn next_track(&mut self) -> u64 {
+        self.made += 1;
+        TASKS + self.made
+    }
+
     fn separate(&mut self) {
         let is_first = self.out.ends_with('[');
         self.out.push_str(if is_first { "\n" } else { ",\n" });
@@ -84,11 +109,6 @@ impl Writer<'_> {
         ));
         self.text(name);
         self.out.push_str("}}");
-    }
-
-    fn names(&mut self, name: &str) {
-        self.meta("process_name", LOOP, name);
-        self.meta("thread_name", LOOP, "event loop");
     }
 
     fn text(&mut self, text: &str) {
@@ -130,32 +150,32 @@ impl Writer<'_> {
 
     fn instant(&mut self, name: &str, at: u64, key: &str, value: u64) {
         self.separate();
-        let pid = self.pid;
+        let (pid, of_loop) = (self.pid, self.of_loop);
         self.put(format_args!(
-            "{{\"ph\":\"i\",\"s\":\"t\",\"name\":\"{name}\",\"pid\":{pid},\"tid\":{LOOP},\"ts\":"
+            "{{\"ph\":\"i\",\"s\":\"t\",\"name\":\"{name}\",\"pid\":{pid},\"tid\":{of_loop},\"ts\":"
         ));
         self.time(at);
         self.put(format_args!(",\"args\":{{\"{key}\":{value}}}}}"));
     }
 
     /// What began with an event and was over at `ended`.
-    fn span(&mut self, event: &Event, ended: u64) {
-        let labels = self.labels;
+    fn span(&mut self, labels: &[Label], event: &Event, ended: u64) {
+        let of_loop = self.of_loop;
         let label = labels.get(event.label as usize);
         let what = label.map_or("?", |label| label.what.as_str());
         match event.kind {
             Kind::Step => {
-                self.slice(LOOP, what, label, event.at, ended);
+                self.slice(of_loop, what, label, event.at, ended);
                 let track = self.track(event.id, what);
                 self.slice(track, "step", label, event.at, ended);
                 if self.ending.take() == Some(event.id) {
                     self.tracks.remove(&event.id);
                 }
             }
-            Kind::Call => self.slice(LOOP, what, label, event.at, ended),
-            Kind::Delivery => self.slice(LOOP, "delivery", None, event.at, ended),
-            Kind::Poll => self.slice(LOOP, "poll", None, event.at, ended),
-            Kind::Wait => self.slice(LOOP, "wait", None, event.at, ended),
+            Kind::Call => self.slice(of_loop, what, label, event.at, ended),
+            Kind::Delivery => self.slice(of_loop, "delivery", None, event.at, ended),
+            Kind::Poll => self.slice(of_loop, "poll", None, event.at, ended),
+            Kind::Wait => self.slice(of_loop, "wait", None, event.at, ended),
             _ => {}
         }
     }
@@ -164,8 +184,7 @@ impl Writer<'_> {
         if let Some(&track) = self.tracks.get(&id) {
             return track;
         }
-        self.made += 1;
-        let track = TASKS + self.made;
+        let track = self.next_track();
         self.tracks.insert(id, track);
         let name = format!("{what} #{}", self.made);
         self.meta("thread_name", track, &name);
@@ -203,7 +222,9 @@ mod tests {
             event(4_500, Kind::Step, 0xabc, 1),
             event(5_000, Kind::Wait, 0, 0),
         ];
-        let text = String::from_utf8(chrome(&events, &labels, 9, "main", 6_000)).unwrap();
+        let mut chrome = Chrome::new(9, "main");
+        chrome.add("event loop", &events, &labels, 6_000);
+        let text = String::from_utf8(chrome.into_bytes()).unwrap();
         let lines: Vec<&str> = text
             .lines()
             .map(|line| line.trim_end_matches(','))
@@ -220,5 +241,19 @@ mod tests {
         assert!(text.contains(r#""name":"wait","pid":9,"tid":1,"ts":5.000,"dur":1.000"#));
         assert!(text.contains(r#""args":{"late_ns":42}"#));
         assert!(text.ends_with("\n]}\n"));
+    }
+
+    #[test]
+    fn tracks_of_several_loops_are_told_apart() {
+        let events = [event(1, Kind::Step, 0xabc, 0), event(2, Kind::Wait, 0, 0)];
+        let mut chrome = Chrome::new(9, "main");
+        chrome.add("one", &events, &[], 3);
+        chrome.add("two", &events, &[], 3);
+        let text = String::from_utf8(chrome.into_bytes()).unwrap();
+        for (name, tid) in [("one", 1), ("? #1", 17), ("two", 18), ("? #3", 19)] {
+            let meta = format!(r#""pid":9,"tid":{tid},"args":{{"name":"{name}"}}"#);
+            assert!(text.contains(&meta), "{meta} in {text}");
+        }
+        assert_eq!(text.matches(r#""name":"wait""#).count(), 2);
     }
 }

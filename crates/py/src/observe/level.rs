@@ -15,3 +15,8 @@ pub const TRACE: u8 = 3;
 pub fn of(core: &LoopCore) -> u8 {
     core.observed().map_or(OFF, |observed| observed.level)
 }
+
+/// Which it is of levels 0, 1 and 2, as people call those of a loop that is observed.
+pub fn depth(level: u8) -> u8 {
+    level.saturating_sub(COUNTS)
+}

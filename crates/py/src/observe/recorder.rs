@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use tideloop_core::observe::chrome::{self, Label};
+use tideloop_core::observe::chrome::{Chrome, Label};
 use tideloop_core::observe::ring::{Event, Kind, LABELS, Ring};
 use tideloop_sys::clock;
 
@@ -72,6 +72,11 @@ impl Recorder {
             id,
             label,
         });
+    }
+
+    fn labels(&self) -> Vec<Label> {
+        let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        labels.list.clone()
     }
 
     fn number(&self, label: Label) -> u32 {
@@ -188,25 +193,27 @@ fn id_of(task: &Bound<'_, PyAny>) -> u64 {
     task.as_ptr() as u64 >> 4
 }
 
-/// What a traced loop did in the last so many seconds (None: as far as it is known) as Chrome trace JSON; without events if
-/// it is not traced. From any thread, without the GIL.
-pub fn chrome_trace(observed: &Observed, seconds: Option<f64>) -> Vec<u8> {
+/// What these loops did in the last so many seconds (None: as far as it is known) as Chrome trace JSON; without the events of
+/// those that are not traced. From any thread, without the GIL.
+pub fn chrome_trace(loops: &[Arc<Observed>], seconds: Option<f64>) -> Vec<u8> {
     let now = clock::monotonic_ns();
     // Saturates: whoever asks for more than there is gets what there is.
     let since = seconds.map_or(0, |seconds| now.saturating_sub((seconds * 1e9) as u64));
-    let (events, labels) = match &observed.recorder {
-        Some(recorder) => {
-            let events = recorder.ring.read();
-            let labels = recorder
-                .labels
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            (events, labels.list.clone())
-        }
-        None => (Vec::new(), Vec::new()),
-    };
-    // What ran at that time has begun before.
-    let first = events.partition_point(|event| event.at < since);
-    let events = events.get(first.saturating_sub(1)..).unwrap_or_default();
-    chrome::chrome(events, &labels, std::process::id(), "tideloop", now)
+    let mut chrome = Chrome::new(std::process::id(), "tideloop");
+    for observed in loops {
+        let Some(recorder) = &observed.recorder else {
+            continue;
+        };
+        let name = match loops {
+            [_] => "event loop".to_owned(),
+            _ => format!("event loop {} ({})", observed.known.id, observed.known.name()),
+        };
+        let events = recorder.ring.read();
+        let labels = recorder.labels();
+        // What ran at that time has begun before.
+        let first = events.partition_point(|event| event.at < since);
+        let events = events.get(first.saturating_sub(1)..).unwrap_or_default();
+        chrome.add(&name, events, &labels, now);
+    }
+    chrome.into_bytes()
 }
