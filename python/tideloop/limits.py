@@ -385,7 +385,7 @@ class KeyedLimiter:
         name: str | None = None,
         queue_limit: int | None = None,
     ) -> None:
-        # These refuse what is no number of permits. Limiters inside of something are no gauges: they are not initialised.
+        # These refuse what is no number of permits. Limiters inside of something are not initialised, so no gauges.
         Limiter.__new__(Limiter, capacity, name=name, queue_limit=queue_limit)
         self._capacity = capacity
         self._capacities = dict(capacities or {})

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tideloop.observe.awaiting import TaskNode, TaskTree, tree
     from tideloop.observe.gauges import Gauge, gauges
     from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
+    from tideloop.observe.otel import Instrumentation, instrument
     from tideloop.observe.runs import graphs
+    from tideloop.observe.serving import Server, serve
     from tideloop.observe.tasks import CoroutineSeen, TaskSeen, TasksSeen
     from tideloop.observe.unretrieved import (
         Unretrieved,
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
         set_unretrieved_after,
         unretrieved_after,
     )
-    from tideloop.observe.otel import Instrumentation, instrument
-    from tideloop.observe.serving import Server, serve
 
 __all__ = [
     "Attached",

@@ -66,7 +66,7 @@ def _kind(cls: type) -> str | None:
 
 
 def gauges() -> list[Gauge]:
-    """All limiters, queues, channels, pools, caches, groups, … that there are, and the runs of graphs that are under way.
+    """All limiters, queues, channels, pools, caches, groups, … that there are, and the graphs that run.
 
     They are sorted by kind and name.
 

@@ -36,6 +36,9 @@ struct Object {
     frame: *mut Raw,
 }
 
+/// Bits of a reference in a frame that are none of the address.
+const TAGS: usize = 7;
+
 /// How far into the thread's state the field is looked for, in words: it is among the first dozen.
 const REACH: usize = 32;
 
@@ -46,8 +49,12 @@ impl Frame {
     /// Its code; None: it is one of the interpreter's own, between C and Python.
     #[inline]
     pub fn code<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        // SAFETY: a frame that runs, whose executable is set; the result is a new reference.
+        // SAFETY: a frame that runs. Its executable is an object, which may be tagged, or nothing at the bottom of a stack;
+        // the result is a new reference.
         unsafe {
+            if (*self.0).executable & !TAGS == 0 {
+                return None;
+            }
             let code =
                 Bound::from_owned_ptr_or_opt(py, PyUnstable_InterpreterFrame_GetCode(self.0))?;
             (ffi::PyCode_Check(code.as_ptr()) != 0).then_some(code)
