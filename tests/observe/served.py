@@ -1,6 +1,7 @@
 """Programs that are looked at from outside, each a function; run by test_serving_processes.py."""
 
 import asyncio
+import inspect
 import os
 import sys
 import threading
@@ -91,7 +92,7 @@ def hang():
 
 if __name__ == "__main__":
     program = globals()[sys.argv[1]]
-    if asyncio.iscoroutinefunction(program):
+    if inspect.iscoroutinefunction(program):
         with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
             runner.run(program())
     else:
