@@ -22,6 +22,9 @@ _DEPTH = 100
 _INSIDE = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (asyncio.__file__, os.path.dirname(__file__))
 )
+_PROGRAMS = tuple(os.path.join(_INSIDE[1], part) + os.sep for part in ("lab", "testing"))
+_MAKER = "__init__"
+"""What the interpreter, from 3.13 on, says to be the file of what it puts between a class's call and its __init__."""
 
 
 class Place(NamedTuple):
@@ -106,7 +109,7 @@ class _Counting(Protocol):
 
 def is_internal(file: str) -> bool:
     """Whether a file is asyncio's or tideloop's, so that what is made there is made for its caller."""
-    return file.startswith(_INSIDE)
+    return file == _MAKER or file.startswith(_INSIDE) and not file.startswith(_PROGRAMS)
 
 
 def _attribute(coroutine: object, name: str) -> Any:

@@ -64,9 +64,10 @@ pub struct Book {
     /// The first free place, numbered from 1; 0: none.
     free: u32,
     live: usize,
+    /// Of the tasks that have ended.
     functions: Vec<Function>,
-    /// The task whose step runs; 0: none.
-    pub running: u64,
+    /// The task whose step runs.
+    pub running: Option<Place>,
 }
 
 impl Book {
@@ -83,7 +84,7 @@ impl Book {
         let record = Record {
             key,
             id,
-            parent: self.running,
+            parent: self.running.map_or(0, |place| self.id(place)),
             created: now,
             function,
             site,
@@ -103,11 +104,14 @@ impl Book {
             }
         };
         self.live += 1;
-        if let Some(counts) = self.function_mut(function) {
-            counts.live += 1;
-            counts.created += 1;
-        }
         Place::new(place)
+    }
+
+    #[inline]
+    fn id(&self, place: Place) -> u64 {
+        self.records
+            .get(place.get() as usize - 1)
+            .map_or(0, |record| record.id)
     }
 
     #[inline]
@@ -129,15 +133,7 @@ impl Book {
             .filter(|record| record.key != 0)
     }
 
-    /// The task at this place is about to take a step: what begins meanwhile is its child.
-    #[inline]
-    pub fn enters(&mut self, place: Option<Place>) {
-        self.running = place
-            .and_then(|place| self.slot(place))
-            .map_or(0, |record| record.id);
-    }
-
-    /// A step of it took so long, for which it had waited so long behind others.
+    /// A step of the task at this place took so long, for which it had waited so long behind others.
     #[inline]
     pub fn stepped(&mut self, place: Place, took: u64, waited: u64) {
         if let Some(record) = self.slot(place) {
@@ -164,7 +160,7 @@ impl Book {
         self.free = place.get();
         self.live -= 1;
         if let Some(counts) = self.function_mut(record.function) {
-            counts.live -= 1;
+            counts.created += 1;
             match end {
                 End::Ok => counts.ok += 1,
                 End::Failed => counts.failed += 1,
@@ -209,7 +205,13 @@ impl Book {
     pub fn functions(&self) -> Vec<Function> {
         let mut functions = self.functions.clone();
         for (_, record) in self.records() {
-            if let Some(counts) = functions.get_mut(record.function as usize) {
+            let index = record.function as usize;
+            if index >= functions.len() && index < FUNCTIONS {
+                functions.resize(index + 1, Function::default());
+            }
+            if let Some(counts) = functions.get_mut(index) {
+                counts.live += 1;
+                counts.created += 1;
                 counts.busy += record.busy;
                 counts.scheduled += record.scheduled;
                 counts.longest = counts.longest.max(record.longest);
@@ -262,9 +264,9 @@ mod tests {
     fn a_task_is_the_child_of_the_one_that_runs() {
         let mut book = Book::default();
         let first = book.begin(1, 10, 1, 0, 0).unwrap();
-        book.enters(Some(first));
+        book.running = Some(first);
         let second = book.begin(2, 11, 1, 0, 5).unwrap();
-        book.enters(None);
+        book.running = None;
         let third = book.begin(3, 12, 1, 0, 6).unwrap();
         let parent = |place, key| book.get(place, key).unwrap().parent;
         assert_eq!(

@@ -46,13 +46,20 @@ const REACH: usize = 32;
 pub struct Frame(*mut Raw);
 
 impl Frame {
+    /// The address of what it runs, a code mostly; 0: nothing. Nothing is owned by asking.
+    #[inline(always)]
+    pub fn address(&self) -> usize {
+        // SAFETY: a frame that runs.
+        unsafe { (*self.0).executable & !TAGS }
+    }
+
     /// Its code; None: it is one of the interpreter's own, between C and Python.
     #[inline]
     pub fn code<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         // SAFETY: a frame that runs. Its executable is an object, which may be tagged, or nothing at the bottom of a stack;
         // the result is a new reference.
         unsafe {
-            if (*self.0).executable & !TAGS == 0 {
+            if self.address() == 0 {
                 return None;
             }
             let code =
@@ -97,8 +104,9 @@ def inner(look):
     return look()
 ";
 
-/// What is to be compared: the words of the state that have the frame, the frame, and the ones before it by either account.
-type Look = (Vec<usize>, usize, usize, usize);
+/// What is to be compared: the words of the state that have the frame, the frame, the ones before it by either account, and
+/// whether it has its code where that is looked for.
+type Look = (Vec<usize>, usize, usize, usize, bool);
 
 /// Compares the words of this thread's state with the frame that has called this. Nothing is followed but what the frame's
 /// object refers to, which is one by its type.
@@ -108,7 +116,7 @@ fn look(py: Python<'_>) -> PyResult<Look> {
     unsafe {
         let frame = ffi::PyEval_GetFrame();
         if frame.is_null() || size_of::<*mut PyObject>() != 8 {
-            return Ok((Vec::new(), 0, 0, 0));
+            return Ok((Vec::new(), 0, 0, 0, false));
         }
         let back = Bound::from_owned_ptr_or_opt(py, ffi::PyFrame_GetBack(frame).cast());
         let raw = (*frame.cast::<Object>()).frame;
@@ -117,11 +125,13 @@ fn look(py: Python<'_>) -> PyResult<Look> {
         let before = back.map_or(ptr::null_mut(), |back| {
             (*back.as_ptr().cast::<Object>()).frame
         });
+        let code = Bound::from_owned_ptr(py, ffi::PyFrame_GetCode(frame).cast());
         Ok((
             words.collect(),
             raw as usize,
             (*raw).previous as usize,
             before as usize,
+            Frame(raw).address() == code.as_ptr() as usize,
         ))
     }
 }
@@ -135,6 +145,9 @@ fn find(py: Python<'_>) -> PyResult<Option<usize>> {
     let found = names.as_any().get_item("outer")?.call1((function,))?;
     let (outer, inner, again): (Look, Look, Look) = found.extract()?;
     // The call of the one by the other is the interpreter's, with nothing in between.
+    if !(outer.4 && inner.4 && again.4) {
+        return Ok(None);
+    }
     if inner.2 != outer.1 || inner.3 != outer.1 || outer.1 == inner.1 || again.1 != outer.1 {
         return Ok(None);
     }

@@ -20,7 +20,7 @@ pub mod cell;
 pub mod classes;
 pub mod current;
 pub mod entry;
-mod frames;
+pub mod frames;
 pub mod function;
 pub mod future;
 pub mod handed;

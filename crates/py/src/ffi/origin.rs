@@ -24,6 +24,10 @@ impl<'py> Origin<'py> {
     pub fn keep(self) -> Py<PyAny> {
         self.0.unbind()
     }
+
+    pub fn into_bound(self) -> Bound<'py, PyAny> {
+        self.0
+    }
 }
 
 /// The coroutine function's code, or else the type of what a task of ours runs; None: it runs nothing any more.
@@ -39,10 +43,12 @@ pub fn of_task<'py>(task: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
     code_of_coroutine(&coro).or_else(|| Some(Origin(coro.get_type().into_any())))
 }
 
+/// The code of a coroutine of exactly the interpreter's type, or what else its class calls so.
+///
 /// Since 3.12 a function tells it, which takes coroutines as well: their fields are those of generators.
 #[cfg(all(Py_3_12, not(py_sys_config = "Py_DEBUG")))]
 #[inline]
-fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
+pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
     libpython! {
         fn PyGen_GetCode(generator: *mut ffi::PyObject) -> *mut ffi::PyObject;
     }
@@ -57,7 +63,7 @@ fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
 }
 
 #[cfg(not(all(Py_3_12, not(py_sys_config = "Py_DEBUG"))))]
-fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
+pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
     coro.getattr(pyo3::intern!(coro.py(), "cr_code"))
         .ok()
         .map(Origin)

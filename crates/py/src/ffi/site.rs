@@ -3,12 +3,9 @@
 use pyo3::ffi::{self, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-
-use super::call;
 
 /// Frames that are looked at before it is given up.
-const DEPTH: usize = 8;
+pub const DEPTH: usize = 8;
 
 /// A place in a program.
 pub struct Site<'py> {
@@ -49,54 +46,6 @@ pub fn innermost<'py>(
             frame = Bound::from_owned_ptr_or_opt(py, ffi::PyFrame_GetBack(raw).cast())?;
         }
         None
-    }
-}
-
-/// What `coroutine.cr_code` calls, looked up once: a search for the attribute by name would cost more than all the rest.
-struct Getter(Option<ffi::PyGetSetDef>);
-
-// SAFETY: a copy of a constant definition of the interpreter's.
-unsafe impl Send for Getter {}
-// SAFETY: as above; it is only read.
-unsafe impl Sync for Getter {}
-
-static CODE_GETTER: PyOnceLock<Getter> = PyOnceLock::new();
-
-fn find_getter() -> Getter {
-    // SAFETY: a static type is ready once the interpreter is; its definitions end with one without a name.
-    unsafe {
-        let class = &raw const ffi::PyCoro_Type;
-        let mut definition = (*class).tp_getset;
-        while !definition.is_null() && !(*definition).name.is_null() {
-            if std::ffi::CStr::from_ptr((*definition).name) == c"cr_code" {
-                return Getter(Some(*definition));
-            }
-            definition = definition.add(1);
-        }
-    }
-    Getter(None)
-}
-
-/// The code of a coroutine of exactly the interpreter's type.
-#[inline]
-pub fn code_of<'py>(coroutine: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
-    let py = coroutine.py();
-    if !call::is_exact_coroutine(coroutine) {
-        return None;
-    }
-    match CODE_GETTER.get_or_init(py, find_getter).0 {
-        Some(ffi::PyGetSetDef {
-            get: Some(get),
-            closure,
-            ..
-        }) => {
-            // SAFETY: the getter of this very type.
-            let code =
-                unsafe { Bound::from_owned_ptr_or_err(py, get(coroutine.as_ptr(), closure)) };
-            code.ok()
-        }
-        // Before 3.12 it is a plain field.
-        _ => coroutine.getattr(intern!(py, "cr_code")).ok(),
     }
 }
 

@@ -273,7 +273,7 @@ pub fn place_of_entry(task: &Bound<'_, PyAny>) -> Option<Place> {
 /// # Safety
 ///
 /// `task` is a task of ours.
-#[cold]
+#[inline]
 unsafe fn note(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>) {
     let place = crate::observe::tasks::begins(core, task, coro);
     // SAFETY: passed on to the caller.

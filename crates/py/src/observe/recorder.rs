@@ -206,7 +206,11 @@ pub fn chrome_trace(loops: &[Arc<Observed>], seconds: Option<f64>) -> Vec<u8> {
         };
         let name = match loops {
             [_] => "event loop".to_owned(),
-            _ => format!("event loop {} ({})", observed.known.id, observed.known.name()),
+            _ => format!(
+                "event loop {} ({})",
+                observed.known.id,
+                observed.known.name()
+            ),
         };
         let events = recorder.ring.read();
         let labels = recorder.labels();

@@ -22,7 +22,9 @@ use tideloop_core::observe::book::{Book, End, FUNCTIONS, Place};
 use tideloop_sys::clock;
 
 use crate::event_loop::LoopCore;
-use crate::ffi::{park, site, task};
+#[cfg(Py_3_13)]
+use crate::ffi::frames;
+use crate::ffi::{call, origin, park, site, task};
 
 /// Places in the program that are told apart.
 const SITES: usize = 4096;
@@ -63,6 +65,33 @@ impl Hasher for Spread {
 
 type Table<K, V> = HashMap<K, V, BuildHasherDefault<Spread>>;
 
+/// What was looked up last of one kind, by a key whose object is kept: a number, at a place that the key says.
+struct Recent<K, V>([(K, V); RECENT]);
+
+/// Entries of such a table.
+const RECENT: usize = 64;
+
+impl<K: Copy + Default, V: Copy + Default> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self([(K::default(), V::default()); RECENT])
+    }
+}
+
+impl<K: Copy + PartialEq, V: Copy> Recent<K, V> {
+    /// Objects are aligned to 16 bytes at least.
+    #[inline(always)]
+    fn slot(&mut self, address: usize) -> &mut (K, V) {
+        &mut self.0[(address >> 5) % RECENT]
+    }
+
+    #[cfg(Py_3_13)]
+    #[inline(always)]
+    fn get(&mut self, address: usize, key: K) -> Option<V> {
+        let (known, value) = *self.slot(address);
+        (known == key).then_some(value)
+    }
+}
+
 /// What a loop keeps of its tasks.
 #[derive(Default)]
 pub struct Register {
@@ -78,16 +107,26 @@ pub struct Register {
     passed_codes: Vec<Py<PyAny>>,
     /// asyncio's own tasks, by address.
     stock: Table<usize, Place>,
+    recent_functions: Recent<usize, u32>,
+    recent_sites: Recent<(usize, i32), u32>,
+    recent_passed: Recent<usize, bool>,
+    /// The last number of a task, and the last one that is free for it.
+    id: u64,
+    last_id: u64,
 }
 
-/// Different for each task of the process, and never 0.
-static ID: AtomicU64 = AtomicU64::new(0);
+/// The last numbers that loops have taken for their tasks: so many at a time. They are different for each task of the process,
+/// and never 0.
+static IDS: AtomicU64 = AtomicU64::new(0);
+const IDS_AT_ONCE: u64 = 4096;
 
 impl Register {
     /// The number of a function; the key comes back if it is not kept.
     #[inline]
     fn function(&mut self, key: Bound<'_, PyAny>) -> u32 {
-        if let Some(&number) = self.functions.get(&(key.as_ptr() as usize)) {
+        let address = key.as_ptr() as usize;
+        if let Some(&number) = self.functions.get(&address) {
+            *self.recent_functions.slot(address) = (address, number);
             // Kept by the table, so this drops no last reference.
             return number;
         }
@@ -100,9 +139,20 @@ impl Register {
         number
     }
 
+    #[inline]
+    fn begin(&mut self, task: &Bound<'_, PyAny>, (function, site): (u32, u32)) -> Option<Place> {
+        let now = match self.now {
+            0 => clock::monotonic_ns(),
+            now => now,
+        };
+        let (id, address) = (self.next_id(), task.as_ptr() as usize);
+        self.book.begin(address, id, function, site, now)
+    }
+
     fn site(&mut self, at: &site::Site<'_>) -> u32 {
         let key = (at.code.as_ptr() as usize, at.instruction);
         if let Some(&number) = self.sites.get(&key) {
+            *self.recent_sites.slot(key.0 ^ key.1 as usize) = (key, number);
             return number;
         }
         if self.site_codes.len() >= SITES {
@@ -118,7 +168,44 @@ impl Register {
     /// The loop runs no longer: no step has ended, and none is a parent.
     pub fn rests(&mut self) {
         self.now = 0;
-        self.book.running = 0;
+        self.book.running = None;
+    }
+
+    #[inline]
+    fn next_id(&mut self) -> u64 {
+        if self.id == self.last_id {
+            self.id = IDS.fetch_add(IDS_AT_ONCE, Ordering::Relaxed);
+            self.last_id = self.id + IDS_AT_ONCE;
+        }
+        self.id += 1;
+        self.id
+    }
+
+    /// The number of the function with this key, and of the place that runs, if both were met lately.
+    #[cfg(Py_3_13)]
+    #[inline]
+    fn known(&mut self, py: Python<'_>, key: usize) -> Option<(u32, u32)> {
+        let function = self.recent_functions.get(key, key)?;
+        let none = py.None().as_ptr() as usize;
+        for frame in frames::running(py, frames::field(py)?).take(site::DEPTH) {
+            let code = frame.address();
+            if code == 0 || code == none {
+                // One of the interpreter's own, between C and Python.
+                continue;
+            }
+            if !self.recent_passed.get(code, code)? {
+                let at = (code, frame.instruction());
+                let site = self.recent_sites.get(code ^ at.1 as usize, at)?;
+                return Some((function, site));
+            }
+        }
+        None
+    }
+
+    /// Before 3.13 a place costs an object, and this is not worth its while.
+    #[cfg(not(Py_3_13))]
+    fn known(&mut self, _py: Python<'_>, _key: usize) -> Option<(u32, u32)> {
+        None
     }
 
     /// The record of a task of asyncio's own.
@@ -131,8 +218,10 @@ impl Register {
 /// What tells the function of a coroutine apart: its code, or its qualified name, or its class.
 fn key_of<'py>(coro: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
     let py = coro.py();
-    if let Some(code) = site::code_of(coro) {
-        return code;
+    if call::is_exact_coroutine(coro)
+        && let Some(code) = origin::code_of_coroutine(coro)
+    {
+        return code.into_bound();
     }
     if let Ok(code) = coro.getattr(intern!(py, "gi_code")) {
         return code;
@@ -152,7 +241,12 @@ fn is_passed(core: &LoopCore, code: &Bound<'_, PyAny>) -> bool {
         return false;
     };
     let address = code.as_ptr() as usize;
-    if let Some(known) = register.with(py, |register| register.passed.get(&address).copied()) {
+    let known = register.with(py, |register| {
+        let passed = *register.passed.get(&address)?;
+        *register.recent_passed.slot(address) = (address, passed);
+        Some(passed)
+    });
+    if let Some(known) = known {
         return known;
     }
     let ask = || -> PyResult<bool> {
@@ -176,18 +270,28 @@ pub fn begins(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>)
     let py = task.py();
     let register = core.register()?;
     let key = key_of(coro);
+    let place = register.with(py, |register| {
+        let known = register.known(py, key.as_ptr() as usize)?;
+        register.begin(task, known)
+    });
+    place.or_else(|| begins_somewhere(core, task, key))
+}
+
+/// As [`begins`], of a function or at a place that was not met lately.
+#[cold]
+fn begins_somewhere(
+    core: &LoopCore,
+    task: &Bound<'_, PyAny>,
+    key: Bound<'_, PyAny>,
+) -> Option<Place> {
+    let py = task.py();
+    let register = core.register()?;
     let at = site::innermost(py, |code| is_passed(core, code));
-    let id = ID.fetch_add(1, Ordering::Relaxed) + 1;
     let kept = key.clone();
     let place = register.with(py, |register| {
         let function = register.function(key);
         let site = at.as_ref().map_or(0, |at| register.site(at));
-        let now = match register.now {
-            0 => clock::monotonic_ns(),
-            now => now,
-        };
-        let address = task.as_ptr() as usize;
-        register.book.begin(address, id, function, site, now)
+        register.begin(task, (function, site))
     });
     drop(kept);
     place

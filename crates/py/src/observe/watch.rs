@@ -106,7 +106,7 @@ impl Watch {
     fn enters(&mut self, core: &LoopCore, py: Python<'_>, place: Option<Place>) {
         self.place = place;
         if let Some(register) = core.register() {
-            register.with(py, |register| register.book.enters(place));
+            register.with(py, |register| register.book.running = place);
         }
     }
 
@@ -136,7 +136,7 @@ impl Watch {
         };
         register.with(py, |register| {
             register.now = now;
-            register.book.running = 0;
+            register.book.running = None;
             if let Some(place) = place {
                 register.book.stepped(place, took, waited);
                 if let Some(end) = end {
@@ -144,8 +144,8 @@ impl Watch {
                 }
             }
         });
-        if let Err(error) = told(core, place, end, who) {
-            error.write_unraisable(py, Some(core.as_any()));
+        if place.is_some() && (end == Some(End::Failed) || matches!(who, Who::Callback(_))) {
+            tell(core, place, end, who);
         }
     }
 
@@ -369,7 +369,13 @@ impl Drop for Watch {
 }
 
 /// What is left to do after a step: the end of a task of asyncio's own, and failures that somebody has to ask for.
-#[inline]
+#[cold]
+fn tell(core: &Bound<'_, LoopCore>, place: Option<Place>, end: Option<End>, who: &Who<'_, '_>) {
+    if let Err(error) = told(core, place, end, who) {
+        error.write_unraisable(core.py(), Some(core.as_any()));
+    }
+}
+
 fn told(
     core: &Bound<'_, LoopCore>,
     place: Option<Place>,

@@ -36,7 +36,8 @@ fn one_loop(json: &mut Json, observed: &Observed, now: u64) {
     let known = &observed.known;
     json.key("id").integer(known.id);
     json.key("name").string(&known.name());
-    json.key("level").integer(level::depth(observed.level).into());
+    json.key("level")
+        .integer(level::depth(observed.level).into());
     json.key("running").bool(known.is_running());
     json.key("blocked_for");
     match watchdog::blocked_for(observed, now) {
