@@ -110,6 +110,9 @@ pub struct Register {
     recent_functions: Recent<usize, u32>,
     recent_sites: Recent<(usize, i32), u32>,
     recent_passed: Recent<usize, bool>,
+    /// Where frames are found without objects, once it was asked; 0: not known.
+    #[cfg(Py_3_13)]
+    frames: usize,
     /// The last number of a task, and the last one that is free for it.
     id: u64,
     last_id: u64,
@@ -186,8 +189,11 @@ impl Register {
     #[inline]
     fn known(&mut self, py: Python<'_>, key: usize) -> Option<(u32, u32)> {
         let function = self.recent_functions.get(key, key)?;
+        if self.frames == 0 {
+            return None;
+        }
         let none = py.None().as_ptr() as usize;
-        for frame in frames::running(py, frames::field(py)?).take(site::DEPTH) {
+        for frame in frames::running(py, self.frames).take(site::DEPTH) {
             let code = frame.address();
             if code == 0 || code == none {
                 // One of the interpreter's own, between C and Python.
@@ -288,7 +294,13 @@ fn begins_somewhere(
     let register = core.register()?;
     let at = site::innermost(py, |code| is_passed(core, code));
     let kept = key.clone();
+    #[cfg(Py_3_13)]
+    let frames = frames::field(py).unwrap_or(0);
     let place = register.with(py, |register| {
+        #[cfg(Py_3_13)]
+        {
+            register.frames = frames;
+        }
         let function = register.function(key);
         let site = at.as_ref().map_or(0, |at| register.site(at));
         register.begin(task, (function, site))
