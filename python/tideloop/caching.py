@@ -125,6 +125,8 @@ class _Loads(SingleFlight[Any, Any]):
     __slots__ = ("cache",)
 
     _kind = _Load
+    # The cache is one.
+    _is_gauge = False
 
     def __init__(self, cache: Cache[Any, Any], *, cancel_abandoned: bool) -> None:
         super().__init__(cancel_abandoned=cancel_abandoned, name=cache.name)
