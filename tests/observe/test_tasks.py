@@ -1,9 +1,11 @@
 """loop.tasks(), tree() and on_unretrieved(): what single tasks do, on a loop that counts it."""
 
 import asyncio
+import functools
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -49,7 +51,10 @@ def test_busy_scheduled_and_idle(loop):
     async def main():
         tasks = [asyncio.create_task(works(3, 0.004), name=f"worker {n}") for n in range(3)]
         made_at = sys._getframe().f_lineno - 1
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.01)
+        # Three times work and one step that waits.
+        while any(task.steps < 4 for task in loop.tasks().tasks if task.name.startswith("worker")):
+            await asyncio.sleep(0)
         seen = loop.tasks()
         for task in tasks:
             task.cancel()
@@ -58,13 +63,12 @@ def test_busy_scheduled_and_idle(loop):
 
     seen, made_at = loop.run_until_complete(main())
     first = of(seen, "worker 0")
-    # Three times work and one step that waits.
     assert first.steps == 4
-    assert 0.012 <= first.busy < 0.06
-    assert 0.004 <= first.longest < 0.04
+    assert first.busy >= 0.012
+    assert 0.004 <= first.longest < first.busy
     # Behind two others, twice.
-    assert 0.015 <= first.scheduled < 0.1
-    assert first.idle > 0.01
+    assert first.scheduled >= 0.015
+    assert first.idle >= 0
     assert first.age == pytest.approx(first.busy + first.scheduled + first.idle)
     assert first.spawned_at == (__file__, made_at)
     assert [first.parent] == [task.id for task in seen.tasks if task.state == "running"]
@@ -341,6 +345,39 @@ def test_hooks_and_times_are_checked():
     with pytest.raises(ValueError, match="seconds is -1"):
         observe.set_unretrieved_after(-1)
     assert observe.unretrieved_after() == 2
+
+
+LIBRARY = """
+class Maker:
+    def __init__(self, make):
+        self.task = make()
+
+def by_a_class(make):
+    return Maker(make).task
+
+def by_c_code(make):
+    return [*map(lambda _: make(), [0])][0]
+
+def by_a_generator(make):
+    def generator():
+        yield make()
+    return next(generator())
+"""
+
+
+def test_the_place_is_the_first_one_outside_whatever_is_between(loop):
+    library = {}
+    exec(compile(LIBRARY, os.path.join(os.path.dirname(asyncio.__file__), "of_the_test.py"), "exec"), library)
+
+    async def main():
+        for _ in range(3):  # looked up, and then known
+            for way in ("by_a_class", "by_c_code", "by_a_generator"):
+                task = library[way](functools.partial(loop.create_task, works(1, 0)))
+                made_at = sys._getframe().f_lineno - 1
+                assert of(loop.tasks(), task.get_name()).spawned_at == (__file__, made_at), way
+                task.cancel()
+
+    loop.run_until_complete(main())
 
 
 # --- for who looks from outside -----------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class _Counting(Protocol):
 
 def is_internal(file: str) -> bool:
     """Whether a file is asyncio's or tideloop's, so that what is made there is made for its caller."""
-    return file == _MAKER or file.startswith(_INSIDE) and not file.startswith(_PROGRAMS)
+    return file == _MAKER or (file.startswith(_INSIDE) and not file.startswith(_PROGRAMS))
 
 
 def _attribute(coroutine: object, name: str) -> Any:
