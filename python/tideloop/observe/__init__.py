@@ -24,9 +24,9 @@ from tideloop.watchdog import (
 if TYPE_CHECKING:
     from tideloop.observe.attached import Attached, AttachedMetrics, attach
     from tideloop.observe.awaiting import TaskNode, TaskTree, tree
-    from tideloop.observe.gauges import Gauge, gauges
     from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
     from tideloop.observe.otel import Instrumentation, instrument
+    from tideloop.observe.roll import Gauge, gauges
     from tideloop.observe.runs import graphs
     from tideloop.observe.serving import Server, serve
     from tideloop.observe.tasks import CoroutineSeen, TaskSeen, TasksSeen
