@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 PROGRAM = """
-import asyncio, os, signal, sys
+import asyncio, atexit, os, signal, sys
 
 async def main():
     print(type(asyncio.get_running_loop()).__module__.partition(".")[0], *sys.argv[1:])
@@ -19,6 +19,7 @@ async def main():
         case ["raise"]:
             raise ValueError("as asked")
         case ["interrupt"]:
+            atexit.register(print, "the end")
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(60)
 
@@ -73,7 +74,9 @@ def test_tracebacks_and_endings_are_those_of_python(program, how):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as exit codes are UNIX's")
 def test_an_interrupted_program_ends_by_the_signal(program):
-    assert tideloop("run", str(program), "interrupt").returncode == -signal.SIGINT
+    ended = tideloop("run", str(program), "interrupt")
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout.splitlines()[-1] == "the end", "what the program does at its end is done before"
 
 
 def test_a_syntax_error_is_shown_as_python_shows_it(tmp_path):

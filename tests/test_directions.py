@@ -149,12 +149,12 @@ ALLOWED = {
     # Imported when a store is given, and for types.
     "limits": {"redis_store", "shared_limits", "_tideloop"},
     "rates": {"redis_store", "shared_rates", "_tideloop"},
-    "redis_store": {"durations"},
-    "kept": {"redis_store"},
+    "redis_store": {"deadlines", "durations"},
+    "kept": {"deadlines", "redis_store"},
     "shared_limits": {"kept", "limits", "redis_store", "_tideloop"},
     "shared_rates": {"kept", "limits", "rates", "redis_store", "_tideloop"},
     "durations": set(),
-    "changes": set(),
+    "changes": {"deadlines"},
     # Of pools: what is there, what is made, who is next, and its two faces. A lease names its lender for checkers only.
     "pool_options": {"durations"},
     "shelves": set(),
@@ -177,7 +177,7 @@ ALLOWED = {
     "per_loop": set(),
     # The last two when a store is given, and for types.
     "flights": {"deadlines", "failures", "per_loop", "redis_store", "shared_flights", "_tideloop"},
-    "shared_flights": {"failures", "flights", "per_loop", "redis_store"},
+    "shared_flights": {"deadlines", "failures", "flights", "per_loop", "redis_store"},
     "caching": {"answers", "deadlines", "durations", "failures", "flights", "_tideloop"},
     # It is of streams' items, too: the name is one.
     "batching": {"answers", "deadlines", "durations", "failures", "per_loop", "streams", "_tideloop"},

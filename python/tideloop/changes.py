@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 
+from tideloop.deadlines import limit_wait
+
 __all__ = ["Changes"]
 
 
@@ -21,12 +23,18 @@ class Changes:
         for waiter in self._waiters:
             _wake(waiter)
 
-    async def wait(self, until: float = math.inf) -> None:
-        """Wait to be told, or until a time of the loop. Cancelled, nothing is left."""
+    async def wait(self, until: float = math.inf, *, limited: object = None) -> None:
+        """Wait to be told, or until a time of the loop. Cancelled, nothing is left.
+
+        With `limited`, which is what errors say is waited for, a task that has inherited a deadline gets
+        DeadlineExceeded at it.
+        """
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._waiters.add(waiter)
         timer = None if until == math.inf else loop.call_at(until, _wake, waiter)
+        if limited is not None:
+            limit_wait(waiter, limited)
         try:
             await waiter
         finally:

@@ -107,9 +107,23 @@ def limit_wait(future: asyncio.Future[Any], waited_for: object) -> None:
 
 def _end_wait(future: asyncio.Future[Any], waited_for: object) -> None:
     if not future.done():
-        future.set_exception(DeadlineExceeded(f"waiting for {waited_for!r} was not done within the deadline"))
+        future.set_exception(DeadlineExceeded(f"waiting for {_shown(waited_for)} was not done within the deadline"))
         # Somebody may have left it behind.
         future.exception()
+
+
+def _shown(waited_for: object) -> str:
+    """What a task waits for, without a queue's items: they may be many, and the repr() of one may fail."""
+    if isinstance(waited_for, list):
+        return f"[{', '.join(map(_shown, waited_for))}]"
+    if isinstance(waited_for, asyncio.Queue):
+        name = getattr(waited_for, "name", None)
+        called = f" name={name!r}" if isinstance(name, str) else ""
+        return f"<{type(waited_for).__name__} at {id(waited_for):#x} maxsize={waited_for.maxsize}{called}>"
+    try:
+        return repr(waited_for)
+    except Exception:
+        return object.__repr__(waited_for)
 
 
 def deadline(limit: float) -> Deadline:
@@ -117,6 +131,7 @@ def deadline(limit: float) -> Deadline:
 
     What is called inside of it, in other tasks as well that are made there, can see what is left by remaining().
     Queues, channels, limits, pools, processes, offloaded calls and policies heed it: in those other tasks, too,
-    waiting for one ends with DeadlineExceeded (a pool's with PoolTimeout). Blocks nest: the earliest deadline holds.
+    waiting for one ends with DeadlineExceeded (a pool's with PoolTimeout, run_process() with ProcessTimeout). Blocks
+    nest: the earliest deadline holds. A task that is to live on has to be made outside, or its waits end there, too.
     """
     return Deadline(seconds("limit", limit))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sized
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sized
 from typing import Any, Generic, TypeVar
 
 from tideloop.mapping import StreamStats
-from tideloop.pumps import check_loop
+from tideloop.pumps import check_loop, close
 
 __all__ = ["Counts", "Flow"]
 
@@ -29,13 +30,15 @@ class Counts:
 class Flow(Generic[_T]):
     """An async iterator over a generator. Belongs to the loop on which the first item is asked for."""
 
-    __slots__ = ("_counts", "_generator", "_loop", "_name")
+    __slots__ = ("_counts", "_generator", "_loop", "_name", "_sources")
 
-    def __init__(self, generator: AsyncGenerator[_T, None], counts: Counts, name: str) -> None:
+    def __init__(self, generator: AsyncGenerator[_T, None], counts: Counts, name: str, *sources: object) -> None:
         self._generator = generator
         self._counts = counts
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sources = sources
+        """Closed here if the generator has not begun: it has not seen them then."""
 
     def __anext__(self) -> Awaitable[_T]:
         try:
@@ -52,6 +55,12 @@ class Flow(Generic[_T]):
         if generator.ag_frame is not None:  # else it has ended
             check_loop(self._name, self._loop)
         await self._generator.aclose()
+        sources, self._sources = self._sources, ()
+        if self._loop is None:
+            async with contextlib.AsyncExitStack() as stack:
+                for source in sources:
+                    if isinstance(source, AsyncIterator | Iterator):
+                        stack.push_async_callback(close, source)
 
     def stats(self) -> StreamStats:
         counts, ready = self._counts, len(self._counts.ready)

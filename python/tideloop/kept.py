@@ -23,6 +23,7 @@ import threading
 import weakref
 from uuid import uuid4
 
+from tideloop.deadlines import without_deadline
 from tideloop.redis_store import Link, OnOutage, RedisStore, StoreUnavailable
 
 __all__ = ["ASK_AGAIN", "Kept"]
@@ -161,7 +162,9 @@ class Kept:
             return self._try_ring()
         if self._keeper is None or self._keeper.done():
             self._bell = asyncio.Event()
-            self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._title}")
+            self._keeper = asyncio.create_task(
+                self._keep(), name=f"keeper of {self._title}", context=without_deadline()
+            )
             self._keepers.add(self._keeper)
         self._bell.set()
 

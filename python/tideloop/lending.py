@@ -289,6 +289,9 @@ class Lender(Housekeeping[_T]):
             self._lay_down(shelf, resource)
         elif not self._is_owed_elsewhere(first):
             shelf.give_first(resource)
+            if self._withheld:
+                # It may have been he for whom something was kept.
+                self._give_withheld()
         else:
             # For whom it was made, if it was, is to have another.
             self._withheld.add(shelf)

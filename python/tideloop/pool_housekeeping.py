@@ -81,7 +81,8 @@ class Housekeeping(Upkeep[_T]):
         for shelf in list(self._shelves.values()):
             # One after the other: the first that goes may leave the minimum.
             for resource in list(shelf.idle):
-                if self._is_worn(resource, now):
+                # Letting one go may have others served, by the next of these.
+                if self._is_worn(resource, now) and resource in shelf.idle:
                     shelf.idle.remove(resource)
                     self._retire(resource)
         if self._keeper is None and self._longest_unchecked(now) is not None:
@@ -103,6 +104,8 @@ class Housekeeping(Upkeep[_T]):
         for resource in sorted(self._resources, key=lambda resource: resource.expires):
             if resource.expires - self._lead > now:
                 break
+            if resource not in self._resources:
+                continue  # gone meanwhile: letting one go comes here again
             if self._is_replaced():
                 if resource in resource.shelf.idle:
                     resource.shelf.idle.remove(resource)

@@ -187,7 +187,9 @@ class Upkeep(Generic[_T]):
                 self._again = None
             now = self._loop.time()
             self._takes = max(now - began, self._takes * _FADES)
-            self._lead = min(2 * self._takes + _SPARE, 0.9 * self._max_lifetime)
+            # Less than the shortest life, or a new one would be due at once; half of it, if creating leaves that.
+            shortest = (1 - self._jitter) * self._max_lifetime
+            self._lead = min(2 * self._takes + _SPARE, max(1.1 * self._takes, 0.5 * shortest), 0.9 * shortest)
             resource = Resource(value, shelf, now, now + self._vary(self._max_lifetime))
             self._resources.add(resource)
             self._put_back(resource)

@@ -139,8 +139,11 @@ class Output:
         changes = self._changes
         self._reader = weakref.ref(reader, lambda _: changes.tell())
 
-    async def next_line(self) -> tuple[StreamName, bytes]:
-        """The next line of either stream; StopAsyncIteration at the end. Cancelled, none is lost."""
+    async def next_line(self, process: object) -> tuple[StreamName, bytes]:
+        """The next line of either stream; StopAsyncIteration at the end. Cancelled, none is lost.
+
+        A task that has inherited a deadline gets DeadlineExceeded at it, which names the process.
+        """
         while not self._lines:
             if self._blocks:
                 name, data = self._blocks.popleft()
@@ -153,7 +156,7 @@ class Output:
                 if not self._lines:
                     raise StopAsyncIteration
             else:
-                await self._more.wait()
+                await self._more.wait(limited=process)
         return self._lines.popleft()
 
     def rest(self) -> Iterable[tuple[StreamName, bytes]]:
@@ -191,7 +194,7 @@ class Lines(AsyncIterator[tuple[StreamName, bytes]]):
             task.add_done_callback(self._output.reader_ended)
         self._waiting = True
         try:
-            return await self._output.next_line()
+            return await self._output.next_line(self._process)
         finally:
             self._waiting = False
 

@@ -208,7 +208,8 @@ class Process:
         """Wait until the process has ended and its output is read. Returns the exit status.
 
         What no other task reads with lines() meanwhile is dropped, so that the child never has to wait.
-        Cancelling it leaves the process alone. RuntimeError if it was not started.
+        Cancelling it leaves the process alone, and so does a deadline() that the task has inherited: DeadlineExceeded.
+        RuntimeError if it was not started.
         """
         if self._transport is None:
             raise RuntimeError(f"{self!r} was not started; there is nothing to wait for")
@@ -219,7 +220,7 @@ class Process:
                 output.drop()
             if self._output.over:
                 break
-            await self._changes.wait()
+            await self._changes.wait(limited=self)
         assert self.returncode is not None
         return self.returncode
 
@@ -261,7 +262,7 @@ class Process:
                     raise RuntimeError(
                         f"{self!r} waits for its output to be read; read lines() in another task, or give a capture"
                     )
-                await self._changes.wait()
+                await self._changes.wait(limited=self)
                 self._open_stdin()
 
     def close_stdin(self) -> None:

@@ -7,6 +7,7 @@ Child processes that the program starts run what they would run without us.
 
 from __future__ import annotations
 
+import atexit
 import importlib.machinery
 import os
 import runpy
@@ -116,6 +117,9 @@ class _Asked:
 
 
 def _run(program: Callable[[], None], asked: _Asked, name: str) -> int:
+    interrupted: list[KeyboardInterrupt] = []
+    # Before anything of the program's, so that it is called after all of that.
+    atexit.register(_end_by_signal, interrupted)
     complaint = asked.obey(name)
     if complaint is not None:
         return _usage(complaint)
@@ -128,12 +132,17 @@ def _run(program: Callable[[], None], asked: _Asked, name: str) -> int:
         error.__traceback__ = _without_our_frames(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, KeyboardInterrupt) and os.name == "posix":
-            # As python itself ends: by the signal, so that a shell sees an interrupted program.
-            sys.stdout.flush()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupted.append(error)
         return 1
     return 0
+
+
+def _end_by_signal(interrupted: list[KeyboardInterrupt]) -> None:
+    """As python itself ends, after what the program does at its end: a shell sees an interrupted program."""
+    if interrupted:
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:

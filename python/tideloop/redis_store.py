@@ -32,6 +32,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
 
 __all__ = ["RedisStore", "StoreUnavailable"]
@@ -97,7 +98,10 @@ class Link:
         """Call `hear` whenever the word comes, and when the subscription begins anew."""
         self._hearers[word] = hear
         if self._ear is None:
-            self._ear = asyncio.create_task(self._listen(), name="tideloop: what Redis says")
+            # It outlives whoever came first, and that one's deadline.
+            self._ear = asyncio.create_task(
+                self._listen(), name="tideloop: what Redis says", context=without_deadline()
+            )
 
     def serves_others(self, word: str) -> bool:
         """Whether somebody is attached by another word."""

@@ -78,7 +78,7 @@ async def _wait(sources: list[Any]) -> Selected | None:
                     return Selected(source, source.get_nowait())
         return None
     finally:
-        called = called or (future.done() and not future.cancelled())
+        called = called or (future.done() and not future.cancelled() and future.exception() is None)
         for source, ticket in seats:
             if isinstance(source, Receiver):
                 channel_leave(source, ticket)

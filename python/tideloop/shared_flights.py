@@ -44,6 +44,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
+from tideloop.deadlines import without_deadline
 from tideloop.failures import WorkFailed
 from tideloop.flights import Flight, SingleFlight, SingleFlightStats
 from tideloop.per_loop import PerLoop
@@ -92,12 +93,22 @@ class _Json:
 
     def dumps(self, value: Any, /) -> bytes:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-        if json.loads(text) != value:
+        if not _is_same(json.loads(text), value):
             raise TypeError("JSON makes something else of it, as of a tuple or of a key that is no str")
         return text.encode()
 
     def loads(self, data: bytes, /) -> Any:
         return json.loads(data)
+
+
+def _is_same(made: Any, value: Any) -> bool:
+    if type(made) is not type(value):
+        return False
+    if type(made) is list:
+        return len(made) == len(value) and all(map(_is_same, made, value))
+    if type(made) is dict:
+        return made.keys() == value.keys() and all(_is_same(made[key], value[key]) for key in value)
+    return bool(made == value)
 
 
 def _digest(key: object, who: str) -> str:
@@ -157,7 +168,10 @@ class _Line:
             link = self._store.link()
             link.attach(self._word, lambda: None)
             self._link = link
-            self._tending = asyncio.create_task(self._tend(link), name=f"line of {self._title}")
+            # It outlives whoever came first, and that one's deadline.
+            self._tending = asyncio.create_task(
+                self._tend(link), name=f"line of {self._title}", context=without_deadline()
+            )
         return self._link
 
     @property
@@ -177,14 +191,16 @@ class _Line:
                     if not self.turns and self._uses == seen:
                         break
         finally:
-            if self.turns:
-                # They are cancelled as well, and may have something to give back.
-                await asyncio.wait(list(self.turns.values()), timeout=_LAST_WORDS)
+            try:
+                if self.turns:
+                    # They are cancelled as well, and may have something to give back.
+                    await asyncio.wait(list(self.turns.values()), timeout=_LAST_WORDS)
+            finally:  # also if it is cancelled again
                 for turn in self.turns:
                     link.mute(turn.word)
-            # Before anything else is awaited: who comes from now on opens another.
-            self._link = self._tending = None
-            await self._store.leave(link, self._word)
+                # Before anything else is awaited: who comes from now on opens another.
+                self._link = self._tending = None
+                await self._store.leave(link, self._word)
 
     async def close(self) -> None:
         """Cancel what is under way, and let go of the server."""

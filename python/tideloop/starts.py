@@ -92,6 +92,8 @@ if sys.version_info >= (3, 13) and hasattr(os, "POSIX_SPAWN_CLOSEFROM"):
         actions.append(_CLOSE_THE_REST)
         argv = [_SHELL, "-c", args] if shell else args
         path = argv[0]
+        if not path:  # which Popen has the system refuse
+            return None
         if env is None:
             spawn = os.posix_spawnp
         elif os.path.dirname(path):

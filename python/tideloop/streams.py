@@ -266,8 +266,8 @@ def batched(source: Source[_T], n: int, within: float | None = None, *, name: st
     iterator_of(name, source)
     counts = Counts()
     if within is None:
-        return Stream(Flow(_batches(source, n, counts, name), counts, name), name)
-    return Stream(Flow(_timed_batches(source, n, within, counts, name), counts, name), name)
+        return Stream(Flow(_batches(source, n, counts, name), counts, name, source), name)
+    return Stream(Flow(_timed_batches(source, n, within, counts, name), counts, name, source), name)
 
 
 async def _batches(source: Source[_T], n: int, counts: Counts, name: str) -> AsyncGenerator[list[_T], None]:
@@ -332,7 +332,7 @@ def throttle(source: Source[_T], rate: Rate, per: float = 1.0, *, name: str = "t
     if pace is None:
         raise TypeError("rate must be a number or a limiter, not None")
     counts = Counts()
-    return Stream(Flow(_throttled(source, pace, counts, name), counts, name), name)
+    return Stream(Flow(_throttled(source, pace, counts, name), counts, name, source), name)
 
 
 async def _throttled(
@@ -355,7 +355,7 @@ def merge(*sources: Source[_T], buffer: int | None = None, name: str = "merge") 
         iterator_of(name, source)
     counts = Counts()
     ahead = max(_ahead(buffer, len(sources)), len(sources))
-    return Stream(Flow(_merged(sources, ahead, counts, name), counts, name), name)
+    return Stream(Flow(_merged(sources, ahead, counts, name), counts, name, *sources), name)
 
 
 async def _merged(sources: tuple[Source[_T], ...], ahead: int, counts: Counts, name: str) -> AsyncGenerator[_T, None]:
@@ -388,9 +388,9 @@ def flat_map(
     iterator_of(name, source)
     counts = Counts()
     if number == 1 and not buffer:
-        return Stream(Flow(_flattened(fn, source, counts, name), counts, name), name)
+        return Stream(Flow(_flattened(fn, source, counts, name), counts, name, source), name)
     ahead = max(_ahead(buffer, number), number) + 1
-    return Stream(Flow(_flattened_at_once(fn, source, number, ahead, counts, name), counts, name), name)
+    return Stream(Flow(_flattened_at_once(fn, source, number, ahead, counts, name), counts, name, source), name)
 
 
 async def _flattened(

@@ -271,3 +271,18 @@ def test_quantiles_of_nothing_and_of_nonsense():
     assert Histogram(3, 5e-9, 5e-9, 2, ((18, 1),)).quantile(0.5) == 0.0
     with pytest.raises(ValueError, match=r"q is 1\.5; expected a number from 0 to 1"):
         Histogram(0, 0.0, 0.0, 0, ()).quantile(1.5)
+
+
+def test_a_thread_may_be_called_anything():
+    """Names need not be text: they come from file names and command lines."""
+    ran = []
+
+    def run():
+        with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+            runner.run(asyncio.sleep(0))
+        ran.append(threading.current_thread().name)
+
+    thread = threading.Thread(target=run, name="n\udcffm")
+    thread.start()
+    thread.join()
+    assert ran == ["n\udcffm"]

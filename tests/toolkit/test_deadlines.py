@@ -398,3 +398,72 @@ class TestWhoHasInherited:
             assert sorted(await asyncio.gather(task, other)) == [1, 2]
 
         harness.run(kind, main())
+
+    def test_who_waits_behind_keeps_the_place(self, kind):
+        """A wait that a deadline ends in the turn of a put wakes nobody else, who would have to stand in line again."""
+
+        async def main():
+            queue, got = tideloop.Queue(), []
+
+            async def get(name):
+                try:
+                    got.append((name, await queue.get()))
+                except tideloop.DeadlineExceeded:
+                    got.append((name, "late"))
+
+            with tideloop.deadline(1) as limit:
+                hurried = asyncio.ensure_future(get("hurried"))
+                await turns(1)
+            others = [asyncio.ensure_future(get(name)) for name in ("first", "second", "third")]
+            await turns(1)
+            asyncio.get_running_loop().call_at(limit.when, queue.put_nowait, 1)
+            await asyncio.sleep(2)
+            queue.put_nowait(2)
+            queue.put_nowait(3)
+            await asyncio.wait([hurried, *others])
+            assert got == [("hurried", "late"), ("first", 1), ("second", 2), ("third", 3)]
+
+        harness.run(kind, main())
+
+    def test_who_waits_behind_a_selection_keeps_the_place(self, kind):
+        async def main():
+            queue, got = tideloop.Queue(), []
+
+            async def get(name, wait):
+                try:
+                    got.append((name, await wait))
+                except tideloop.DeadlineExceeded:
+                    got.append((name, "late"))
+
+            with tideloop.deadline(1) as limit:
+                hurried = asyncio.ensure_future(get("hurried", tideloop.select(queue)))
+                await turns(1)
+            others = [asyncio.ensure_future(get(name, queue.get())) for name in ("first", "second")]
+            await turns(1)
+            asyncio.get_running_loop().call_at(limit.when, queue.put_nowait, 1)
+            await asyncio.sleep(2)
+            queue.put_nowait(2)
+            await asyncio.wait([hurried, *others])
+            assert got == [("hurried", "late"), ("first", 1), ("second", 2)]
+
+        harness.run(kind, main())
+
+    def test_the_error_shows_no_items(self, kind):
+        class Hidden:
+            def __repr__(self):
+                raise Boom("an item was shown")
+
+        async def main():
+            queue = tideloop.Queue(1, name="orders")
+            queue.put_nowait(Hidden())
+            with tideloop.deadline(1):
+                puts = (
+                    asyncio.ensure_future(queue.put("more")),
+                    asyncio.ensure_future(tideloop.select(tideloop.Queue())),
+                )
+            for put in puts:
+                with pytest.raises(tideloop.DeadlineExceeded, match="Queue at 0x"):
+                    await put
+            assert now() == pytest.approx(1)
+
+        harness.run(kind, main())

@@ -139,6 +139,33 @@ class TestKeys:
         harness.run(kind, main())
 
 
+def test_what_is_kept_for_one_who_was_served_goes_to_the_next(kind):
+    """The first in line has got what came back; what was withheld for it is lent at once."""
+
+    async def main():
+        async def create(key):
+            if key in "cd":
+                await asyncio.sleep(30)
+            return key
+
+        async with KeyedPool(create, max=4, create_limit=2, acquire_timeout=None) as pool:
+            first, second = await pool.acquire("a"), await pool.acquire("b")
+            slow = [asyncio.ensure_future(hold(pool, 0, key)) for key in "cd"]
+            await turns(3)
+            again = asyncio.ensure_future(hold(pool, 20, "a"))
+            await turns(3)
+            other = asyncio.ensure_future(hold(pool, 0, "b"))
+            await turns(3)
+            second.release()
+            await turns(3)
+            first.release()
+            await other
+            assert now() < 1
+            await asyncio.gather(again, *slow)
+
+    harness.run(kind, main())
+
+
 def test_a_loan_costs_the_same_however_many_keys_are_wanted(kind):
     def cost(keys):
         calls = 0

@@ -547,3 +547,64 @@ def test_bad_arguments(options, error):
         Pool(None)
     with pytest.raises(TypeError, match="takes no min"):
         KeyedPool(Maker().create, min=1)
+
+
+class TestReplacing:
+    @pytest.mark.parametrize("jitter", [0, 0.1, 0.5])
+    def test_what_lives_shortly_is_not_made_again_and_again(self, kind, jitter):
+        async def main():
+            maker = Maker()
+            async with Pool(maker.create, maker.close, min=1, max=4, max_lifetime=1, jitter=jitter) as pool:
+                await asyncio.sleep(10)
+                # Each lives for half of its time at least, before it is replaced.
+                assert 10 <= pool.stats().created <= 45
+
+        harness.run(kind, main())
+
+    def test_without_a_close_no_more_are_made(self, kind):
+        async def main():
+            made = []
+
+            async def create():
+                made.append(now())
+                return len(made)
+
+            async with Pool(create, min=1, max=10, max_lifetime=4, jitter=0) as pool:
+                lent = [await pool.acquire(), await pool.acquire()]
+                await asyncio.sleep(1.5)
+                lent.append(await pool.acquire())
+                for one in lent:
+                    one.release()
+                await asyncio.sleep(2.4)
+                assert len(made) == 3
+                assert pool.stats().idle <= 1
+
+        harness.run(kind, main())
+
+    def test_several_that_are_worn_go_in_one_round(self, kind):
+        """The first that goes has another one lent, which is worn as well."""
+
+        async def main():
+            async def create(key):
+                if key in "cd":
+                    await asyncio.sleep(30)
+                return key
+
+            async with KeyedPool(
+                create, max=5, create_limit=2, max_lifetime=15, jitter=0, acquire_timeout=None
+            ) as pool:
+                first = await pool.acquire("a")
+                others = [await pool.acquire("b") for _ in range(2)]
+                slow = [asyncio.ensure_future(hold(pool, 0, key)) for key in "cd"]
+                await turns(3)
+                waiting = [asyncio.ensure_future(hold(pool, 20, "a"))]
+                await turns(3)
+                waiting += [asyncio.ensure_future(hold(pool, 0, "b")) for _ in range(3)]
+                await turns(3)
+                for one in others:
+                    one.release()
+                await asyncio.sleep(20)
+                first.release()
+                await asyncio.gather(*waiting, *slow)
+
+        harness.run(kind, main())

@@ -174,3 +174,20 @@ class TestLimits:
             await run_process(f"echo partial; {FOREVER}", shell=True)
         result = caught.value.__cause__.result
         assert (result.stdout, result.returncode) == (b"partial\n", -signal.SIGTERM)
+
+    async def test_who_has_inherited_a_deadline_waits_no_longer(self, loop):
+        async with tideloop.Process(["cat"]) as process:
+
+            async def read():
+                return await anext(aiter(process.lines()))
+
+            with tideloop.deadline(0.1):
+                waits = asyncio.ensure_future(read()), asyncio.ensure_future(process.wait())
+            for wait in waits:
+                with pytest.raises(tideloop.DeadlineExceeded, match=r"Process.*cat"):
+                    await wait
+            assert process.returncode is None
+            # Neither is in the way of who comes next.
+            await process.write(b"a line\n")
+            process.close_stdin()
+            assert await process.wait() == 0

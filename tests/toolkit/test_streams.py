@@ -994,3 +994,24 @@ def test_a_stream_belongs_to_its_loop(kind, what):
     finally:
         first.close()
         second.close()
+
+
+STREAMS_OF_ONE = {
+    "batched": lambda source: tideloop.batched(source, 2),
+    "batched within": lambda source: tideloop.batched(source, 2, within=1),
+    "throttle": lambda source: tideloop.throttle(source, 10),
+    "flat_map": lambda source: tideloop.flat_map(lambda item: [item], source),
+    "flat_map, several": lambda source: tideloop.flat_map(lambda item: [item], source, limit=2),
+    "merge": lambda source: tideloop.merge(source),
+}
+
+
+@pytest.mark.parametrize("make", STREAMS_OF_ONE.values(), ids=STREAMS_OF_ONE)
+async def test_closing_one_that_was_not_begun_closes_its_source(loop, make):
+    source = Source(10)
+    inner = tideloop.amap(double, source.numbers(), limit=1)
+    assert await anext(inner) == 0
+    async with make(inner):
+        pass
+    assert source.closed == 1
+    assert not tasks_left()

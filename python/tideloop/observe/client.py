@@ -128,7 +128,9 @@ class Client:
         """``/v1/web``: the address of its web page, which it opens if it has not yet."""
         body = self._ask("/v1/web")
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(body)["url"])
+            url = json.loads(body)["url"]
+            if isinstance(url, str) and url.isprintable() and url.startswith("http://127.0.0.1:"):
+                return url
         raise Unreachable(f"process {self.pid} answered /v1/web with something else than was expected: {body[:60]!r}")
 
     def _document(self, path: str, part: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from tideloop.observed import loops
 
 __all__ = ["gauges", "note_loops", "samples", "tasks"]
 
+leaving = False
+"""The server is about to stop: what is being collected is given up, for the interpreter must not end meanwhile."""
+
 _DEPTH = 30
 _COUNTED = tuple(field for field in CoroutineSeen._fields if field not in ("coroutine", "file", "line", "live"))
 
@@ -51,11 +54,16 @@ def _living(tasks: tuple[TaskSeen, ...]) -> list[dict[str, Any]]:
     ]
 
 
+def _go_on() -> None:
+    if leaving:
+        raise InterruptedError("the server stops")
+
+
 def _seen() -> list[dict[str, Any]]:
     found = []
     left = MOST
     for loop in loops():
-        seen = tasks_of(loop, left)
+        seen = tasks_of(loop, left, _go_on)
         left -= len(seen.tasks)
         now = time.monotonic()
         number = getattr(loop, "_number", None)
@@ -76,7 +84,13 @@ def _seen() -> list[dict[str, Any]]:
 
 def tasks() -> bytes:
     """The tasks of all loops, and what is counted of them: ``{"loops": [{"id", "tasks", "functions", …}, …]}``."""
-    return _json({"loops": _seen()})
+    return b'{"loops":[' + b",".join(map(_told, _seen())) + b"]}"
+
+
+def _told(of_loop: dict[str, Any]) -> bytes:
+    # Task by task: json.dumps() lets nobody else have the GIL until it has ended.
+    rows = b",".join(map(_json, of_loop.pop("tasks")))
+    return _json(of_loop)[:-1] + b',"tasks":[' + rows + b"]}"
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from tideloop._tideloop import (
     serve_url,
     serve_web,
 )
+from tideloop.observe import collected as _collected
 from tideloop.observe import places
 
 __all__ = ["Server", "serve"]
@@ -63,6 +64,7 @@ class Server:
             if _server is not self:
                 return
             _server = None
+            _collected.leaving = True
             serve_stop()
         if self._socket is not None and self._made is not None and self._pid == os.getpid():
             places.unbind(self._socket, self._made)
@@ -123,14 +125,16 @@ def _started(socket: bool, port: int | None, program: str) -> Server:
     import secrets
     from importlib import metadata
 
-    # What the collector calls: imported here, where the import can fail, and not in its thread.
-    from tideloop.observe import collected as _collected  # noqa: F401
-
+    _collected.leaving = False
     path = places.socket_of(os.getpid()) if socket else None
     listening = places.bind(path) if path is not None else None
     try:
         server = Server(path)
-        identity = (sys.version.partition(" ")[0], metadata.version("tideloop"), program)
+        identity = (
+            sys.version.partition(" ")[0],
+            metadata.version("tideloop"),
+            program.encode(errors="replace").decode(),
+        )
         descriptor = listening.fileno() if listening is not None else None
         serve_start(identity, secrets.token_urlsafe(32), secrets.token_urlsafe(16), _PATIENCE, descriptor)
     except BaseException:
@@ -174,10 +178,12 @@ def _exits() -> None:
 def _before_fork() -> None:
     # Nobody starts or closes it meanwhile.
     _lock.acquire()
+    _collected.leaving = True
     serve_pause()
 
 
 def _in_parent() -> None:
+    _collected.leaving = False
     try:
         serve_resume()
     finally:

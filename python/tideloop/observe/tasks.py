@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 __all__ = ["CoroutineSeen", "TaskSeen", "TasksSeen"]
@@ -179,8 +179,10 @@ def all_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     return list(asyncio.all_tasks(loop))
 
 
-def tasks_of(loop: asyncio.AbstractEventLoop, most: int = MOST) -> TasksSeen:
-    """What there is of a loop's tasks, up to so many."""
+def tasks_of(
+    loop: asyncio.AbstractEventLoop, most: int = MOST, go_on: Callable[[], object] = lambda: None
+) -> TasksSeen:
+    """What there is of a loop's tasks, up to so many; `go_on` is called before each, and raises to give it up."""
     from tideloop.observe.awaiting import awaited_tasks
 
     found = all_tasks(loop)
@@ -195,6 +197,7 @@ def tasks_of(loop: asyncio.AbstractEventLoop, most: int = MOST) -> TasksSeen:
     awaits = awaited_tasks(everyone)
     seen = []
     for task, row in zip(found, rows, strict=True):
+        go_on()
         waiter = waiter_of(task)
         coroutine = task.get_coro()
         code = _attribute(coroutine, "code")

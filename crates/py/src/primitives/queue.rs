@@ -576,7 +576,9 @@ fn leave<'py>(
     park::cancel(&future)?;
     waiters.remove(frame.ticket(), &future)?;
     // Woken, but not able to take the call: it goes to the next one.
-    if could_go_on()? && !park::is_cancelled(&future)? {
+    // Whom a deadline has ended was not woken.
+    if could_go_on()? && !park::is_cancelled(&future)? && park::look(&future) != park::Seen::Failed
+    {
         waiters.wake_next(frame.py())?;
     }
     Ok(())

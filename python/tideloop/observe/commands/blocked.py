@@ -31,7 +31,7 @@ def _blocked(argv: list[str]) -> int:
     style = Style(sys.stdout)
     names = {loop["id"]: str(loop.get("name") or loop["id"]) for loop in loops["loops"]}
     if not blocks["blocks"]:
-        print(f"no loop of process {loops['pid']} was blocked, in {seconds(loops.get('uptime'))}")
+        print(f"no loop of process {printable(str(loops['pid']))} was blocked, in {seconds(loops.get('uptime'))}")
         return OK
     if asked.stacks:
         for block in blocks["blocks"]:

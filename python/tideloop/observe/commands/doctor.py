@@ -68,7 +68,7 @@ def _report(
     loops = after.loops
     lines = [
         style.bold(printable(f"{loops.get('program') or 'process'} ({pid})"))
-        + f", Python {loops.get('python')}, up {seconds(loops.get('uptime'))}, "
+        + f", Python {printable(str(loops.get('python')))}, up {seconds(loops.get('uptime'))}, "
         + f"{plural(len(loops['loops']), 'loop')}, looked at for {seconds(after.clock - before.clock)}"
     ]
     marks = {"problem": style.red("PROBLEM"), "warning": style.yellow("WARNING"), "note": style.dim("note   ")}

@@ -65,7 +65,7 @@ def _tasks(argv: list[str]) -> int:
             shown = _table(loop, asked.sort, style)
         print("\n".join(shown))
     if not document["loops"]:
-        print(f"process {loops['pid']} has no loop that tells its tasks")
+        print(f"process {printable(str(loops['pid']))} has no loop that tells its tasks")
     return OK
 
 

@@ -120,6 +120,19 @@ pub fn stop() {
     }
 }
 
+/// In a forked child: the thread is not there, and what it has found is the parent's.
+pub fn forked() {
+    // Held by a thread that was left behind: it is not there to let go of it, and nobody is served then.
+    let Ok(mut state) = STATE.try_lock() else {
+        return;
+    };
+    state.kinds = [NOTHING; KINDS.len()];
+    state.wakes = None;
+    state.thread = None;
+    state.runs = false;
+    state.stopping = false;
+}
+
 /// Asks for a kind to be collected, from now on; returns by what [`since`] knows whether it was.
 pub fn ask(kind: Kind) -> u64 {
     let mut state = locked(&STATE);
@@ -179,7 +192,10 @@ fn collect() {
         of_kind.ended = begun;
         if let Some((found, began)) = found {
             of_kind.rests_until = made + LONGEST_REST.min(4 * (made - began));
-            of_kind.latest = Some(Collected { made, found });
+            // What was given up because it is to stop is no answer.
+            if !state.stopping {
+                state.kinds[kind as usize].latest = Some(Collected { made, found });
+            }
         }
         if let Some(selector) = &state.wakes {
             // Who waits looks again when its time is over, too.

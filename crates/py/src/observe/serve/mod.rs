@@ -224,4 +224,5 @@ pub fn serve_resume() -> PyResult<()> {
 pub fn serve_forked() {
     let serving = locked(&SERVING).take();
     drop(serving);
+    collector::forked();
 }
