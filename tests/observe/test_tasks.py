@@ -383,7 +383,13 @@ def test_the_place_is_the_first_one_outside_whatever_is_between(loop):
 # --- for who looks from outside -----------------------------------------------------------------------------------
 
 
-def test_what_is_collected_is_json(loop):
+@pytest.fixture
+def collects(monkeypatch):
+    """Collecting, as long as no server is about to stop."""
+    monkeypatch.setattr(collected, "leaving", False)
+
+
+def test_what_is_collected_is_json(loop, collects):
     async def main():
         limiter = tideloop.Limiter(2, name="of the test")
         waiting = asyncio.create_task(works(1, 0.001), name="collected")
@@ -410,7 +416,7 @@ def test_what_is_collected_is_json(loop):
     assert 'state="waiting"} ' in samples
 
 
-def test_what_is_collected_is_bounded(monkeypatch):
+def test_what_is_collected_is_bounded(monkeypatch, collects):
     async def main():
         tasks = [asyncio.create_task(asyncio.sleep(60)) for _ in range(30)]
         await asyncio.sleep(0)

@@ -8,6 +8,10 @@
 //! **What is kept alive**: code objects, whose addresses tell functions and the places where tasks are made apart, up to
 //! [`FUNCTIONS`] and [`SITES`] of them. They refer to constants, so nothing of this takes part in cycles.
 //!
+//! **What a task costs** is mostly what is looked up of it: its function and its place. What was met lately is known by addresses,
+//! in tables of a fixed size ([`Recent`]) whose keys are kept alive by the ones above, so that it takes neither a reference
+//! nor a hash. Nothing but the record is written when a task is made, and when it steps.
+//!
 //! **Time** is that of the loop's coarse clock: one read per entry of the ready ring, the end of one being the start of
 //! the next.
 
