@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
+from tideloop.channels import ChannelStats
 from tideloop.outcome import Outcome
 
 __all__ = [
@@ -53,10 +54,13 @@ __all__ = [
     "TlsCore",
     "Warrant",
     "WriterCore",
+    "_Pulse",
     "channel_leave",
     "channel_stand",
     "channel_take",
     "checkpoint",
+    "enlist",
+    "enlisted",
     "forgive",
     "function",
     "guest_begin",
@@ -137,11 +141,11 @@ class LoopCore:
         *_args: object,
         selector: str | None = None,
         tasks: str | None = None,
-        observe: bool = True,
+        observe: int = 1,
         **_kwargs: object,
     ) -> LoopCore: ...
     @property
-    def tasks(self) -> str: ...
+    def task_kind(self) -> str: ...
     @property
     def selector_name(self) -> str: ...
     def call_soon(
@@ -305,6 +309,16 @@ def watchdog_threshold(nanoseconds: int) -> None: ...
 
 # What accelerate() is made of. The attributes are asyncio's, under asyncio's private names.
 
+@final
+class _Pulse:
+    def __new__(cls) -> Self: ...
+    def begin(self) -> None: ...
+    def beat(self, interval: int) -> tuple[int, str, list[list[tuple[str, int, str]]]] | None: ...
+    def pause(self) -> None: ...
+    def lag(self) -> tuple[int, int, int, int, int, list[tuple[int, int]]]: ...
+
+def enlist(object: object) -> None: ...
+def enlisted() -> list[Any]: ...
 def function(name: str, template: Callable[..., Any]) -> Any: ...
 
 # A block begins (True) or ends in which callbacks must keep the context that they are scheduled in.
@@ -503,6 +517,9 @@ class LimitsCore:
     def __new__(
         cls, noun: str, capacities: list[int], names: list[str], name: str | None, queue_limit: int | None
     ) -> Self: ...
+    def __init__(
+        self, noun: str, capacities: list[int], names: list[str], name: str | None, queue_limit: int | None
+    ) -> None: ...
     @property
     def name(self) -> str | None: ...
     @property
@@ -562,7 +579,10 @@ class CachedCore:
     def key(self, *args: Any, **kwargs: Any) -> Any: ...
 
 @final
-class ChannelCore: ...
+class ChannelCore:
+    @property
+    def name(self) -> str | None: ...
+    def stats(self) -> ChannelStats: ...
 
 @disjoint_base
 class SenderCore:
@@ -617,6 +637,7 @@ def channel_leave(receiver: ReceiverCore, ticket: int) -> None: ...
 @disjoint_base
 class RatesCore:
     def __new__(cls, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> Self: ...
+    def __init__(self, rates: Sequence[tuple[float, float, int, str]], name: str | None) -> None: ...
     @property
     def name(self) -> str | None: ...
     @property

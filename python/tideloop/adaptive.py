@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeAlias
 
-from tideloop._tideloop import AdaptiveCore
+from tideloop._tideloop import AdaptiveCore, enlist
 from tideloop.limits import Limiter
 
 __all__ = ["AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "AdaptivePermit", "Gradient2", "Vegas", "outcome_of"]
@@ -250,7 +250,9 @@ class AdaptiveLimiter:
         title = "adaptive" if name is None else name
         queue_limit = 0 if self._rejects else None
         self._limiters = {
-            partition: Limiter(
+            # A part of this gauge, none of its own: it is not initialised.
+            partition: Limiter.__new__(
+                Limiter,
                 self._share(partition),
                 name=title if partition is None else f"{title}[{partition}]",
                 queue_limit=queue_limit,
@@ -261,6 +263,7 @@ class AdaptiveLimiter:
         # Beginnings of those who use acquire() and release(), or the limiter itself as a context, by task.
         self._begun: dict[object, list[tuple[float, BaseException | None]]] = {}
         self._lock = threading.RLock()
+        enlist(self)
 
     # --- who may be inside ---------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
 
 from tideloop import accelerated
+from tideloop._tideloop import enlist
 from tideloop.cancellation import Request
 from tideloop.changes import Changes
 from tideloop.deadlines import without_deadline
@@ -142,6 +143,7 @@ class Background:
         self._parent: Request | None = None
         self._errors: list[BaseException] = []
         self._succeeded = self._failed = self._cancelled = self._restarts = 0
+        enlist(self)
 
     async def __aenter__(self) -> Background:
         if self._entered:

@@ -39,6 +39,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterab
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
+from tideloop._tideloop import enlist
 from tideloop.answers import hand_out
 from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
@@ -164,6 +165,7 @@ class Batcher(Generic[_T, _R]):
         self._attribute: str | None = None
         self._instance: object = None
         self._shared = self._batches = self._keys = self._largest = self._cancelled = self._failed = 0
+        enlist(self)
 
     def __call__(self, item: _T) -> asyncio.Future[_R]:
         """Ask for one item: a future, which may be cancelled. RuntimeError without a running loop."""

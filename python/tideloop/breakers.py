@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from tideloop._tideloop import enlist
 from tideloop.durations import seconds
 
 __all__ = ["Breaker", "BreakerOpen", "BreakerStats", "Failures", "matches"]
@@ -49,6 +50,7 @@ class Breaker:
     """
 
     __slots__ = (
+        "__weakref__",
         "_failures",
         "_opened",
         "_outcomes",
@@ -91,6 +93,7 @@ class Breaker:
         self._until: float | None = None
         self._probing = self._succeeded = 0
         self._refused = self._opened = 0
+        enlist(self)
 
     def enter(self) -> int:
         """Ask whether a call may be made. Returns what leave() wants to know. Raises BreakerOpen."""

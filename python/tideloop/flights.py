@@ -26,7 +26,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from tideloop._tideloop import Warrant
+from tideloop._tideloop import Warrant, enlist
 from tideloop.deadlines import without_deadline
 from tideloop.failures import LoadCancelled, own_copy
 from tideloop.per_loop import PerLoop
@@ -220,6 +220,7 @@ class SingleFlight(Generic[_K, _T]):
     __slots__ = ("__weakref__", "_abandoned", "_cancel_abandoned", "_failed", "_flights", "_joined", "_tables", "name")
 
     _kind: type[Flight[Any]] = Flight
+    _is_gauge = True
 
     def __new__(cls, *_: Any, store: RedisStore | None = None, **options: Any) -> SingleFlight[_K, _T]:
         if cls is SingleFlight and store is not None:
@@ -242,6 +243,8 @@ class SingleFlight(Generic[_K, _T]):
         self._cancel_abandoned = cancel_abandoned
         self._tables: PerLoop[dict[_K, Flight[_T]]] = PerLoop(lambda _: {})
         self._flights = self._joined = self._failed = self._abandoned = 0
+        if self._is_gauge:
+            enlist(self)
 
     async def do(self, key: _K, work: Callable[..., Awaitable[_T]], *args: Any) -> _T:
         """``await work(*args)``, or what the same comes to that is under way for `key` on this loop.

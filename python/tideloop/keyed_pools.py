@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar, Unpack, overload
 
+from tideloop._tideloop import enlist
 from tideloop.leases import Lease
 from tideloop.lending import Lender
 from tideloop.pool_options import KeyedPoolOptions, count
@@ -60,6 +61,7 @@ class KeyedPool(Lender[_T], Generic[_K, _T]):
         super().__init__(create, close, max=max, **options)
         self._with_idle: dict[Shelf[_T], None] = {}
         self._max_per_key = count("max_per_key", max_per_key)
+        enlist(self)
 
     def acquire(self, key: _K) -> Lease[_T]:
         """Borrow one of a key. See Pool.acquire()."""

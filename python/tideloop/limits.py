@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from tideloop._tideloop import ClaimCore, LimitsCore, function
+from tideloop._tideloop import ClaimCore, LimitsCore, enlist, function
 
 if TYPE_CHECKING:
     from tideloop.redis_store import RedisStore
@@ -385,18 +385,19 @@ class KeyedLimiter:
         name: str | None = None,
         queue_limit: int | None = None,
     ) -> None:
-        # These refuse what is no number of permits.
-        Limiter(capacity, name=name, queue_limit=queue_limit)
+        # These refuse what is no number of permits. Limiters inside of something are not initialised, so no gauges.
+        Limiter.__new__(Limiter, capacity, name=name, queue_limit=queue_limit)
         self._capacity = capacity
         self._capacities = dict(capacities or {})
         for key, own in self._capacities.items():
-            Limiter(own, name=self._title(name, key))
+            Limiter.__new__(Limiter, own, name=self._title(name, key))
         self._name = name
         self._queue_limit = queue_limit
         self._entries: dict[Hashable, _Entry] = {}
         self._evicted = 0
         # Re-entrant: a collection inside of it may close coroutines that hold our permits.
         self._lock = threading.RLock()
+        enlist(self)
 
     @staticmethod
     def _title(name: str | None, key: Hashable) -> str:
@@ -409,7 +410,7 @@ class KeyedLimiter:
             if key not in self._entries:
                 capacity = self._capacities.get(key, self._capacity)
                 title = self._title(self._name, key)
-                new = _Entry(Limiter(capacity, name=title, queue_limit=self._queue_limit))
+                new = _Entry(Limiter.__new__(Limiter, capacity, name=title, queue_limit=self._queue_limit))
             with self._lock:
                 entry = self._entries.get(key) or new
                 if entry is not None:
@@ -477,7 +478,7 @@ class KeyedLimiter:
 
     def resize(self, capacity: int, *, key: Hashable | None = None) -> None:
         """Change the number of permits of one key, or with None of all that have no number of their own."""
-        Limiter(capacity, name=self._name)
+        Limiter.__new__(Limiter, capacity, name=self._name)
         with self._lock:
             if key is not None:
                 self._capacities[key] = capacity

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from tideloop import accelerated
+from tideloop._tideloop import enlist
 from tideloop.breakers import Breaker
 from tideloop.cancellation import Request, outlast
 from tideloop.deadlines import Deadline, remaining
@@ -66,6 +67,7 @@ class Policy:
     """
 
     __slots__ = (
+        "__weakref__",
         "_blocks",
         "_exhausted",
         "_hedged",
@@ -108,6 +110,7 @@ class Policy:
         self._plain = self.timeout is None and breaker is None and hedge is None and limit is None
         self._retries = self._exhausted = self._hedged = self._timeouts = 0
         self._blocks: dict[asyncio.Task[Any], list[tuple[_Block, Deadline | None]]] = {}
+        enlist(self)
 
     def __call__(self, fn: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
         """Decorate a function so that every call of it goes by this policy."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, Unpack, overload
 
+from tideloop._tideloop import enlist
 from tideloop.leases import Lease
 from tideloop.lending import Lender
 from tideloop.pool_options import PoolClosed, PoolOptions, PoolStats, PoolTimeout
@@ -77,6 +78,7 @@ class Pool(Lender[_T]):
     ) -> None:
         super().__init__(create, close, **options)
         self._only: Shelf[_T] = Shelf(None)
+        enlist(self)
 
     def acquire(self) -> Lease[_T]:
         """Borrow one: ``async with pool.acquire() as resource:``, or ``lease = await pool.acquire()``.

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from tideloop._tideloop import Charge, RateClaimCore, RatesCore, function
+from tideloop._tideloop import Charge, RateClaimCore, RatesCore, enlist, function
 
 if TYPE_CHECKING:
     from tideloop.redis_store import RedisStore
@@ -248,7 +248,8 @@ class KeyedRateLimiter:
     """
 
     def __init__(self, *rates: Rate, name: str | None = None) -> None:
-        RateLimiter(*rates, name=name)  # Refuses what is no rate.
+        # Refuses what is no rate. (Those inside of something are no gauges: they are not initialised.)
+        RateLimiter.__new__(RateLimiter, *rates, name=name)
         self._rates = rates
         self._name = name
         self._limiters: OrderedDict[Hashable, RateLimiter] = OrderedDict()
@@ -257,6 +258,7 @@ class KeyedRateLimiter:
         self._evicted = 0
         # Re-entrant: a collection inside of it may run code that uses this.
         self._lock = threading.RLock()
+        enlist(self)
 
     def __getitem__(self, key: Hashable) -> RateLimiter:
         """The limiter of a key; from any thread."""
@@ -264,7 +266,7 @@ class KeyedRateLimiter:
             limiter = self._limiters.get(key) or self._forgotten.get(key)
             if limiter is None:
                 title = repr(key) if self._name is None else f"{self._name}[{key!r}]"
-                limiter = RateLimiter(*self._rates, name=title)
+                limiter = RateLimiter.__new__(RateLimiter, *self._rates, name=title)
             self._limiters[key] = limiter
             self._limiters.move_to_end(key)
             self._evict()

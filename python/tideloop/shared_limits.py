@@ -50,6 +50,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from tideloop._tideloop import enlist
 from tideloop.kept import ASK_AGAIN, Kept
 from tideloop.limits import Limiter, LimiterClosed
 from tideloop.redis_store import Link, OnOutage, RedisStore
@@ -139,12 +140,13 @@ class SharedLimiter(Kept):
         super().__init__("Limiter", name, store)
         self._queue_limit = queue_limit
         self._keys = [f"{self._base}:{part}" for part in ("ends", "held", "queue", "wants", "calls", "ears")]
-        self._capacity = self._new_capacity = Limiter(capacity, name=name).capacity
+        self._capacity = self._new_capacity = Limiter.__new__(Limiter, capacity, name=name).capacity
         self._closed = False
         self._calls = self._lost = 0
         self._tallied = [0, 0, 0, 0, 0]
         self._reset()
         store.join(self)
+        enlist(self)
 
     def _reset(self) -> None:
         """Make this a holder that has nothing and whom nobody knows."""
@@ -166,8 +168,10 @@ class SharedLimiter(Kept):
 
     def _native(self, in_use: int) -> Limiter:
         """A limiter of this size in which so many permits are in use by tasks, and all others are abroad."""
-        inner = Limiter(max(self._capacity, in_use), name=self._name, queue_limit=self._queue_limit)
-        inner.try_acquire(max(self._capacity, in_use))
+        size = max(self._capacity, in_use)
+        # No gauge of its own: it is not initialised.
+        inner = Limiter.__new__(Limiter, size, name=self._name, queue_limit=self._queue_limit)
+        inner.try_acquire(size)
         self._tallied[0] -= 1
         if in_use > self._capacity:
             inner.resize(self._capacity)
@@ -292,7 +296,7 @@ class SharedLimiter(Kept):
         The keeper does it, at once if it runs and otherwise when a permit is wanted next. Until all processes know,
         the largest of their numbers is what is kept.
         """
-        self._new_capacity = Limiter(capacity, name=self._name).capacity
+        self._new_capacity = Limiter.__new__(Limiter, capacity, name=self._name).capacity
         self._try_ring()
 
     def close(self) -> None:

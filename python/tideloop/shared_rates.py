@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from tideloop._tideloop import enlist
 from tideloop.kept import Kept
 from tideloop.limits import LimiterClosed, ResourceLimits, WeightError
 from tideloop.rates import Cost, Rate, RateLimiter, rate
@@ -130,7 +131,7 @@ class SharedRateLimiter(Kept):
     """
 
     def __init__(self, *rates: Rate, store: RedisStore, name: str | None) -> None:
-        RateLimiter(*rates, name=name)  # refuses what is no rate
+        RateLimiter.__new__(RateLimiter, *rates, name=name)  # refuses what is no rate
         super().__init__("RateLimiter", name, store)
         self._rates = rates
         self._units = list(dict.fromkeys(rate.unit for rate in rates))
@@ -139,6 +140,7 @@ class SharedRateLimiter(Kept):
         self._calls = self._admitted = 0
         self._reset()
         store.join(self)
+        enlist(self)
 
     def _reset(self) -> None:
         super()._reset()
@@ -154,7 +156,8 @@ class SharedRateLimiter(Kept):
         self._pocket = self._empty()
 
     def _empty(self) -> ResourceLimits:
-        pocket = ResourceLimits(self._bursts, name=self._name)
+        # No gauge of its own: it is not initialised.
+        pocket = ResourceLimits.__new__(ResourceLimits, self._bursts, name=self._name)
         pocket(self._bursts).try_acquire()
         return pocket
 
@@ -430,5 +433,5 @@ class SharedRateLimiter(Kept):
             shares = (
                 rate(given.limit / parts, given.per, max(1, given.burst // parts), given.unit) for given in self._rates
             )
-            self._local = RateLimiter(*shares, name=self._name)
+            self._local = RateLimiter.__new__(RateLimiter, *shares, name=self._name)
         self._renew()

@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 from tideloop.lab.backends import BACKENDS, Backend, Family
-from tideloop.lab.bodies import WrongResult, cancellation, idle_connections, io_bound, task_spawn, udp_echo
+from tideloop.lab.bodies import (
+    WrongResult,
+    cancellation,
+    idle_connections,
+    io_bound,
+    observe_overhead,
+    task_spawn,
+    udp_echo,
+)
 from tideloop.lab.kit import KITS, AsyncioKit, Job, Kit, Main, T
-from tideloop.lab.scenarios import IO_BOUND, QUICK, SEED, Params
+from tideloop.lab.scenarios import IO_BOUND, OBSERVE, QUICK, SEED, Params
 from tideloop.lab.serving import Meter
 
 SMALL: dict[str, Params] = {
@@ -119,6 +127,20 @@ def test_the_figures_of_a_scenario_are_among_its_metrics(name: str, body: Any) -
     metrics = body.measure(kit_of(name), SMALL[module])
     declared = {m.name for s in QUICK.scenarios if s.body == module and s.sleeps for m in s.metrics}
     assert declared <= metrics.keys() | {"cpu_s"}
+
+
+@pytest.mark.parametrize("work", ["single", "many", "spawn", "wakes"])
+def test_each_level_is_compared_with_a_loop_that_is_not_observed(work: str) -> None:
+    metrics = observe_overhead.measure(kit_of("tideloop"), {"work": work, "operations": 400, "rounds": 2})
+    assert {"counts_percent", "noise_percent", "off_ns"} <= metrics.keys()
+    assert metrics.keys() <= {metric.name for scenario in OBSERVE.scenarios for metric in scenario.metrics}
+    assert all(value > -100 for value in metrics.values())
+
+
+def test_a_level_s_cost_is_the_median_of_what_it_adds_in_each_round() -> None:
+    assert observe_overhead.percent([2.0, 1.5, 1.1], [1.0, 1.0, 1.0]) == pytest.approx(50)
+    # A round that was slow for both counts like any other.
+    assert observe_overhead.percent([20.4, 1.02, 1.02], [20.0, 1.0, 1.0]) == pytest.approx(2)
 
 
 def test_the_first_mark_begins_the_window_and_the_second_one_ends_it() -> None:

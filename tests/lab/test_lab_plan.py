@@ -7,7 +7,7 @@ import sys
 import pytest
 from tideloop.lab.backends import BACKENDS
 from tideloop.lab.plan import Cell, cells_of, jobs_of
-from tideloop.lab.scenarios import IDLE, QUICK, SEED
+from tideloop.lab.scenarios import IDLE, OBSERVE, QUICK, SEED
 
 CELLS = cells_of(SEED.scenarios, list(BACKENDS.values()))
 
@@ -35,6 +35,11 @@ def test_a_library_without_an_asyncio_loop_has_no_cell_in_an_aiohttp_scenario() 
     assert names[:2] == ["sequential", "threads"]
     assert "trio" not in names
     assert "tideloop" in names
+
+
+def test_what_observing_costs_is_asked_of_tideloop_alone() -> None:
+    cells = cells_of(OBSERVE.scenarios, list(BACKENDS.values()))
+    assert [cell.key for cell in cells] == [(scenario.name, "tideloop") for scenario in OBSERVE.scenarios]
 
 
 def test_what_only_linux_can_tell_is_skipped_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,9 @@ def test_tasks_by_function(process, answers, says):
 
 
 def test_tasks_by_function_where_nobody_counts_them(process, answers, says):
-    answers["/v1/tasks"] = d.tasks(*(d.task(n, coroutine="fetch") for n in range(3)), d.task(9))
+    counts = dict.fromkeys(("created", "ok", "failed", "cancelled", "busy", "scheduled", "longest"))
+    known = [d.function(name, live=live, **counts) for name, live in (("fetch", 3), ("handle", 1))]
+    answers["/v1/tasks"] = d.tasks(functions=known)
     assert says("tasks", "--functions").splitlines()[1:] == [
         "coroutine  live  where",
         "fetch         3  app.py:30",

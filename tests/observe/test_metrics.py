@@ -210,7 +210,9 @@ def test_a_loop_that_is_not_observed_says_so():
 def test_the_environment_turns_it_off(value, printed, monkeypatch):
     monkeypatch.setenv("TIDELOOP_OBSERVE", value)
     if printed == "ValueError":
-        with pytest.raises(ValueError, match="TIDELOOP_OBSERVE is 'no'; expected '0' or '1'"):
+        with pytest.raises(
+            ValueError, match="TIDELOOP_OBSERVE is 'no'; expected '0', '1', 'counts', 'tasks' or 'trace'"
+        ):
             tideloop.EventLoop()
         return
     loop = tideloop.EventLoop()

@@ -161,14 +161,14 @@ def test_tasks_are_told_with_their_stacks(server):
 
 
 def test_more_tasks_than_are_told(server, monkeypatch):
-    monkeypatch.setattr(collected, "_MOST", 3)
+    monkeypatch.setattr(collected, "MOST", 3)
 
     async def main():
         await asyncio.gather(*(waits() for _ in range(10)))
 
     with a_loop(main):
         told = document(server, "/v1/tasks")
-    (loop,) = told["loops"]
+    (loop,) = [loop for loop in told["loops"] if loop["tasks"]]
     assert len(loop["tasks"]) == 3
     assert loop["truncated"] is True
 
@@ -254,6 +254,32 @@ def test_the_page_is_opened_when_it_is_asked_for(folder):
         first = document(server, "/v1/web")["url"]
         assert document(server, "/v1/web")["url"] == first == server.url
         assert ask(server, "/v1/loops", by_port=True)[0] == 200
+
+
+def test_levels_are_told(server):
+    made = [tideloop.EventLoop(observe=level) for level in ("counts", "tasks", "trace")]
+    told = {one["id"]: one["level"] for one in document(server, "/v1/loops")["loops"]}
+    assert [told[loop._number()] for loop in made] == [0, 1, 2]
+    for loop in made:
+        loop.close()
+
+
+def test_flight_recorders_are_told_all_in_one(server):
+    for query in ("", "?seconds=3"):
+        status, body = ask(server, f"/v1/record{query}")
+        assert (status, json.loads(body)) == (404, {"error": "no loop of this process records"})
+    made = [tideloop.EventLoop(observe="trace") for _ in range(2)]
+    for loop in made:
+        loop.run_until_complete(asyncio.sleep(0))
+    events = document(server, "/v1/record")["traceEvents"]
+    loops = {f"event loop {loop._number()} (MainThread)" for loop in made}
+    assert loops <= {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert len({event["tid"] for event in events if event["ph"] == "X" and event["name"] == "step"}) == 2
+    for wrong in ("-1", "x", "nan", ""):
+        status, body = ask(server, f"/v1/record?seconds={wrong}")
+        assert (status, json.loads(body)) == (400, {"error": "seconds: expected a number of at least 0"})
+    for loop in made:
+        loop.close()
 
 
 # --- who is refused ----------------------------------------------------------------------------------

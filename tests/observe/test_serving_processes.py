@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import tideloop
 from tideloop.observe import places
-from tideloop.observe.commands import web
+from tideloop.observe.commands import record, web
 
 from tests.observe.serving import ask, document, token_of
 
@@ -169,7 +170,19 @@ def test_run_observe(capsys):
         assert ask(page, "/v1/loops", by_port=True)[0] == 200
         assert ended(process) == (0, "")
     assert web.main([str(process.pid)]) == 3
-    assert f"no such process: {process.pid}" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"tideloop web: no such process: {process.pid}\n"
+
+
+def test_record_of_a_running_program(capsys, tmp_path):
+    command = ("-m", "tideloop", "run", "--observe", str(SERVED))
+    trace = tmp_path / "trace.json"
+    with program("wait", command=command, TIDELOOP_OBSERVE="trace") as process:
+        assert record.main([str(process.pid), "-o", str(trace)]) == 0
+        assert capsys.readouterr().out.startswith(f"{trace}: ")
+        assert ended(process) == (0, "")
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {process.pid}
+    assert any(event["name"] == "wait" and event["ph"] == "X" for event in events if "args" in event)
 
 
 def test_run_observe_web():
@@ -181,7 +194,7 @@ def test_run_observe_web():
         assert ended(process) == (2, "tideloop run: --observe-web is 'x'; expected a port, 0 for any\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["1", "2"], ["--port", "1"], ["self"], ["-1"]])
+@pytest.mark.parametrize("arguments", [["1", "2"], ["--port", "1"], ["self"], ["-1"]])
 def test_wrong_usage_of_web(arguments, capsys):
     assert web.main(arguments) == 2
     assert "tideloop web" in capsys.readouterr().err

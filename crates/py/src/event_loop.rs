@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::ready::Ready;
 use tideloop_core::room::MAX_ROOM;
@@ -34,7 +34,8 @@ use crate::ffi::{call, future, handed, handle, native};
 use crate::handoff::Handoff;
 use crate::held::Held;
 use crate::loop_clock::LoopClock;
-use crate::observe::{self, Observed};
+use crate::observe::tasks::{self, Register};
+use crate::observe::{self, Observed, level};
 use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
 
@@ -161,6 +162,8 @@ pub struct LoopCore {
     held: Held,
     /// None: nobody observes this loop.
     observed: Option<Arc<Observed>>,
+    /// None: it counts nothing of single tasks.
+    register: Option<Box<LoopCell<Register>>>,
     selector_name: &'static str,
 }
 
@@ -324,6 +327,12 @@ impl LoopCore {
         &self.held
     }
 
+    /// What is counted of single tasks.
+    #[inline(always)]
+    pub fn register(&self) -> Option<&LoopCell<Register>> {
+        self.register.as_deref()
+    }
+
     #[inline]
     pub fn observed(&self) -> Option<&Arc<Observed>> {
         self.observed.as_ref()
@@ -451,6 +460,9 @@ impl LoopCore {
         state.set_phase(Phase::Idle);
         state.set_sleeping(false);
         state.stopping.store(false, Ordering::Relaxed);
+        if let Some(register) = state.register() {
+            register.with(py, Register::rests);
+        }
         handed::settle(slf);
         state.discard_snapshot(py);
         // From here on nothing on the stack keeps the loop alive: the collector must see its work. Timers
@@ -674,12 +686,12 @@ impl LoopCore {
 #[pymethods]
 impl LoopCore {
     #[new]
-    #[pyo3(signature = (*_args, selector = None, tasks = None, observe = true, **_kwargs))]
+    #[pyo3(signature = (*_args, selector = None, tasks = None, observe = 1, **_kwargs))]
     fn new(
         _args: &Bound<'_, PyTuple>,
         selector: Option<&str>,
         tasks: Option<&str>,
-        observe: bool,
+        observe: u8,
         _kwargs: Option<&Bound<'_, PyDict>>,
         py: Python<'_>,
     ) -> PyResult<Self> {
@@ -724,7 +736,9 @@ impl LoopCore {
             handoff: Handoff::default(),
             clock: LoopClock::default(),
             held: Held::default(),
-            observed: observe.then(observe::join),
+            observed: (observe > level::OFF).then(|| observe::join(observe)),
+            register: (observe >= level::TASKS)
+                .then(|| Box::new(LoopCell::new(Register::default()))),
             selector_name,
         })
     }
@@ -752,7 +766,7 @@ impl LoopCore {
 
     /// Whose tasks and futures create_task() and create_future() make: 'native' or 'stock'.
     #[getter]
-    fn tasks(&self) -> &'static str {
+    fn task_kind(&self) -> &'static str {
         if self.native_tasks { "native" } else { "stock" }
     }
 
@@ -909,6 +923,42 @@ impl LoopCore {
     /// Whether the loop counts.
     fn _is_observed(&self) -> bool {
         self.observed.is_some()
+    }
+
+    /// What it did in the last so many seconds as Chrome trace JSON; None: it is not traced.
+    fn _trace<'py>(&self, py: Python<'py>, seconds: Option<f64>) -> Option<Bound<'py, PyBytes>> {
+        let observed = self.observed.as_ref()?;
+        observed.recorder.as_ref()?;
+        let loops = [Arc::clone(observed)];
+        let trace = py.detach(|| observe::recorder::chrome_trace(&loops, seconds));
+        Some(PyBytes::new(py, &trace))
+    }
+
+    /// Whether it counts what single tasks do.
+    fn _counts_tasks(&self) -> bool {
+        self.register.is_some()
+    }
+
+    /// Count what a task of asyncio's own does from now on.
+    fn _task_begins(&self, task: &Bound<'_, PyAny>) -> PyResult<()> {
+        tasks::begins_stock(self, task)
+    }
+
+    /// The time, and what is known of each of these tasks; `all`: there are no others.
+    fn _task_records<'py>(
+        &self,
+        py: Python<'py>,
+        tasks: Vec<Bound<'py, PyAny>>,
+        all: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        tasks::records(self, &tasks, all, py).into_pyobject(py)
+    }
+
+    /// The functions of the tasks that there were: what tells each apart, None for all others, and its counts.
+    fn _task_functions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        tasks::functions(self, py)
+            .into_pyobject(py)
+            .map(Bound::into_any)
     }
 
     /// What the loop has counted, and how many transports it has; None: it is not observed.

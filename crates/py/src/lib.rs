@@ -42,11 +42,15 @@ mod _tideloop {
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]
+    use crate::ffi::roll::{enlist, enlisted};
+    #[pymodule_export]
     use crate::guest::{
         guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
     };
     #[pymodule_export]
     use crate::listener::Listener;
+    #[pymodule_export]
+    use crate::observe::pulse::Pulse;
     #[pymodule_export]
     use crate::observe::serve::{
         serve_forked, serve_pause, serve_resume, serve_start, serve_stop, serve_url, serve_web,

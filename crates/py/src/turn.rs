@@ -15,13 +15,15 @@
 //!
 //! **Observing.** A [`Watch`] is told of each step, poll and wait ([`crate::observe`]), and has the clock for what
 //! need not be exact. A step that is timed sends what it has written first, so that this is part of it, and
-//! is asked who it was before it is let go of.
+//! is asked who it was before it is let go of. A run is compiled once for each [`level`]: what a level does not need
+//! costs it no instruction.
 //!
 //! **Waking.** `call_soon_threadsafe` pushes to the ring while holding the GIL and writes to the
 //! selector only if `sleeping` is set. The loop checks the ring and sets `sleeping` without letting
 //! go of the GIL in between, so a wake-up can be neither lost nor doubled.
 
 use pyo3::prelude::*;
+use tideloop_core::observe::ring::Kind;
 use tideloop_core::timeout::wait_ns;
 use tideloop_core::turn::PollPolicy;
 use tideloop_sys::clock;
@@ -34,23 +36,29 @@ use crate::ffi::entry::{Entry, Run};
 use crate::ffi::{call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
-use crate::observe::{Watch, Who};
+use crate::observe::{Watch, Who, level};
 use crate::reactor::{Batch, Delivery, Slot};
 use crate::transport::StreamTransport;
 
 /// Runs turns until the loop is told to stop, or an exception ends it.
 pub fn run(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     // What the last callback has written leaves also if it has ended the loop.
-    run_turns(core).and(held::release(core))
+    match level::of(core.get()) {
+        level::OFF => run_turns::<{ level::OFF }>(core),
+        level::TASKS => run_turns::<{ level::TASKS }>(core),
+        level::TRACE => run_turns::<{ level::TRACE }>(core),
+        _ => run_turns::<{ level::COUNTS }>(core),
+    }
+    .and(held::release(core))
 }
 
-fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+fn run_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     loop {
-        turn(
+        turn::<LEVEL>(
             core,
             &mut batch,
             &mut policy,
@@ -67,17 +75,23 @@ fn run_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
 /// Polls, and runs turns without sleeping while callbacks are ready and another poll is not due: a guest's
 /// host does the waiting, and is asked as often as the selector.
 pub fn run_ready(core: &Bound<'_, LoopCore>) -> PyResult<()> {
-    run_ready_turns(core).and(held::release(core))
+    match level::of(core.get()) {
+        level::OFF => run_ready_turns::<{ level::OFF }>(core),
+        level::TASKS => run_ready_turns::<{ level::TASKS }>(core),
+        level::TRACE => run_ready_turns::<{ level::TRACE }>(core),
+        _ => run_ready_turns::<{ level::COUNTS }>(core),
+    }
+    .and(held::release(core))
 }
 
-fn run_ready_turns(core: &Bound<'_, LoopCore>) -> PyResult<()> {
+fn run_ready_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let mut batch = Batch::default();
     let mut policy = PollPolicy::default();
     let mut watch = Watch::new(core.get());
     let mut current = current_of(core)?;
     let state = core.get();
     loop {
-        turn(
+        turn::<LEVEL>(
             core,
             &mut batch,
             &mut policy,
@@ -101,7 +115,7 @@ fn current_of<'py>(core: &Bound<'py, LoopCore>) -> PyResult<Current<'py>> {
     Current::new(core.as_any(), native)
 }
 
-fn turn<'py>(
+fn turn<'py, const LEVEL: u8>(
     core: &Bound<'py, LoopCore>,
     batch: &mut Batch,
     policy: &mut PollPolicy,
@@ -124,11 +138,18 @@ fn turn<'py>(
     let mut came = timers;
     if stopping || !busy || !policy.skip(now) {
         came = true;
-        watch.pauses(core, now);
-        poll(core, batch, watch, busy || stopping || !may_sleep)?;
-        watch.polled(core);
+        if LEVEL != level::OFF {
+            watch.pauses(core, now);
+        }
+        if LEVEL == level::TRACE {
+            watch.traces(Kind::Poll);
+        }
+        poll::<LEVEL>(core, batch, watch, busy || stopping || !may_sleep)?;
+        if LEVEL != level::OFF {
+            watch.polled::<LEVEL>(core);
+        }
         for index in 0..batch.len() {
-            deliver(core, batch, index, watch)?;
+            deliver::<LEVEL>(core, batch, index, watch)?;
         }
         batch.clear();
         timers = state.queue(py, |queue| !queue.timers.is_empty());
@@ -146,42 +167,66 @@ fn turn<'py>(
         fire_due(core, watch, state.clock().fixed().unwrap_or(now));
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
-    if came {
-        watch.turns(now, count);
+    if LEVEL != level::OFF && came {
+        watch.turns::<LEVEL>(core, now, count);
     }
     let debug = state.debug();
     for _ in 0..count {
         let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
-        let due = watch.is_due();
+        let due = LEVEL != level::OFF && (watch.is_due() || LEVEL >= level::TASKS);
         match next.take(py) {
             Run::Step(task) => {
+                if LEVEL >= level::TASKS {
+                    watch.begins(state, &task);
+                }
+                if LEVEL == level::TRACE {
+                    watch.traces_step(&task);
+                }
                 task::run(core, current, &task, false)?;
-                ended(core, watch, due, &Who::Task(&task))?;
+                if LEVEL == level::TRACE {
+                    watch.traces_end(&task);
+                }
+                ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Wake(task) => {
+                if LEVEL >= level::TASKS {
+                    watch.begins(state, &task);
+                }
+                if LEVEL == level::TRACE {
+                    watch.traces_step(&task);
+                }
                 task::run(core, current, &task, true)?;
-                ended(core, watch, due, &Who::Task(&task))?;
+                if LEVEL == level::TRACE {
+                    watch.traces_end(&task);
+                }
+                ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Sleeper(sleeper) => {
+                if LEVEL == level::TRACE {
+                    watch.traces(Kind::Poll);
+                }
                 future::wake(core, &sleeper)?;
-                ended(core, watch, due, &Who::Callback(None))?;
+                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
             }
             Run::Told(future) => {
                 current.leave();
+                if LEVEL == level::TRACE {
+                    watch.traces(Kind::Poll);
+                }
                 told::tell(core, &future)?;
-                ended(core, watch, due, &Who::Callback(None))?;
+                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
             }
             Run::Handle(handle) => {
                 current.leave();
-                run_handle(core, watch, due, handle, debug)?;
+                run_handle::<LEVEL>(core, watch, due, handle, debug)?;
             }
             Run::Handed => {
                 current.leave();
                 match handed::run_next(core, debug)? {
-                    Some(handle) => run_handle(core, watch, due, handle, debug)?,
-                    None => ended(core, watch, due, &Who::Callback(None))?,
+                    Some(handle) => run_handle::<LEVEL>(core, watch, due, handle, debug)?,
+                    None => ended::<LEVEL>(core, watch, due, &Who::Callback(None))?,
                 }
             }
         }
@@ -193,7 +238,7 @@ fn turn<'py>(
 
 /// An entry of the ring has run; if it is timed (`due`), what it has written leaves within its time.
 #[inline(always)]
-fn ended(
+fn ended<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     watch: &mut Watch,
     due: bool,
@@ -201,13 +246,17 @@ fn ended(
 ) -> PyResult<()> {
     if due {
         held::release(core)?;
+        if LEVEL >= level::TASKS {
+            watch.stepped_each(core, who);
+        } else {
+            watch.stepped(core, who);
+        }
     }
-    watch.stepped(core, who);
     Ok(())
 }
 
 #[inline]
-fn run_handle<'py>(
+fn run_handle<'py, const LEVEL: u8>(
     core: &Bound<'py, LoopCore>,
     watch: &mut Watch,
     due: bool,
@@ -215,18 +264,27 @@ fn run_handle<'py>(
     debug: bool,
 ) -> PyResult<()> {
     // A handle that has run has forgotten what it ran.
-    let callback = if due { handle::callback(&handle) } else { None };
+    let callback = match due || LEVEL == level::TRACE {
+        true => handle::callback(&handle),
+        false => None,
+    };
+    if LEVEL >= level::TASKS {
+        watch.begins_callback(core.get(), callback.as_ref());
+    }
+    if LEVEL == level::TRACE {
+        watch.traces_call(callback.as_ref());
+    }
     if debug {
         core.call_method1("_run_in_debug", (&handle,))?;
     } else {
         handle::run(&handle)?;
         core.get().recycle(core.py(), handle);
     }
-    ended(core, watch, due, &Who::Callback(callback.as_ref()))
+    ended::<LEVEL>(core, watch, due, &Who::Callback(callback.as_ref()))
 }
 
 /// Fills `batch` with what is ready; sleeps only if there is nothing else to do.
-fn poll(
+fn poll<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     batch: &mut Batch,
     watch: &mut Watch,
@@ -267,11 +325,21 @@ fn poll(
         }
         timeout = None;
     }
-    watch.waits(core);
+    if LEVEL != level::OFF {
+        watch.waits(core);
+    }
+    if LEVEL == level::TRACE {
+        watch.traces(Kind::Wait);
+    }
     state.set_sleeping(true);
     let result = py.detach(|| {
         let found = selector.wait(batch, timeout);
-        watch.woke();
+        if LEVEL != level::OFF {
+            watch.woke();
+        }
+        if LEVEL == level::TRACE {
+            watch.traces(Kind::Poll);
+        }
         found
     });
     state.set_sleeping(false);
@@ -322,7 +390,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
                 if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
                     handle::set_scheduled(&timer, false);
                 }
-                watch.fired(late);
+                watch.fired(now, late);
                 queue.ready.push(timer);
             }
             None
@@ -336,7 +404,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
 }
 
 /// Tells whoever waits for one descriptor; what that has written leaves.
-fn deliver(
+fn deliver<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     batch: &Batch,
     index: usize,
@@ -347,6 +415,9 @@ fn deliver(
     let Some(event) = batch.get(index) else {
         return Ok(());
     };
+    if LEVEL == level::TRACE {
+        watch.traces(Kind::Delivery);
+    }
     let called = match state.reactor().deliver(py, event) {
         Delivery::Stream(transport) => {
             let transport = transport.into_bound(py);
@@ -378,7 +449,9 @@ fn deliver(
         Delivery::Nothing => None,
     };
     held::release(core)?;
-    watch.delivered(core, called.as_ref());
+    if LEVEL != level::OFF {
+        watch.delivered(core, called.as_ref());
+    }
     if called.is_some() {
         // Letting go of the last reference to a transport may have written to another one.
         drop(called);

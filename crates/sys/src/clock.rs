@@ -77,7 +77,8 @@ pub struct CoarseClock {
     #[cfg(target_arch = "x86_64")]
     last: (u64, u64),
     #[cfg(target_arch = "x86_64")]
-    ns_per_tick: f64,
+    /// In fractions of 2^32, as whole numbers are multiplied in a third of the time of others; 0: not known.
+    ns_per_tick: u64,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -113,7 +114,7 @@ impl CoarseClock {
     #[inline]
     pub fn is_old(&self, now: u64) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.ns_per_tick == 0.0 || now.saturating_sub(self.last.0) >= Self::MAX_AGE_NS;
+        return self.ns_per_tick == 0 || now.saturating_sub(self.last.0) >= Self::MAX_AGE_NS;
         #[cfg(not(target_arch = "x86_64"))]
         {
             let _ = now;
@@ -134,12 +135,13 @@ impl CoarseClock {
             self.last = (now, ticks);
             let (first_ns, first_ticks) = *self.first.get_or_insert(self.last);
             let elapsed = now.saturating_sub(first_ns);
-            if self.ns_per_tick == 0.0
+            if self.ns_per_tick == 0
                 && elapsed >= Self::CALIBRATION_NS
                 && ticks > first_ticks
                 && is_steady()
             {
-                self.ns_per_tick = elapsed as f64 / (ticks - first_ticks) as f64;
+                let rate = (u128::from(elapsed) << 32) / u128::from(ticks - first_ticks);
+                self.ns_per_tick = u64::try_from(rate).unwrap_or(0);
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -150,9 +152,10 @@ impl CoarseClock {
     #[inline]
     pub fn now(&self) -> u64 {
         #[cfg(target_arch = "x86_64")]
-        if self.ns_per_tick > 0.0 {
+        if self.ns_per_tick > 0 {
             let (ns, at) = self.last;
-            return ns + (ticks().saturating_sub(at) as f64 * self.ns_per_tick) as u64;
+            let ticks = u128::from(ticks().saturating_sub(at));
+            return ns + ((ticks * u128::from(self.ns_per_tick)) >> 32) as u64;
         }
         monotonic_ns()
     }

@@ -12,6 +12,8 @@ pub struct Standing {
     pub slices: u64,
     /// The system call that it is in; None: in none, or not known.
     pub call: Option<u32>,
+    /// It runs or would, if it had a processor: the time that it has waited for one grows only when it gets it.
+    pub runnable: bool,
 }
 
 /// A thread of this process. Whoever signals one vouches for that it lives.
@@ -96,11 +98,17 @@ impl Thread {
         let times = read("schedstat")?;
         let mut times = times.split_whitespace().map(str::parse);
         let mut next = || times.next()?.ok();
+        // "running", or the number of a call and its arguments.
+        let call = read("syscall").unwrap_or_default();
         Some(Standing {
             ran: next()?,
             waited: next()?,
             slices: next()?,
-            call: read("syscall").and_then(|text| text.split_whitespace().next()?.parse().ok()),
+            call: call
+                .split_whitespace()
+                .next()
+                .and_then(|word| word.parse().ok()),
+            runnable: call.starts_with("running"),
         })
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tideloop._tideloop import GraphPlan
+from tideloop._tideloop import GraphPlan, enlist
 from tideloop.graphs import pictures
 from tideloop.graphs.guards import Limits, check_limits
 from tideloop.graphs.nodes import Builder, GraphCycle, Node, names_of
@@ -52,6 +52,7 @@ class Graph(Builder):
         self._counts: dict[str, int] = {}
         self._plan: GraphPlan | None = None
         self._runs = self._running = 0
+        enlist(self)
 
     @classmethod
     def from_dict(

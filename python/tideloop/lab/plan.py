@@ -55,7 +55,7 @@ def cells_of(scenarios: Sequence[Scenario], backends: Sequence[Backend]) -> list
         Cell(scenario, backend)
         for scenario in scenarios
         for backend in (*(BLOCKING[name] for name in scenario.blocking), *backends)
-        if backend.family in scenario.families
+        if backend.family in scenario.families and (not scenario.only or backend.name in scenario.only)
     ]
 
 

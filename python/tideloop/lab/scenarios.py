@@ -45,6 +45,8 @@ class Scenario:
     driven: bool = False
     # Whether what it measures is known on Linux only.
     linux: bool = False
+    # The backends that it is about; none: all of its families.
+    only: tuple[str, ...] = ()
     # The metric that counts its sleeps. Waking before the time asked for is less work, and such a cell is not ranked.
     sleeps: str | None = None
 
@@ -190,6 +192,23 @@ HTTP = Scenario(
     driven=True,
 )
 
+OVERHEAD = Scenario(
+    "observe_overhead",
+    "what observing adds to the CPU time of {what}",
+    "observe_overhead",
+    {"what": "a task that sleeps for 0 s", "work": "single", "operations": 20_000, "rounds": 40},
+    (
+        Metric("counts_percent", "%", "lower", "level 0"),
+        Metric("tasks_percent", "%", "lower", "level 1"),
+        Metric("trace_percent", "%", "lower", "level 2"),
+        Metric("noise_percent", "%", "lower", "off, again"),
+        Metric("off_ns", "ns", "lower", "an operation, off"),
+    ),
+    families=("asyncio",),
+    baseline="tideloop",
+    only=("tideloop",),
+)
+
 QUICK = Profile(
     "quick",
     (
@@ -330,6 +349,33 @@ WIRE = Profile(
     repetitions=5,
 )
 
+OBSERVE = Profile(
+    "observe",
+    (
+        replace(OVERHEAD, name="observe_overhead.single"),
+        *(
+            replace(OVERHEAD, name=f"observe_overhead.{work}", params=OVERHEAD.params | {"what": what, "work": work})
+            for work, what in (
+                ("many", "a hundred tasks that sleep for 0 s"),
+                ("spawn", "tasks that do nothing, created a hundred at a time"),
+                ("wakes", "a future that the next callback sets"),
+            )
+        ),
+        replace(
+            OVERHEAD,
+            name="observe_overhead.echo",
+            params={
+                "what": "a TCP echo on loopback, 1 KiB on 10 connections",
+                "work": "echo",
+                "rounds": 8,
+                **{"connections": 10, "size": 1024, "requests": 10_000, "warmup_s": 0.05, "how": "usual"},
+            },
+            driven=True,
+        ),
+    ),
+    repetitions=5,
+)
+
 SEED = Profile("seed", (TASK_SPAWN, IO_BOUND, CANCELLATION), repetitions=1)
 
-PROFILES = {profile.name: profile for profile in (QUICK, SEED, WIRE)}
+PROFILES = {profile.name: profile for profile in (QUICK, SEED, WIRE, OBSERVE)}

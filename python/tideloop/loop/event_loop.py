@@ -9,6 +9,7 @@ which are the same in every supported Python and are all defined here or in ``Lo
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import selectors
@@ -33,6 +34,7 @@ from tideloop.loop.transports import SocketTransport
 
 if TYPE_CHECKING:
     from tideloop.observe.metrics import LoopMetrics
+    from tideloop.observe.tasks import TasksSeen
 
 __all__ = ["EventLoop", "new_event_loop"]
 
@@ -43,15 +45,30 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def is_observed_by_default() -> bool:
-    """What ``TIDELOOP_OBSERVE`` says: 1 (also if it is not set) or 0.
+# What is observed, by its name; more includes less.
+_LEVELS: dict[bool | str, int] = {False: 0, True: 1, "counts": 1, "tasks": 2, "trace": 3}
+
+
+def level_by_default() -> int:
+    """What ``TIDELOOP_OBSERVE`` says: 1 (also if it is not set), 0, or a level's name.
 
     Raises ValueError for anything else.
     """
     asked = os.environ.get("TIDELOOP_OBSERVE") or "1"
-    if asked not in ("0", "1"):
-        raise ValueError(f"TIDELOOP_OBSERVE is {asked!r}; expected '0' or '1'")
-    return asked == "1"
+    level = {"0": 0, "1": 1}.get(asked, _LEVELS.get(asked))
+    if level is None:
+        raise ValueError(f"TIDELOOP_OBSERVE is {asked!r}; expected '0', '1', 'counts', 'tasks' or 'trace'")
+    return level
+
+
+def level_of(observe: bool | str | None) -> int:
+    """The level of ``EventLoop(observe=...)``. Raises ValueError for anything that is none."""
+    if observe is None:
+        return level_by_default()
+    level = _LEVELS.get(observe)
+    if level is None:
+        raise ValueError(f"observe is {observe!r}; expected True, False, 'counts', 'tasks' or 'trace'")
+    return level
 
 
 class _Engine:
@@ -84,25 +101,32 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     environment variable ``TIDELOOP_TASKS``, or else native ones where this Python allows them.
     ``TIDELOOP_TLS=python`` in the environment has TLS connections call Python's ssl module only.
 
-    observe: whether the loop counts what ``metrics()`` tells; ``None`` takes the environment variable
-    ``TIDELOOP_OBSERVE`` (``0`` turns it off), or else True.
+    observe: what the loop counts of itself: True or ``"counts"`` for what ``metrics()`` tells, ``"tasks"`` for what
+    ``tasks()`` tells as well, ``"trace"`` for what ``trace()`` tells besides, False for nothing; ``None`` takes the
+    environment variable ``TIDELOOP_OBSERVE`` (``0``, ``1``, ``counts``, ``tasks`` or ``trace``), or else True.
 
     Raises ValueError for another value, RuntimeError for native tasks where there are none. Like every
     asyncio loop it belongs to one thread at a time; only ``call_soon_threadsafe`` (and what is built on it)
     may be called from others.
     """
 
-    def __new__(cls, selector: str | None = None, tasks: str | None = None, observe: bool | None = None) -> EventLoop:
+    def __new__(
+        cls, selector: str | None = None, tasks: str | None = None, observe: bool | str | None = None
+    ) -> EventLoop:
         selector = selector or os.environ.get("TIDELOOP_SELECTOR") or None
         tasks = tasks or os.environ.get("TIDELOOP_TASKS") or None
-        if observe is None:
-            observe = is_observed_by_default()
+        level = level_of(observe)
+        if level > 1:
+            # Now, and not in the step that makes the first task.
+            importlib.import_module("tideloop.observe.tasks")
         driver = tls_driver()
-        loop = cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks, observe=observe))
+        loop = cast(EventLoop, super().__new__(cls, selector=selector, tasks=tasks, observe=level))
         loop.tls_driver = driver
         return loop
 
-    def __init__(self, selector: str | None = None, tasks: str | None = None, observe: bool | None = None) -> None:
+    def __init__(
+        self, selector: str | None = None, tasks: str | None = None, observe: bool | str | None = None
+    ) -> None:
         super().__init__(_Engine(self))  # type: ignore[arg-type]
         list_tasks_of(self)
 
@@ -199,6 +223,35 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         queue = getattr(executor, "_work_queue", None)
         return metrics_of(counted, self._counts(), queue.qsize() if queue is not None else 0)
 
+    def trace(self, seconds: float | None = None) -> bytes:
+        """Tell what the loop did of late, event by event, as Chrome trace JSON, which Perfetto opens.
+
+        seconds: how far back, at least 0; None for all that is kept, which is the last 65,536 events. From any thread,
+        also while the loop is blocked. Raises RuntimeError if the loop was not made with ``observe="trace"``, and
+        ValueError for a negative number.
+        """
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"seconds is {seconds!r}; expected a number of at least 0, or None")
+        trace = self._trace(seconds)
+        if trace is None:
+            raise RuntimeError(f"{self!r} is not traced: it was not made with observe='trace', nor is TIDELOOP_OBSERVE")
+        return trace
+
+    def tasks(self) -> TasksSeen:
+        """Tell what there is of tasks: each that is not done, and each coroutine function that tasks were made of.
+
+        From any thread. Times are known to a loop that was made with ``observe="tasks"``, and None otherwise.
+        """
+        from tideloop.observe.tasks import tasks_of
+
+        return tasks_of(self)
+
+    def _task_failed(self, task: asyncio.Task[Any]) -> None:
+        """A task has ended with an exception that nobody has asked for yet: see whether somebody does."""
+        from tideloop.observe.unretrieved import expect
+
+        expect(self, task)
+
     def _start_watchdog(self) -> None:
         """The loop is about to run: with the first one that is observed the watchdog starts."""
         if not self._is_observed():
@@ -253,8 +306,11 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     def _create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
         """create_task() where it is not simple: with a factory, in debug mode, with other keywords."""
         self._check_closed()
-        if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.tasks == "stock":
-            return self._create_stock_task(coro, **kwargs)
+        if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.task_kind == "stock":
+            made = self._create_stock_task(coro, **kwargs)
+            if self._counts_tasks():
+                self._task_begins(made)
+            return made
         task = Task(coro, loop=self, **kwargs)
         if task._source_traceback:  # type: ignore[attr-defined]
             del task._source_traceback[-1]  # type: ignore[attr-defined]

@@ -1,4 +1,7 @@
-"""What a loop does with its time, ``loop.metrics()``, who blocks it, ``on_block()``, how far graphs are, ``graphs()``.
+"""What a loop does with its time, ``loop.metrics()``, and its tasks, ``loop.tasks()``; who blocks it, ``on_block()``.
+
+Who awaits whom: ``tree()``. Failures that nobody has asked for: ``on_unretrieved()``. The toolkit: ``gauges()``;
+how far graphs are: ``graphs()``.
 
 On by default; ``docs/observe.md`` says what it costs.
 
@@ -9,8 +12,6 @@ loop of the process, turns it off.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
-from tideloop.observe.runs import graphs
 from tideloop.watchdog import (
     Block,
     Frame,
@@ -21,32 +22,82 @@ from tideloop.watchdog import (
 )
 
 if TYPE_CHECKING:
+    from tideloop.observe.attached import Attached, AttachedMetrics, attach
+    from tideloop.observe.awaiting import TaskNode, TaskTree, tree
+    from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
     from tideloop.observe.otel import Instrumentation, instrument
+    from tideloop.observe.roll import Gauge, gauges
+    from tideloop.observe.runs import graphs
     from tideloop.observe.serving import Server, serve
+    from tideloop.observe.tasks import CoroutineSeen, TaskSeen, TasksSeen
+    from tideloop.observe.unretrieved import (
+        Unretrieved,
+        off_unretrieved,
+        on_unretrieved,
+        set_unretrieved_after,
+        unretrieved_after,
+    )
 
 __all__ = [
+    "Attached",
+    "AttachedMetrics",
     "Block",
+    "CoroutineSeen",
     "Frame",
+    "Gauge",
     "Histogram",
     "Instrumentation",
     "LoopMetrics",
     "Server",
     "SlowStep",
+    "TaskNode",
+    "TaskSeen",
+    "TaskTree",
+    "TasksSeen",
     "TimeSpent",
+    "Unretrieved",
     "Utilization",
+    "attach",
     "block_threshold",
+    "gauges",
     "graphs",
     "instrument",
     "off_block",
+    "off_unretrieved",
     "on_block",
+    "on_unretrieved",
     "serve",
     "set_block_threshold",
+    "set_unretrieved_after",
+    "tree",
+    "unretrieved_after",
 ]
 
 
+_HOMES = {
+    "attached": ("Attached", "AttachedMetrics", "attach"),
+    "awaiting": ("TaskNode", "TaskTree", "tree"),
+    "metrics": ("Histogram", "LoopMetrics", "SlowStep", "TimeSpent", "Utilization"),
+    "otel": ("Instrumentation", "instrument"),
+    "roll": ("Gauge", "gauges"),
+    "runs": ("graphs",),
+    "serving": ("Server", "serve"),
+    "tasks": ("CoroutineSeen", "TaskSeen", "TasksSeen"),
+    "unretrieved": (
+        "Unretrieved",
+        "off_unretrieved",
+        "on_unretrieved",
+        "set_unretrieved_after",
+        "unretrieved_after",
+    ),
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Few programs tell OpenTelemetry or are asked from outside, and many import this while their loop runs."""
-    homes = {"Instrumentation": "otel", "instrument": "otel", "Server": "serving", "serve": "serving"}
-    if name not in homes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tideloop.observe.{homes[name]}"), name)
+    """Many programs import this while their loop runs, for one of these."""
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(importlib.import_module(f"tideloop.observe.{home}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

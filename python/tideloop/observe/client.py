@@ -17,7 +17,6 @@ import stat
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +103,8 @@ class Client:
         return self._document("/v1/blocks", "blocks")
 
     def tasks(self) -> dict[str, Any]:
-        """``/v1/tasks``: the tasks of each loop. Coroutine functions of a loop that does not count them: who lives."""
-        said = self._document("/v1/tasks", "loops")
-        for loop in said["loops"]:
-            loop["functions"] = loop["functions"] or _living(loop["tasks"])
-        return said
+        """``/v1/tasks``: the tasks of each loop, and its coroutine functions."""
+        return self._document("/v1/tasks", "loops")
 
     def gauges(self) -> dict[str, Any]:
         """``/v1/gauges``: limiters, queues, pools and the like."""
@@ -127,6 +123,15 @@ class Client:
     def record(self, seconds: float | None = None) -> bytes:
         """``/v1/record``: what the flight recorder has of the last `seconds`, as the process writes it."""
         return self._ask("/v1/record" if seconds is None else f"/v1/record?seconds={seconds:g}")
+
+    def web(self) -> str:
+        """``/v1/web``: the address of its web page, which it opens if it has not yet."""
+        body = self._ask("/v1/web")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            url = json.loads(body)["url"]
+            if isinstance(url, str) and url.isprintable() and url.startswith("http://127.0.0.1:"):
+                return url
+        raise Unreachable(f"process {self.pid} answered /v1/web with something else than was expected: {body[:60]!r}")
 
     def _document(self, path: str, part: str) -> dict[str, Any]:
         body = self._ask(path)
@@ -203,17 +208,6 @@ def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None
         if wrong is not None:
             return wrong if further else f"{name} has one without {wrong!r}"
     return None
-
-
-_COUNTED = ("created", "ok", "failed", "cancelled", "busy", "scheduled", "longest")
-
-
-def _living(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    living = Counter((task["coroutine"], task.get("file"), task.get("line")) for task in tasks)
-    return [
-        {"coroutine": coroutine, "file": file, "line": line, "live": live, **dict.fromkeys(_COUNTED)}
-        for (coroutine, file, line), live in living.most_common()
-    ]
 
 
 class _Absent(Unreachable):

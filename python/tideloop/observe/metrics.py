@@ -134,7 +134,8 @@ class LoopMetrics(NamedTuple):
     """The longest steps of 0.2 ms and more, the longest first; sixteen at most."""
 
 
-def _histogram(counted: Any) -> Histogram:
+def histogram_of(counted: Any) -> Histogram:
+    """What the native half has counted, with names."""
     count, total, _shortest, longest, zeros, buckets = counted
     return Histogram(count, total * _NANO, longest * _NANO, zeros, tuple(buckets))
 
@@ -154,7 +155,7 @@ def _slow(step: dict[str, Any]) -> SlowStep:
 def metrics_of(counted: Any, counts: tuple[int, int, int], executor_queue: int) -> LoopMetrics:
     """For EventLoop.metrics(): gives what the native half has counted its names."""
     (spent, load, (steps, polls), histograms, slowest), transports = counted
-    step_seconds, ready_delay, timer_lateness = map(_histogram, histograms)
+    step_seconds, ready_delay, timer_lateness = map(histogram_of, histograms)
     ready, timers, descriptors = counts
     return LoopMetrics(
         steps=steps,

@@ -1,11 +1,9 @@
 //! When the entries of a FIFO came, told from how many had come at a few moments.
 
-use std::collections::VecDeque;
-
 /// Marks kept at most; more of them would only be more exact.
 const KEPT: usize = 64;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     /// So many entries had come,
     count: u64,
@@ -14,55 +12,78 @@ struct Mark {
 }
 
 /// Entries are numbered in the order in which they come, from 0.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Arrivals {
-    marks: VecDeque<Mark>,
+    /// A ring, from `first` on.
+    marks: [Mark; KEPT],
+    first: usize,
+    len: usize,
     /// A mark is for so many entries at least.
     stride: u64,
 }
 
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self {
+            marks: [Mark::default(); KEPT],
+            first: 0,
+            len: 0,
+            stride: 0,
+        }
+    }
+}
+
 impl Arrivals {
+    #[inline(always)]
+    fn slot(&mut self, index: usize) -> &mut Mark {
+        &mut self.marks[self.first.wrapping_add(index) % KEPT]
+    }
+
     /// By now `count` entries have come, those that have left again included.
     #[inline]
     pub fn mark(&mut self, count: u64, now: u64) {
-        let mut marks = self.marks.iter_mut();
-        let (last, before) = (marks.next_back(), marks.next_back());
-        match last {
-            Some(last) if count <= last.count => return,
-            // The last mark grows until it is large enough.
-            Some(last) if before.is_some_and(|before| last.count - before.count < self.stride) => {
-                *last = Mark { count, at: now };
+        let len = self.len;
+        if len > 0 {
+            let last = self.slot(len - 1).count;
+            if count <= last {
                 return;
             }
-            _ => {}
+            // The last mark grows until it is large enough.
+            if self.stride > 0 && len > 1 && last - self.slot(len - 2).count < self.stride {
+                *self.slot(len - 1) = Mark { count, at: now };
+                return;
+            }
+            if len == KEPT {
+                self.thin();
+            }
         }
-        if self.marks.len() == KEPT {
-            self.thin();
-        }
-        self.marks.push_back(Mark { count, at: now });
+        let len = self.len;
+        *self.slot(len) = Mark { count, at: now };
+        self.len = len + 1;
     }
 
     /// Half as exact: of two neighbours the later one stays, whose count covers both.
     #[cold]
     fn thin(&mut self) {
-        let first = self.marks.front().map_or(0, |mark| mark.count);
-        let last = self.marks.back().map_or(0, |mark| mark.count);
+        let first = self.slot(0).count;
+        let last = self.slot(KEPT - 1).count;
         self.stride = (last - first) / (KEPT as u64 / 2);
-        let mut index = 0;
-        self.marks.retain(|_| {
-            index += 1;
-            index % 2 == 0
-        });
+        for index in 0..KEPT / 2 {
+            *self.slot(index) = *self.slot(2 * index + 1);
+        }
+        self.len = KEPT / 2;
     }
 
     /// When the entry with this number, which leaves, had come; None: after the last mark. Numbers rise.
     #[inline]
     pub fn leaves(&mut self, number: u64) -> Option<u64> {
-        while let Some(first) = self.marks.front() {
+        while self.len > 0 {
+            let first = *self.slot(0);
             if first.count > number {
                 return Some(first.at);
             }
-            self.marks.pop_front();
+            self.first = self.first.wrapping_add(1);
+            self.len -= 1;
         }
         self.stride = 0;
         None
@@ -91,7 +112,7 @@ mod tests {
         let mut arrivals = Arrivals::default();
         for count in 1..=1_000 {
             arrivals.mark(count, count);
-            assert!(arrivals.marks.len() <= KEPT);
+            assert!(arrivals.len <= KEPT);
         }
         for number in 0..1_000 {
             let came = arrivals.leaves(number).unwrap();

@@ -9,6 +9,8 @@ pub struct Look {
     pub waited: u64,
     /// How often it was put on a processor.
     pub slices: u64,
+    /// It runs or would, if it had a processor.
+    pub runnable: bool,
     pub in_lock: bool,
     /// The garbage collector was at work in it.
     pub in_gc: bool,
@@ -61,7 +63,8 @@ impl Cause {
     /// (None: nobody could know).
     ///
     /// The collector is where it was seen in most looks. Otherwise the time between the first look and the last is
-    /// divided: mostly ready but not running is starved; mostly running is Python or C; else the thread slept. Who waits
+    /// divided: mostly ready but not running is starved (a thread that never was found asleep was ready whenever it did
+    /// not run: the kernel counts its waiting only when that is over); mostly running is Python or C; else the thread slept. Who waits
     /// for the GIL sleeps in a lock and asks for it every few milliseconds (CPython's switch interval, 5 ms), so it
     /// is put on a processor often; who waits for anything else is not.
     #[must_use]
@@ -78,7 +81,10 @@ impl Cause {
             return Self::Unknown;
         }
         let ran = last.ran.saturating_sub(first.ran);
-        let waited = last.waited.saturating_sub(first.waited);
+        let waited = match looks.iter().all(|look| look.runnable) {
+            true => elapsed.saturating_sub(ran),
+            false => last.waited.saturating_sub(first.waited),
+        };
         if waited > ran && waited * 2 > elapsed {
             return Self::CpuStarved;
         }
@@ -137,6 +143,7 @@ mod tests {
             ran: ran * MS,
             waited: waited * MS,
             slices,
+            runnable: false,
             in_lock,
             in_gc: false,
         };
@@ -162,6 +169,13 @@ mod tests {
         assert_eq!(Cause::of(&looks(0, 0, 1, true), None), Cause::Syscall);
         assert_eq!(Cause::of(&looks(1, 1, 20, true), None), Cause::GilWait);
         assert_eq!(Cause::of(&[], None), Cause::Unknown);
+        // Not put on a processor even once, so that nothing of its waiting was counted.
+        let mut starved = looks(0, 0, 0, false);
+        starved.iter_mut().for_each(|look| look.runnable = true);
+        assert_eq!(Cause::of(&starved, None), Cause::CpuStarved);
+        starved[1].ran = 90 * MS;
+        assert_eq!(Cause::of(&starved, Some(true)), Cause::Python);
+        assert_eq!(Cause::of(&starved, Some(false)), Cause::C);
         let mut gc = looks(95, 2, 3, false);
         gc.iter_mut().for_each(|look| look.in_gc = true);
         assert_eq!(Cause::of(&gc, Some(false)), Cause::Gc);

@@ -3,23 +3,35 @@
 use super::arrivals::Arrivals;
 use super::instrument::Instrument;
 
-/// Fewest steps that are timed together, followed by one that is timed on its own; up to 31 more by chance, so
-/// that tasks which take turns are not always met at the same one.
-const GAP: u32 = 24;
+/// Fewest very short steps that are timed together, followed by one that is timed on its own; up to 82 more by chance,
+/// so that tasks which take turns are not always met at the same one.
+const GAP: u32 = 64;
+
+/// Fewer steps are timed together if they are not so short, so that they take about so long, in nanoseconds, and at
+/// most half of what makes a step long.
+const SPAN: u64 = 48_000;
 
 /// Steps that have to be short on average before most are no longer timed.
 const WINDOW: u32 = 32;
 
-/// Short, in nanoseconds.
+/// Short, in nanoseconds: steps of the ring, among which the delays of others are looked up, and deliveries to protocols,
+/// for which nobody waits there.
 const SHORT: u64 = 2_000;
+const SHORT_OUTSIDE: u64 = 12_000;
 
 /// From here on a step is reported on its own, in nanoseconds.
 const LONG: u64 = 200_000;
 
 /// Steps that are timed one by one after a long one that could not be told from its neighbours: one for each
-/// microsecond that it took, which costs some 2 % of that, up to so many. On a busy machine it is mostly another
-/// process that has made a step long.
-const CAREFUL: u64 = 4_096;
+/// microsecond that it took, up to so many, of those that the run may still spend.
+const CAREFUL: u32 = 4_096;
+
+/// One of so many steps, over a longer time, may be timed with care in vain. On a busy machine it is mostly another
+/// process that has made a step long, and nothing is found; what has found a long step is not counted.
+const IN_VAIN: u32 = 32;
+
+/// What may be saved up for that, in parts of a step so timed.
+const CREDIT: u32 = 2 * CAREFUL * IN_VAIN;
 
 /// Gaps in a row whose steps were not short, after which each step is timed again.
 const STRIKES: u32 = 2;
@@ -58,13 +70,22 @@ pub struct Meter {
     /// Entries that have left the ready ring, but for those since the last read.
     left_ring: u64,
     arrivals: Arrivals,
+    /// Deliveries to protocols since the last read: steps that were not in the ring.
+    outside: u32,
     /// Steps of the window, and what they took.
     window: (u32, u64),
     careful: u32,
+    /// What may yet be timed with care, and how many steps were allowed when that has begun last.
+    credit: u32,
+    granted: u32,
+    /// Whether a step of the window, or of the gap and its sample, was in the ring.
+    ringed: bool,
     /// What a step of the last gap took.
     typical: u64,
     /// Steps of the gap that the histograms have not seen: the sample will stand for them.
     owed: u64,
+    /// The same of those that were in the ring, whose delays a sample from the ring will stand for.
+    owed_delays: u64,
     chance: u64,
     strikes: u32,
 }
@@ -74,17 +95,22 @@ impl Meter {
     #[must_use]
     pub fn new(on: bool) -> Self {
         Self {
-            left: if on { 1 } else { u32::MAX },
+            left: 1,
             open: 1,
             on,
             pace: Pace::Each,
             last: 0,
             left_ring: 0,
             arrivals: Arrivals::default(),
+            outside: 0,
             window: (0, 0),
             careful: 0,
+            credit: CREDIT,
+            granted: 0,
+            ringed: false,
             typical: 0,
             owed: 0,
+            owed_delays: 0,
             chance: 1,
             strikes: 0,
         }
@@ -96,25 +122,35 @@ impl Meter {
         self.on
     }
 
-    /// Whether the clock will be read behind the step that begins.
-    #[inline]
+    /// A step of the ready ring begins: whether the clock has to be read behind it, for [`Meter::read`]. Only of a meter
+    /// that is on.
+    #[inline(always)]
     #[must_use]
-    pub fn is_due(&self) -> bool {
-        self.left == 1
+    pub fn begins(&mut self) -> bool {
+        self.left = self.left.wrapping_sub(1);
+        self.left == 0
     }
 
-    /// A step of the ready ring has ended: whether the clock has to be read, for [`Meter::read`].
+    /// Of a step that [has begun](Meter::begins): what that has said.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.left == 0
+    }
+
+    /// What was found for one descriptor was delivered, to a protocol (`called`) or the ring: whether the clock has to be
+    /// read, for [`Meter::delivered`].
     #[inline]
     #[must_use]
-    pub fn tick(&mut self) -> bool {
-        self.left -= 1;
-        if self.left != 0 {
-            return false;
+    pub fn delivers(&mut self, called: bool) -> bool {
+        if self.pace == Pace::Each {
+            return true;
         }
-        if !self.on {
-            self.left = u32::MAX;
+        if called {
+            self.outside += 1;
+            return self.begins();
         }
-        self.on
+        false
     }
 
     /// The end of the last step, if that was timed on its own: as good as the time.
@@ -133,14 +169,19 @@ impl Meter {
 
     /// The clock shows `now` behind a step of the ring, in which `waiting` entries are left.
     pub fn read(&mut self, shared: &Instrument, now: u64, waiting: usize) -> Timed {
-        let (began, took) = self.advance(shared, now);
-        let timed = match self.pace {
-            Pace::Each => self.each(shared, began, took),
-            Pace::Gap => self.gap(shared, took),
-            Pace::Sample => self.sample(shared, began, took),
-        };
+        let timed = self.book(shared, now, true);
         self.arrivals.mark(self.left_ring + waiting as u64, now);
         timed
+    }
+
+    /// Books what was timed until `now`; its last step was of the ring or a delivery.
+    fn book(&mut self, shared: &Instrument, now: u64, of_ring: bool) -> Timed {
+        let (began, took) = self.advance(shared, now);
+        match self.pace {
+            Pace::Each => self.each(shared, began, took, of_ring),
+            Pace::Gap => self.gap(shared, took),
+            Pace::Sample => self.sample(shared, began, took, of_ring),
+        }
     }
 
     #[inline]
@@ -158,22 +199,50 @@ impl Meter {
     }
 
     #[inline]
-    fn each(&mut self, shared: &Instrument, began: u64, took: u64) -> Timed {
+    fn each(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
         shared.steps.add(took, 1);
         shared.add_steps(1, took);
-        self.delay(shared, began, 1);
-        self.left_ring += 1;
+        if of_ring {
+            self.delay(shared, began, 1);
+            self.left_ring += 1;
+            self.ringed = true;
+        }
         self.left = 1;
         self.careful = self.careful.saturating_sub(1);
         self.window = (self.window.0 + 1, self.window.1.saturating_add(took));
         if self.window.0 == WINDOW {
-            if self.window.1 < SHORT * u64::from(WINDOW) && self.careful == 0 {
+            if self.window.1 < self.limit() * u64::from(WINDOW) && self.careful == 0 {
                 self.typical = self.window.1 / u64::from(WINDOW);
                 self.begin_gap();
             }
             self.window = (0, 0);
         }
+        if took >= LONG && self.careful > 0 {
+            // It was worth while, and goes on.
+            self.careful = self.careful.max(Self::care(took));
+            let granted = std::mem::take(&mut self.granted);
+            self.earn(granted * IN_VAIN);
+        }
         Self::told(took)
+    }
+
+    /// Steps to be timed with care after one that took so long.
+    fn care(took: u64) -> u32 {
+        (took / 1_000).min(CAREFUL.into()) as u32
+    }
+
+    #[inline]
+    fn earn(&mut self, credit: u32) {
+        self.credit = (self.credit + credit).min(CREDIT);
+    }
+
+    /// What is short, of steps some of which were in the ring.
+    #[inline]
+    fn limit(&mut self) -> u64 {
+        match std::mem::take(&mut self.ringed) {
+            true => SHORT,
+            false => SHORT_OUTSIDE,
+        }
     }
 
     /// Books what was timed together, all of a gap or its part before a poll, and says how to go on.
@@ -184,14 +253,27 @@ impl Meter {
             return Timed::Short;
         }
         let others = u64::from(count);
-        self.left_ring += others;
+        let of_ring = u64::from(count - std::mem::take(&mut self.outside));
+        self.left_ring += of_ring;
+        self.owed_delays += of_ring;
+        self.ringed |= of_ring != 0;
         self.open = self.left;
+        self.earn(count);
         shared.add_steps(others, took);
         if took >= LONG {
             shared.steps.add(took, 1);
             self.owed += others - 1;
             self.settle(shared);
-            self.careful = (took / 1_000).min(CAREFUL) as u32;
+            // All or nothing: a bit of care each time would never find what comes in longer intervals.
+            let wanted = Self::care(took);
+            self.granted = match self.credit.checked_sub(wanted * IN_VAIN) {
+                Some(credit) => {
+                    self.credit = credit;
+                    wanted
+                }
+                None => 0,
+            };
+            self.careful = self.granted;
             self.at_each_step();
             return Timed::Among(took, count);
         }
@@ -205,19 +287,24 @@ impl Meter {
     }
 
     /// Books a step that stands for those of the gap before it, unless it is a long one.
-    fn sample(&mut self, shared: &Instrument, began: u64, took: u64) -> Timed {
+    fn sample(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
         shared.add_steps(1, took);
-        self.delay(shared, began, 1 + self.owed);
-        self.left_ring += 1;
+        self.outside = 0;
+        if of_ring {
+            let weight = 1 + std::mem::take(&mut self.owed_delays);
+            self.delay(shared, began, weight);
+            self.left_ring += 1;
+            self.ringed = true;
+        }
         if took < LONG {
             shared.steps.add(took, 1 + std::mem::take(&mut self.owed));
         } else {
             shared.steps.add(took, 1);
             self.settle(shared);
         }
-        self.strikes = match self.typical {
-            0..SHORT => 0,
-            _ => self.strikes + 1,
+        self.strikes = match self.typical < self.limit() {
+            true => 0,
+            false => self.strikes + 1,
         };
         if self.strikes < STRIKES {
             self.begin_gap();
@@ -258,10 +345,12 @@ impl Meter {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         self.pace = Pace::Gap;
-        self.set(GAP + (self.chance >> 59) as u32);
+        let fewest = (SPAN / self.typical.max(1)).min(GAP.into()) as u32;
+        self.set(fewest + (self.chance >> 59) as u32 * fewest / 24);
     }
 
     fn at_each_step(&mut self) {
+        self.ringed = false;
         self.pace = Pace::Each;
         self.strikes = 0;
         self.set(1);
@@ -328,17 +417,12 @@ impl Meter {
 
     /// What was found for one descriptor was delivered by `now`, to a protocol (`called`) or the ring.
     pub fn delivered(&mut self, shared: &Instrument, now: u64, called: bool) -> Timed {
-        if !self.on {
-            return Timed::Short;
+        if called {
+            return self.book(shared, now, false);
         }
         let (_, took) = self.advance(shared, now);
-        if !called {
-            shared.add_internal(took);
-            return Timed::Short;
-        }
-        shared.steps.add(took, 1);
-        shared.add_steps(1, took);
-        Self::told(took)
+        shared.add_internal(took);
+        Timed::Short
     }
 
     /// All was delivered and the timers that are due have joined the ring, in which `waiting` entries are now.
@@ -376,7 +460,7 @@ mod tests {
 
         fn step(&mut self, took: u64, waiting: usize) -> Timed {
             self.now += took;
-            if !self.meter.tick() {
+            if !self.meter.begins() {
                 return Timed::Short;
             }
             self.reads += 1;
@@ -396,12 +480,12 @@ mod tests {
     }
 
     #[test]
-    fn short_steps_are_read_twice_in_forty_and_counted_all() {
+    fn short_steps_are_read_twice_in_a_hundred_and_counted_all() {
         let mut bench = Bench::new();
         for n in 0..160_032_u64 {
             assert_eq!(bench.step(200 + n * 7 % 50, 3), Timed::Short);
         }
-        assert!((7_000..9_000).contains(&bench.reads), "{}", bench.reads);
+        assert!((2_700..3_400).contains(&bench.reads), "{}", bench.reads);
         let _ = bench.meter.ends(&bench.shared, bench.now);
         let steps = bench.shared.steps.read();
         assert_eq!(steps.count(), 160_032);
@@ -442,12 +526,76 @@ mod tests {
             found = bench.step(200, 0);
         }
         assert!(
-            matches!(found, Timed::Among(took, 24..=55) if took >= 30_000_000)
+            matches!(found, Timed::Among(took, 64..=146) if took >= 30_000_000)
                 || found == Timed::Step(30_000_000)
         );
         assert_eq!(bench.step(20_000_000, 0), Timed::Step(20_000_000));
         assert_eq!(bench.step(200, 0), Timed::Short);
         assert_eq!(bench.step(10_000_000, 0), Timed::Step(10_000_000));
+    }
+
+    #[test]
+    fn deliveries_are_sampled_and_a_long_one_is_found() {
+        let mut bench = Bench::new();
+        let mut reads = 0;
+        for n in 0..64_000_u64 {
+            bench.now += 5_000 + n * 7 % 500;
+            if bench.meter.delivers(true) {
+                reads += 1;
+                let timed = bench.meter.delivered(&bench.shared, bench.now, true);
+                assert_eq!(timed, Timed::Short);
+            }
+        }
+        assert!((8_000..16_000).contains(&reads), "{reads}");
+        bench.now += 250_000;
+        let mut found = Timed::Short;
+        while found == Timed::Short {
+            if bench.meter.delivers(true) {
+                found = bench.meter.delivered(&bench.shared, bench.now, true);
+            }
+        }
+        assert!(
+            matches!(found, Timed::Among(250_000..400_000, 9..=19))
+                || matches!(found, Timed::Step(250_000..260_000)),
+            "{found:?}"
+        );
+        // Steps of the ring that are as long are timed one by one.
+        for _ in 0..200 {
+            let _ = bench.step(5_000, 3);
+        }
+        bench.reads = 0;
+        for _ in 0..1_000 {
+            let _ = bench.step(5_000, 3);
+        }
+        assert_eq!(bench.reads, 1_000);
+        let _ = bench.meter.ends(&bench.shared, bench.now);
+        let steps = bench.shared.steps.read();
+        assert_eq!(steps.count(), bench.shared.counts().0);
+        let median = steps.quantile(0.5).unwrap() as f64;
+        assert!((median / 5_250.0 - 1.0).abs() < 0.05, "{median}");
+    }
+
+    #[test]
+    fn care_in_vain_is_bounded_and_what_finds_something_is_not() {
+        // A process that takes the processor now and then makes a step long, never the same one.
+        let mut bench = Bench::new();
+        for _ in 0..50 {
+            for _ in 0..10_000 {
+                let _ = bench.step(200, 0);
+            }
+            let _ = bench.step(4_000_000, 0);
+        }
+        // Of 500,000: what could be saved up, one of 32, and the two of each gap.
+        assert!(bench.reads < 500_000 / 10, "{}", bench.reads);
+        // Something that blocks again and again is found by name, nearly always.
+        let mut named = 0;
+        for _ in 0..400 {
+            for _ in 0..2_000 {
+                let _ = bench.step(200, 0);
+            }
+            named += u32::from(bench.step(4_000_000, 0) == Timed::Step(4_000_000));
+        }
+        assert!(named > 300, "{named}");
     }
 
     #[test]
@@ -524,7 +672,7 @@ mod tests {
     #[test]
     fn off_reads_nothing() {
         let mut meter = Meter::new(false);
-        assert!((0..100).all(|_| !meter.tick()));
+        meter.turns(1, 1);
         assert_eq!(meter.fresh(), None);
     }
 }

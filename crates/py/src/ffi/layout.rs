@@ -64,6 +64,9 @@ pub struct TaskObject {
     pub future: FutureObject,
     #[cfg(Py_3_13)]
     pub cancel_requests: c_int,
+    /// Ours, where the alignment of the next field leaves a hole: see [`super::task::place_of`].
+    #[cfg(Py_3_13)]
+    pub record: u32,
     pub waiter: *mut PyObject,
     pub coro: *mut PyObject,
     pub name: *mut PyObject,
@@ -74,6 +77,9 @@ pub struct TaskObject {
     log_destroy_pending: c_int,
     #[cfg(not(Py_3_13))]
     pub cancel_requests: c_int,
+    /// Ours, where the alignment of what follows leaves a hole: see [`super::task::place_of`].
+    #[cfg(not(Py_3_13))]
+    pub record: u32,
     #[cfg(Py_3_14)]
     pub node: Node,
 }

@@ -18,6 +18,7 @@ use super::task::{self, WakeCall};
 use super::{call, future, guard, handed, snapshot};
 use crate::event_loop::{LoopCore, When, seconds_of};
 use crate::loop_clock::LoopClock;
+use crate::observe::tasks;
 
 /// Puts the methods on the class.
 pub fn install(class: &Bound<'_, PyType>) -> PyResult<()> {
@@ -608,7 +609,7 @@ unsafe extern "C" fn create_task(
                     } else if names.is_null() {
                         let class = replaced.unwrap_or_else(|| classes.stock_task.bind(py).clone());
                         let arguments = [*array, object];
-                        return Bound::from_owned_ptr_or_err(
+                        let made = Bound::from_owned_ptr_or_err(
                             py,
                             ffi::PyObject_Vectorcall(
                                 class.as_ptr(),
@@ -616,7 +617,11 @@ unsafe extern "C" fn create_task(
                                 1,
                                 classes.only_loop.as_ptr(),
                             ),
-                        );
+                        )?;
+                        if state.register().is_some() {
+                            tasks::begins_stock(state, &made)?;
+                        }
+                        return Ok(made);
                     }
                 }
             }

@@ -47,10 +47,11 @@ use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 use super::current::{self, Current};
 use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
-use super::layout::{FutureObject, Node, PENDING, TaskObject};
+use super::layout::{CANCELLED, FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
 use super::{call, guard, hidden, operation, refcheck};
 use crate::event_loop::LoopCore;
+use tideloop_core::observe::book::{End, Place};
 
 /// asyncio's fields, and before 3.14 the place in the loop's list.
 #[repr(C)]
@@ -212,6 +213,7 @@ pub fn spawn<'py>(
         base.name = name.into_ptr();
         base.context = context.into_ptr();
         base.cancel_requests = 0;
+        base.record = 0;
         base.set_must_cancel(false);
         base.set_logs_destroyed(true);
         #[cfg(Py_3_14)]
@@ -234,9 +236,85 @@ pub fn spawn<'py>(
         } else {
             ffi::PyObject_GC_Track(task.cast());
         }
+        if core.get().register().is_some() {
+            note(core.get(), &object, coro);
+        }
         core.get()
             .push_entry(py, Entry::step(object.clone().unbind()));
         Ok(object)
+    }
+}
+
+// --- observing ---------------------------------------------------------------------------------
+
+/// Where the loop keeps what it counts of this task ([`crate::observe::tasks`]); None: nowhere, or it is none of ours.
+///
+/// The number stands in the hole that alignment leaves between two of asyncio's own fields, whose size `layout::verify`
+/// has compared: asyncio's code never writes there, and a loop that counts nothing of tasks pays no byte for it.
+#[inline(always)]
+pub fn place_of(task: &Bound<'_, PyAny>) -> Option<Place> {
+    let native = super::native::ready(task.py())?;
+    if native.is_task(task.as_ptr()) {
+        place_of_entry(task)
+    } else {
+        None
+    }
+}
+
+/// As [`place_of`], of an entry of the ring.
+#[inline(always)]
+pub fn place_of_entry(task: &Bound<'_, PyAny>) -> Option<Place> {
+    // SAFETY: entries of the ring hold tasks of ours.
+    unsafe { Place::new((*task.as_ptr().cast::<Task>()).base.record) }
+}
+
+/// Has the loop count what this task, which it knows nothing of, does.
+///
+/// # Safety
+///
+/// `task` is a task of ours.
+#[inline]
+unsafe fn note(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>) {
+    let place = crate::observe::tasks::begins(core, task, coro);
+    // SAFETY: passed on to the caller.
+    unsafe { (*task.as_ptr().cast::<Task>()).base.record = place.map_or(0, Place::get) };
+}
+
+/// What is known of a task that is over, or another one from now on, is known no longer.
+///
+/// # Safety
+///
+/// `task` is a task of ours whose loop is alive, or null.
+#[cold]
+unsafe fn forget(py: Python<'_>, task: *mut Task) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let place = Place::new(ptr::replace(&raw mut (*task).base.record, 0));
+        let owner = (*task).base.future.owner;
+        if let Some(place) = place
+            && !owner.is_null()
+            && let Some(register) = future::any_core_of(py, owner).and_then(|core| core.register())
+        {
+            register.with(py, |register| register.book.end(place, End::Dropped));
+        }
+    }
+}
+
+/// A step of a task of ours has ended and the task with it: how; and its record is free to go.
+#[inline]
+pub fn take_ended(task: &Bound<'_, PyAny>) -> Option<End> {
+    let task = task.as_ptr().cast::<Task>();
+    // SAFETY: entries of the ring hold tasks of ours; the caller keeps this one alive.
+    unsafe {
+        let future = &(*task).base.future;
+        let end = match future.state {
+            PENDING => return None,
+            CANCELLED => End::Cancelled,
+            _ if future.exception.is_null() => End::Ok,
+            _ => End::Failed,
+        };
+        (*task).base.record = 0;
+        Some(end)
     }
 }
 
@@ -418,6 +496,9 @@ unsafe fn construct(
     // takes the source traceback in debug mode and empties what was there; then the fields of a task,
     // each replaced before its old content is dropped.
     unsafe {
+        if (*task).base.record != 0 {
+            forget(py, task);
+        }
         let stock = &*native.stock_future.as_ptr().cast::<ffi::PyTypeObject>();
         let no_args = PyTuple::empty(py);
         let Some(init_future) = stock.tp_init else {
@@ -460,14 +541,35 @@ unsafe fn construct(
         if given.eager {
             let running = Bound::from_borrowed_ptr(py, owner).call_method0("is_running")?;
             if running.is_truthy()? {
-                return start_eagerly(py, native, task);
+                start_eagerly(py, native, task)?;
+                if (*task).base.future.state == PENDING {
+                    note_known(py, task, &coro);
+                }
+                return Ok(());
             }
         }
         step_soon(py, task, core)?;
         if (*node_of(task)).next.is_null() {
             register(py, native, core, task)?;
         }
+        note_known(py, task, &coro);
         Ok(())
+    }
+}
+
+/// Has the task's loop count what it does, if that is one of ours which does so.
+///
+/// # Safety
+///
+/// `task` is alive and filled.
+unsafe fn note_known(py: Python<'_>, task: *mut Task, coro: &Bound<'_, PyAny>) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if let Some(core) = future::any_core_of(py, (*task).base.future.owner)
+            && core.register().is_some()
+        {
+            note(core, &Bound::from_borrowed_ptr(py, task.cast()), coro);
+        }
     }
 }
 
@@ -1554,6 +1656,9 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         if !future::finalise(object, has_to_report) {
             return;
         }
+        if (*task).base.record != 0 {
+            forget(Python::assume_attached(), task);
+        }
         unlink(node_of(task));
         leave_owned(task);
         release(task);
@@ -1604,6 +1709,9 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     // SAFETY: called by the collector with a live object. Before 3.14 the list's head is in the loop,
     // which the task is about to let go of.
     unsafe {
+        if (*object.cast::<Task>()).base.record != 0 {
+            forget(Python::assume_attached(), object.cast());
+        }
         #[cfg(not(Py_3_14))]
         unlink(node_of(object.cast()));
         show_owned(object.cast());
@@ -1685,4 +1793,11 @@ pub fn make_type<'py>(
         size_of::<Task>(),
         &mut slots,
     )
+}
+
+/// Whether a task of ours has ended.
+#[inline(always)]
+pub fn is_done(task: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: entries of the ring that are steps are tasks of ours, whose fields are laid out as verified.
+    unsafe { (*task.as_ptr().cast::<FutureObject>()).state != PENDING }
 }

@@ -30,14 +30,14 @@ pub struct Known {
 static LOOPS: Mutex<Vec<Weak<Observed>>> = Mutex::new(Vec::new());
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// A loop is made.
-pub fn join() -> Arc<Observed> {
+/// A loop is made, to be observed at this [`level`](super::level).
+pub fn join(level: u8) -> Arc<Observed> {
     let observed = Arc::new(Observed {
         known: Known {
             id: NUMBER.fetch_add(1, Relaxed) + 1,
             ..Known::default()
         },
-        ..Observed::default()
+        ..Observed::new(level)
     });
     let mut loops = LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
     loops.retain(|known| known.strong_count() > 0);

@@ -14,12 +14,16 @@
 //! is kept alive. A task is there to be asked until its step was timed; a handle has forgotten its callback by
 //! then, so the callback is kept over a step that will be timed, and only then.
 //!
-//! **Who blocks, while it does**: [`watchdog`]. **Who asks from outside**: [`serve`].
+//! **Who blocks, while it does**: [`watchdog`]. **What happened before**: [`recorder`]. **Who asks from outside**: [`serve`].
 
 mod blocks;
 mod known;
+pub mod level;
+pub mod pulse;
+pub mod recorder;
 pub mod serve;
 mod slowest;
+pub mod tasks;
 mod watch;
 pub mod watchdog;
 mod who;
@@ -32,6 +36,7 @@ use tideloop_core::observe::Instrument;
 use tideloop_sys::clock;
 
 pub use known::{Known, join};
+use recorder::Recorder;
 pub use slowest::Slow;
 use slowest::Slowest;
 pub use watch::Watch;
@@ -43,6 +48,21 @@ pub struct Observed {
     pub instrument: Instrument,
     pub slowest: Slowest,
     pub known: Known,
+    /// One of [`level`].
+    level: u8,
+    /// None: it is not traced.
+    pub recorder: Option<Recorder>,
+}
+
+impl Observed {
+    /// What a loop of this [`level`] has for others to read.
+    pub fn new(level: u8) -> Self {
+        Self {
+            level,
+            recorder: (level >= level::TRACE).then(Recorder::default),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a histogram counted: count, sum, smallest and largest value, zeros, and its buckets with their counts.

@@ -3,15 +3,20 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use tideloop_core::observe::book::{End, Pace, Place};
+use tideloop_core::observe::ring::Kind;
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
 use super::blocks;
+use super::recorder::Scribe;
 use super::slowest::Slow;
+use super::tasks;
 use super::watchdog::{self, Block, Watched};
 use super::who::{Described, Who};
-use super::{Instrument, Observed};
+use super::{Instrument, Observed, level};
 use crate::event_loop::LoopCore;
+use crate::ffi::{site, task};
 
 /// The clock of a run's turns, and what observes them.
 pub struct Watch {
@@ -19,6 +24,10 @@ pub struct Watch {
     meter: Meter,
     observed: Option<Arc<Observed>>,
     watched: Option<Arc<Watched>>,
+    scribe: Option<Scribe>,
+    /// Level 1: every step is timed, for the record of its task, which is at this place.
+    pace: Pace,
+    place: Option<Place>,
 }
 
 impl Watch {
@@ -29,6 +38,9 @@ impl Watch {
             coarse: CoarseClock::default(),
             meter: Meter::new(observed.is_some()),
             watched: observed.as_ref().and_then(watchdog::enters),
+            scribe: observed.as_ref().and_then(Scribe::new),
+            pace: Pace::default(),
+            place: None,
             observed,
         };
         if let Some(observed) = &watch.observed {
@@ -61,24 +73,128 @@ impl Watch {
         }
     }
 
-    /// Whether the step that begins will be timed, so that it has to be kept to be asked who it was.
-    #[inline]
-    pub fn is_due(&self) -> bool {
-        self.meter.is_on() && self.meter.is_due()
+    /// A step of the ring begins: whether it will be timed, so that it has to be kept to be asked who it was.
+    #[inline(always)]
+    pub fn is_due(&mut self) -> bool {
+        self.meter.begins()
     }
 
-    /// A step of the ring has ended. What it has written must have left if it [was due](Watch::is_due).
+    /// Level 1: a task of ours is about to take a step.
     #[inline(always)]
-    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
-        if self.meter.tick() {
-            self.read(core, who);
+    pub fn begins(&mut self, core: &LoopCore, task: &Bound<'_, PyAny>) {
+        self.enters(core, task.py(), task::place_of_entry(task));
+    }
+
+    /// Level 1: a callback is about to be called, which may be the step of a task of asyncio's own, or of ours by way of a
+    /// handle.
+    #[inline(always)]
+    pub fn begins_callback(&mut self, core: &LoopCore, callback: Option<&Bound<'_, PyAny>>) {
+        if let Some(callback) = callback
+            && let Some(task) = site::receiver(callback)
+            && let Some(register) = core.register()
+        {
+            let py = callback.py();
+            let place = task::place_of(&task).or_else(|| {
+                let address = task.as_ptr() as usize;
+                register.with(py, |register| register.place_of_stock(address))
+            });
+            self.enters(core, py, place);
         }
     }
 
-    #[inline(never)]
-    fn read(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+    #[inline(always)]
+    fn enters(&mut self, core: &LoopCore, py: Python<'_>, place: Option<Place>) {
+        self.place = place;
+        if let Some(register) = core.register() {
+            register.with(py, |register| register.book.running = place);
+        }
+    }
+
+    /// Level 1: as [`Watch::stepped`], of every step.
+    #[inline]
+    pub fn stepped_each(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
+        self.book(core, now, waiting, who);
+        if self.meter.is_due() {
+            self.read(core, now, waiting, who);
+        }
+    }
+
+    /// Books the step that has ended for its task.
+    #[inline]
+    fn book(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize, who: &Who<'_, '_>) {
+        let py = core.py();
+        let Some(register) = core.get().register() else {
+            return;
+        };
+        let (took, waited) = self.pace.steps(now, waiting);
+        let place = self.place.take();
+        let end = match (place, who) {
+            (Some(_), Who::Task(task)) => task::take_ended(task),
+            _ => None,
+        };
+        register.with(py, |register| {
+            register.now = now;
+            register.book.running = None;
+            if let Some(place) = place {
+                register.book.stepped(place, took, waited);
+                if let Some(end) = end {
+                    register.book.end(place, end);
+                }
+            }
+        });
+        if place.is_some() && (end == Some(End::Failed) || matches!(who, Who::Callback(_))) {
+            tell(core, place, end, who);
+        }
+    }
+
+    /// Level 2: a task of ours is about to take a step.
+    #[inline]
+    pub fn traces_step(&mut self, task: &Bound<'_, PyAny>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.step(at, task);
+        }
+    }
+
+    /// Level 2: the task has taken it.
+    #[inline]
+    pub fn traces_end(&self, task: &Bound<'_, PyAny>) {
+        if let Some(scribe) = &self.scribe
+            && task::is_done(task)
+        {
+            scribe.end(task);
+        }
+    }
+
+    /// Level 2: a callback is about to be called.
+    #[inline]
+    pub fn traces_call(&mut self, callback: Option<&Bound<'_, PyAny>>) {
+        let at = self.coarse.now();
+        if let Some(scribe) = &mut self.scribe {
+            scribe.call(at, callback);
+        }
+    }
+
+    /// Level 2: the loop itself does this from now on.
+    #[inline]
+    pub fn traces(&self, kind: Kind) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(self.coarse.now(), kind, 0, 0);
+        }
+    }
+
+    /// A step that [is timed](Watch::is_due) has ended, and what it has written has left.
+    #[cold]
+    pub fn stepped(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+        let now = self.coarse.now();
+        let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
+        self.read(core, now, waiting, who);
+    }
+
+    #[inline]
+    fn read(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize, who: &Who<'_, '_>) {
         let timed = self.note_shared(|meter, shared| meter.read(shared, now, waiting));
         self.report(core, timed, now, who);
     }
@@ -111,6 +227,9 @@ impl Watch {
         }
         let found = who.describe();
         if let Some(watched) = watched {
+            if let Some(scribe) = &self.scribe {
+                scribe.note(now, Kind::Block, took, 0);
+            }
             let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
             let told = blocked(core, took, who, &found, &block);
             blocks::keep(observed, took, found.clone(), block);
@@ -169,9 +288,12 @@ impl Watch {
 
     /// The selector was asked; what it has found is delivered from now on.
     #[inline]
-    pub fn polled(&mut self, core: &Bound<'_, LoopCore>) {
+    pub fn polled<const LEVEL: u8>(&mut self, core: &Bound<'_, LoopCore>) {
         if self.meter.is_on() {
             let now = self.coarse.now();
+            if LEVEL >= level::TASKS {
+                tell_time(core, now);
+            }
             let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
             let (took, gauge) =
                 self.note_shared(|meter, shared| meter.polled(shared, now, waiting));
@@ -187,7 +309,7 @@ impl Watch {
     /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
     #[inline]
     pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
-        if self.meter.is_on() {
+        if self.meter.delivers(to.is_some()) {
             let now = self.coarse.now();
             let timed =
                 self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
@@ -208,13 +330,20 @@ impl Watch {
 
     /// The ring has so many entries now.
     #[inline]
-    pub fn turns(&mut self, now: u64, waiting: usize) {
+    pub fn turns<const LEVEL: u8>(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize) {
+        if LEVEL >= level::TASKS {
+            self.pace.turns(now, waiting);
+            tell_time(core, now);
+        }
         self.meter.turns(now, waiting);
     }
 
     /// A timer fired so late, in nanoseconds.
     #[inline]
-    pub fn fired(&self, late: u64) {
+    pub fn fired(&self, now: u64, late: u64) {
+        if let Some(scribe) = &self.scribe {
+            scribe.note(now, Kind::Timer, late, 0);
+        }
         if let Some(observed) = &self.observed {
             observed.instrument.lateness.add(late, 1);
         }
@@ -224,6 +353,7 @@ impl Watch {
 impl Drop for Watch {
     /// The run is over, however it has ended.
     fn drop(&mut self) {
+        self.traces(Kind::Rest);
         if self.meter.is_on() {
             let now = clock::monotonic_ns();
             // Who was slow at the very end is not told: there is no turn left to tell it in.
@@ -235,6 +365,44 @@ impl Drop for Watch {
         if let Some(watched) = &self.watched {
             watchdog::leaves(watched);
         }
+    }
+}
+
+/// What is left to do after a step: the end of a task of asyncio's own, and failures that somebody has to ask for.
+#[cold]
+fn tell(core: &Bound<'_, LoopCore>, place: Option<Place>, end: Option<End>, who: &Who<'_, '_>) {
+    if let Err(error) = told(core, place, end, who) {
+        error.write_unraisable(core.py(), Some(core.as_any()));
+    }
+}
+
+fn told(
+    core: &Bound<'_, LoopCore>,
+    place: Option<Place>,
+    end: Option<End>,
+    who: &Who<'_, '_>,
+) -> PyResult<()> {
+    let failed = match (place, who) {
+        (Some(_), Who::Task(task)) => (end == Some(End::Failed)).then(|| (*task).clone()),
+        (Some(place), Who::Callback(Some(callback))) => match site::receiver(callback) {
+            Some(task) => {
+                let end = tasks::handle_stepped(core.get(), place, &task)?;
+                (end == Some(End::Failed)).then_some(task)
+            }
+            None => None,
+        },
+        _ => None,
+    };
+    match failed {
+        Some(task) => core.call_method1("_task_failed", (task,)).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// When a task that is made now was made.
+fn tell_time(core: &Bound<'_, LoopCore>, now: u64) {
+    if let Some(register) = core.get().register() {
+        register.with(core.py(), |register| register.now = now);
     }
 }
 

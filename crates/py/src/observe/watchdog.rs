@@ -299,6 +299,7 @@ fn looks_like(thread: Thread, now: u64) -> Option<Look> {
         ran: standing.ran,
         waited: standing.waited,
         slices: standing.slices,
+        runnable: standing.runnable,
         in_lock: standing.call.is_some_and(thread::is_lock_wait),
         in_gc: COLLECTS.load(Ordering::Relaxed) != 0,
     })

@@ -24,6 +24,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::roll;
 use crate::ffi::shadows::Within;
 
 /// In which order items come out.
@@ -64,6 +65,7 @@ pub struct QueueCore {
     pub(super) getters: WaitList,
     pub(super) putters: WaitList,
     pub(super) bound: BoundLoop,
+    place: roll::Place,
 }
 
 /// One look at the items.
@@ -352,38 +354,43 @@ impl QueueCore {
             getters: WaitList::default(),
             putters: WaitList::default(),
             bound: BoundLoop::default(),
+            place: roll::Place::default(),
         }
     }
 
     /// Begins an empty queue in one of the orders "fifo", "lifo" and "priority".
-    fn _begin(&self, py: Python<'_>, maxsize: Bound<'_, PyAny>, order: &str) -> PyResult<()> {
+    fn _begin(slf: &Bound<'_, Self>, maxsize: Bound<'_, PyAny>, order: &str) -> PyResult<()> {
+        let py = slf.py();
         let (order, items) = match order {
             "fifo" => (Order::Fifo, Items::Native(VecDeque::new())),
             "lifo" => (Order::Lifo, Items::Native(VecDeque::new())),
             "priority" => (Order::Priority, Items::Ranked(StableHeap::default())),
             other => return Err(PyValueError::new_err(format!("no order {other:?}"))),
         };
+        let this = slf.get();
         let none = py.None().into_bound(py);
-        self.getters.set(&none);
-        self.putters.set(&none);
-        self.unfinished.store(0, Ordering::Relaxed);
-        self.puts.store(0, Ordering::Relaxed);
-        self.shut_down.store(false, Ordering::Relaxed);
-        self.limit.store(limit_of(&maxsize), Ordering::Relaxed);
+        this.getters.set(&none);
+        this.putters.set(&none);
+        this.unfinished.store(0, Ordering::Relaxed);
+        this.puts.store(0, Ordering::Relaxed);
+        this.shut_down.store(false, Ordering::Relaxed);
+        this.limit.store(limit_of(&maxsize), Ordering::Relaxed);
         let new = State {
             order,
             items,
             maxsize: maxsize.unbind(),
             finished: None,
         };
-        let old = self.state.with(py, |state| std::mem::replace(state, new));
+        let old = this.state.with(py, |state| std::mem::replace(state, new));
         drop(old);
+        this.place.enlist(slf.as_any());
         Ok(())
     }
 
     /// From now on the stock methods serve this instance, and this only stores its attributes.
-    fn _divert(&self) {
-        self.diverted.store(true, Ordering::Relaxed);
+    fn _divert(slf: &Bound<'_, Self>) {
+        slf.get().diverted.store(true, Ordering::Relaxed);
+        slf.get().place.enlist(slf.as_any());
     }
 
     /// The items, the number of getters and that of putters, as repr() shows them.

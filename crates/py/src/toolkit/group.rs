@@ -27,6 +27,7 @@ use super::task_handle::{self, End, Start, TaskHandle};
 use crate::ffi::call::{self, Callback, Definition};
 use crate::ffi::cell::LoopCell;
 use crate::ffi::park::{self, Ending};
+use crate::ffi::roll::Place;
 
 /// What is needed to make tasks.
 struct Helpers {
@@ -127,6 +128,7 @@ static DONE: Definition = Definition::told::<Done>(c"_task_done");
 #[pyclass(frozen, subclass, weakref, module = "tideloop._tideloop")]
 pub struct GroupCore {
     state: LoopCell<State>,
+    place: Place,
 }
 
 /// A call as it is made.
@@ -448,6 +450,7 @@ impl GroupCore {
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             state: LoopCell::new(State::default()),
+            place: Place::default(),
         }
     }
 
@@ -483,6 +486,7 @@ impl GroupCore {
             .state
             .with(py, |state| std::mem::replace(state, new));
         drop(old);
+        slf.get().place.enlist(slf.as_any());
         Ok(())
     }
 

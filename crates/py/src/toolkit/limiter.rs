@@ -14,7 +14,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt};
+use pyo3::types::{PyBool, PyDict, PyInt, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::limits::{Limits, Need, Refusal, Surplus, Taken};
 use tideloop_core::waiters::Ticket;
@@ -27,6 +27,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{Coroutine, Method, Rest};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::roll::Place;
 
 /// One permit of a limiter that has one resource.
 const ONE: [Need; 1] = [Need {
@@ -48,6 +49,7 @@ pub struct LimitsCore {
     name: Option<String>,
     /// Names of the resources; none for a limiter that has but one.
     names: Vec<String>,
+    place: Place,
 }
 
 impl Parks for LimitsCore {
@@ -697,7 +699,18 @@ impl LimitsCore {
             title,
             name,
             names,
+            place: Place::default(),
         })
+    }
+
+    /// The roll for `tideloop.observe.gauges()`; a limiter that is a part of something else is made without.
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn __init__(
+        slf: &Bound<'_, Self>,
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) {
+        slf.get().place.enlist(slf.as_any());
     }
 
     /// The name that it was given.

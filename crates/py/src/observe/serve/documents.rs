@@ -10,7 +10,7 @@ use tideloop_sys::clock;
 use super::Shared;
 use super::collector::{self, Kind};
 use crate::observe::blocks::{self, Told};
-use crate::observe::{Observed, Slow, known, watchdog};
+use crate::observe::{Observed, Slow, known, level, watchdog};
 
 /// All loops, and what process they are in.
 pub fn loops(shared: &Shared) -> String {
@@ -36,7 +36,8 @@ fn one_loop(json: &mut Json, observed: &Observed, now: u64) {
     let known = &observed.known;
     json.key("id").integer(known.id);
     json.key("name").string(&known.name());
-    json.key("level").integer(0);
+    json.key("level")
+        .integer(level::depth(observed.level).into());
     json.key("running").bool(known.is_running());
     json.key("blocked_for");
     match watchdog::blocked_for(observed, now) {

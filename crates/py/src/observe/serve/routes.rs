@@ -5,6 +5,8 @@ use tideloop_core::json::Json;
 
 use super::collector::{self, Kind};
 use super::{Shared, documents, exposition};
+use crate::observe::known;
+use crate::observe::recorder::chrome_trace;
 
 /// The answer to a request.
 pub struct Answer {
@@ -53,7 +55,7 @@ pub fn route(shared: &Shared, request: &Request<'_>, by_port: bool) -> Route {
         "/metrics" => return Route::Later(Kind::Samples),
         "/v1/events" => return Route::Events,
         "/v1/blocks" => Answer::json(documents::blocks(0).0),
-        "/v1/record" => Answer::refused(Refusal::new(404, "no loop of this process records")),
+        "/v1/record" => record(request).unwrap_or_else(Answer::refused),
         "/" if by_port => Answer {
             status: 200,
             kind: "text/html; charset=utf-8",
@@ -77,6 +79,30 @@ pub fn collected(shared: &Shared, kind: Kind) -> Answer {
             body: exposition::metrics(collector::latest(kind)),
         },
     }
+}
+
+/// What the flight recorders of the process have, of the last `seconds` if it says so.
+fn record(request: &Request<'_>) -> Result<Answer, Refusal> {
+    let seconds = match request.parameter("seconds").map(str::parse) {
+        None => None,
+        Some(Ok(seconds)) if seconds >= 0.0 => Some(seconds),
+        Some(_) => {
+            return Err(Refusal::new(
+                400,
+                "seconds: expected a number of at least 0",
+            ));
+        }
+    };
+    let mut loops = known::loops();
+    loops.retain(|observed| observed.recorder.is_some());
+    if loops.is_empty() {
+        return Err(Refusal::new(404, "no loop of this process records"));
+    }
+    Ok(Answer {
+        status: 200,
+        kind: JSON,
+        body: chrome_trace(&loops, seconds),
+    })
 }
 
 /// Opens the port for browsers and says where it is.

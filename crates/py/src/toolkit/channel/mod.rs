@@ -35,6 +35,7 @@ use tideloop_sys::fork;
 
 use super::waiter::{Parks, Waiter, locked, serve};
 use crate::ffi::call;
+use crate::ffi::roll::Place;
 
 type Core = Channel<Py<PyAny>, Waiter>;
 
@@ -44,6 +45,7 @@ pub struct ChannelCore {
     core: Mutex<Core>,
     generation: AtomicU32,
     name: Option<Py<PyString>>,
+    place: Place,
 }
 
 /// A ticket of one of the two lines, as a ticket of the channel.
@@ -110,6 +112,35 @@ impl ChannelCore {
 
 #[pymethods]
 impl ChannelCore {
+    /// The name that it was given.
+    #[getter]
+    fn name(&self, py: Python<'_>) -> Option<Py<PyString>> {
+        self.name.as_ref().map(|name| name.clone_ref(py))
+    }
+
+    /// What `stats()` of its ends tells.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (stats, capacity) = {
+            let core = self.enter();
+            (core.stats(), core.capacity())
+        };
+        let maxsize = if capacity == usize::MAX { 0 } else { capacity };
+        py.import(intern!(py, "tideloop.channels"))?
+            .getattr(intern!(py, "ChannelStats"))?
+            .call1((
+                &self.name,
+                maxsize,
+                stats.len,
+                stats.peak,
+                stats.sent,
+                stats.received,
+                stats.senders,
+                stats.receivers,
+                stats.waiting_senders,
+                stats.waiting_receivers,
+            ))
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let Ok(core) = self.core.try_lock() else {
             return Ok(());
@@ -290,8 +321,10 @@ pub fn open_channel<'py>(
             core: Mutex::new(Channel::new(capacity)),
             generation: AtomicU32::new(fork::generation()),
             name,
+            place: Place::default(),
         },
     )?;
+    channel.get().place.enlist(channel.as_any());
     Ok((sender.call1((&channel,))?, receiver.call1((&channel,))?))
 }
 

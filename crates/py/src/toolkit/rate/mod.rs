@@ -15,12 +15,14 @@ use std::sync::Mutex;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::rate::{Costs, Left, Rates, Window};
 use tideloop_core::waiters::Ticket;
 
 use super::limiter::rank;
 use super::waiter::{Parks, Waiter, locked};
+use crate::ffi::roll::Place;
 use alarms::{Alarms, Here, go_on_with};
 use charge::{Booking, charge};
 use costs::describe;
@@ -50,6 +52,7 @@ pub struct RatesCore {
     units: Box<[String]>,
     /// What a request costs that does not say; `None`: it has to say.
     plain: Option<Costs>,
+    place: Place,
 }
 
 impl Parks for RatesCore {
@@ -114,6 +117,7 @@ impl RatesCore {
             name,
             units,
             plain: None,
+            place: Place::default(),
         };
         let plain = core.plain_unit().cloned();
         core.plain = plain.map(|unit| {
@@ -123,6 +127,16 @@ impl RatesCore {
                 .collect()
         });
         Ok(core)
+    }
+
+    /// The roll for `tideloop.observe.gauges()`; a limiter that is a part of something else is made without.
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn __init__(
+        slf: &Bound<'_, Self>,
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) {
+        slf.get().place.enlist(slf.as_any());
     }
 
     /// The name that it was given.

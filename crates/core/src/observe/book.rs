@@ -1,0 +1,343 @@
+//! Level 1: what each task, and each coroutine function, did with its time.
+//!
+//! A [`Book`] has a record of each live task, and counts of each function that stay when its tasks have gone. It is
+//! written by the loop's thread and read with the loop's state, so it needs neither atomics nor a lock of its own. A record is
+//! 80 bytes, in one vector that is used again: there is no allocation for a task.
+//!
+//! Only what cannot be derived is kept. A task is *busy* while a step of it runs, *scheduled* while it is ready and waits behind
+//! others, and *idle* for the rest of its age.
+
+/// Functions that are told apart; the rest share number 0.
+pub const FUNCTIONS: usize = 4096;
+
+/// A record's place, never 0, so that a field of a task can say that there is none.
+pub type Place = std::num::NonZeroU32;
+
+/// How a task has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Ok,
+    Failed,
+    Cancelled,
+    /// It was destroyed before its end.
+    Dropped,
+}
+
+/// A task. Times are nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Whatever the caller knows the task by; 0: this place is free.
+    pub key: usize,
+    /// Different for each task of the process.
+    pub id: u64,
+    /// The task that made it; 0: none.
+    pub parent: u64,
+    pub created: u64,
+    pub busy: u64,
+    pub scheduled: u64,
+    pub longest: u64,
+    pub steps: u32,
+    pub function: u32,
+    /// Where it was made, as the caller numbers such places; 0: not known.
+    pub site: u32,
+    /// Of a free place: the next free one.
+    next: u32,
+}
+
+/// A coroutine function, over all of its tasks that have ended, and those that live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Function {
+    pub live: u64,
+    pub created: u64,
+    pub ok: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub busy: u64,
+    pub scheduled: u64,
+    pub longest: u64,
+}
+
+/// The records of a loop.
+#[derive(Debug, Default)]
+pub struct Book {
+    records: Vec<Record>,
+    /// The first free place, numbered from 1; 0: none.
+    free: u32,
+    live: usize,
+    /// Of the tasks that have ended.
+    functions: Vec<Function>,
+    /// The task whose step runs.
+    pub running: Option<Place>,
+}
+
+impl Book {
+    /// A task begins; None: there are more tasks than numbers.
+    #[inline]
+    pub fn begin(
+        &mut self,
+        key: usize,
+        id: u64,
+        function: u32,
+        site: u32,
+        now: u64,
+    ) -> Option<Place> {
+        let record = Record {
+            key,
+            id,
+            parent: self.running.map_or(0, |place| self.id(place)),
+            created: now,
+            function,
+            site,
+            ..Record::default()
+        };
+        let place = match self.free {
+            0 => {
+                let place = u32::try_from(self.records.len()).ok()?.checked_add(1)?;
+                self.records.push(record);
+                place
+            }
+            place => {
+                let slot = self.records.get_mut(place as usize - 1)?;
+                self.free = slot.next;
+                *slot = record;
+                place
+            }
+        };
+        self.live += 1;
+        Place::new(place)
+    }
+
+    #[inline]
+    fn id(&self, place: Place) -> u64 {
+        self.records
+            .get(place.get() as usize - 1)
+            .map_or(0, |record| record.id)
+    }
+
+    #[inline]
+    fn function_mut(&mut self, function: u32) -> Option<&mut Function> {
+        let index = function as usize;
+        if index >= self.functions.len() {
+            if index >= FUNCTIONS {
+                return None;
+            }
+            self.functions.resize(index + 1, Function::default());
+        }
+        self.functions.get_mut(index)
+    }
+
+    #[inline]
+    fn slot(&mut self, place: Place) -> Option<&mut Record> {
+        self.records
+            .get_mut(place.get() as usize - 1)
+            .filter(|record| record.key != 0)
+    }
+
+    /// A step of the task at this place took so long, for which it had waited so long behind others.
+    #[inline]
+    pub fn stepped(&mut self, place: Place, took: u64, waited: u64) {
+        if let Some(record) = self.slot(place) {
+            record.steps = record.steps.saturating_add(1);
+            record.busy += took;
+            record.scheduled += waited;
+            record.longest = record.longest.max(took);
+        }
+    }
+
+    /// The task has ended, and its place is free.
+    pub fn end(&mut self, place: Place, end: End) {
+        let free = self.free;
+        let Some(slot) = self.slot(place) else {
+            return;
+        };
+        let record = std::mem::replace(
+            slot,
+            Record {
+                next: free,
+                ..Record::default()
+            },
+        );
+        self.free = place.get();
+        self.live -= 1;
+        if let Some(counts) = self.function_mut(record.function) {
+            counts.created += 1;
+            match end {
+                End::Ok => counts.ok += 1,
+                End::Failed => counts.failed += 1,
+                End::Cancelled | End::Dropped => counts.cancelled += 1,
+            }
+            counts.busy += record.busy;
+            counts.scheduled += record.scheduled;
+            counts.longest = counts.longest.max(record.longest);
+        }
+    }
+
+    /// What is known of the task at this place, if it has this key.
+    #[must_use]
+    pub fn get(&self, place: Place, key: usize) -> Option<&Record> {
+        self.records
+            .get(place.get() as usize - 1)
+            .filter(|record| record.key == key)
+    }
+
+    /// The live tasks.
+    pub fn records(&self) -> impl Iterator<Item = (Place, &Record)> {
+        (1..).zip(&self.records).filter_map(|(place, record)| {
+            (record.key != 0)
+                .then(|| Place::new(place).map(|place| (place, record)))
+                .flatten()
+        })
+    }
+
+    /// How many live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The functions by number, with the times of those of their tasks that live.
+    #[must_use]
+    pub fn functions(&self) -> Vec<Function> {
+        let mut functions = self.functions.clone();
+        for (_, record) in self.records() {
+            let index = record.function as usize;
+            if index >= functions.len() && index < FUNCTIONS {
+                functions.resize(index + 1, Function::default());
+            }
+            if let Some(counts) = functions.get_mut(index) {
+                counts.live += 1;
+                counts.created += 1;
+                counts.busy += record.busy;
+                counts.scheduled += record.scheduled;
+                counts.longest = counts.longest.max(record.longest);
+            }
+        }
+        functions
+    }
+}
+
+/// The clock and the order of a run's steps: how long each took, and how long what took it had waited.
+#[derive(Debug, Default)]
+pub struct Pace {
+    arrivals: super::Arrivals,
+    /// Entries that have left the ready ring.
+    left: u64,
+    last: u64,
+}
+
+impl Pace {
+    /// A turn begins at `now` with `waiting` entries in the ring.
+    #[inline]
+    pub fn turns(&mut self, now: u64, waiting: usize) {
+        self.last = now;
+        self.arrivals.mark(self.left + waiting as u64, now);
+    }
+
+    /// A step has ended at `now`, which leaves `waiting` entries in the ring: how long it took and had waited.
+    #[inline]
+    pub fn steps(&mut self, now: u64, waiting: usize) -> (u64, u64) {
+        let began = std::mem::replace(&mut self.last, now);
+        let came = self.arrivals.leaves(self.left).unwrap_or(began);
+        self.left += 1;
+        self.arrivals.mark(self.left + waiting as u64, now);
+        (now.saturating_sub(began), began.saturating_sub(came))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_record_is_small() {
+        assert!(size_of::<Record>() <= 80);
+    }
+
+    #[test]
+    fn a_task_is_the_child_of_the_one_that_runs() {
+        let mut book = Book::default();
+        let first = book.begin(1, 10, 1, 0, 0).unwrap();
+        book.running = Some(first);
+        let second = book.begin(2, 11, 1, 0, 5).unwrap();
+        book.running = None;
+        let third = book.begin(3, 12, 1, 0, 6).unwrap();
+        let parent = |place, key| book.get(place, key).unwrap().parent;
+        assert_eq!(
+            (parent(first, 1), parent(second, 2), parent(third, 3)),
+            (0, 10, 0)
+        );
+        assert_eq!(book.get(first, 2), None);
+    }
+
+    #[test]
+    fn steps_and_waits_are_told_apart() {
+        let mut pace = Pace::default();
+        // Three are ready at 100; the first one's step schedules a fourth.
+        pace.turns(100, 3);
+        assert_eq!(pace.steps(110, 3), (10, 0));
+        assert_eq!(pace.steps(130, 2), (20, 10));
+        pace.turns(150, 2);
+        assert_eq!(pace.steps(151, 1), (1, 50));
+        assert_eq!(pace.steps(161, 0), (10, 41));
+    }
+
+    #[test]
+    fn functions_beyond_the_last_number_are_not_counted() {
+        let mut book = Book::default();
+        let place = book.begin(1, 1, u32::MAX, 0, 0).unwrap();
+        book.end(place, End::Ok);
+        assert!(book.is_empty() && book.functions().is_empty());
+    }
+
+    proptest! {
+        /// The book against a plain map of what was done.
+        #[test]
+        fn places_are_used_again_and_nothing_is_lost(ops in prop::collection::vec((0_u8..4, 0_usize..8, 1_u64..1000), 0..300)) {
+            let mut book = Book::default();
+            let mut plain: HashMap<usize, (Place, u64, u64)> = HashMap::new();
+            let mut order = Vec::new();
+            let (mut busy, mut ended, mut next) = (0, 0, 1);
+            for (op, which, time) in ops {
+                let known = order.get(which % order.len().max(1)).copied();
+                match (op, known) {
+                    (0, _) | (_, None) => {
+                        let place = book.begin(next, next as u64, 3, 0, time).unwrap();
+                        plain.insert(next, (place, 0, 0));
+                        order.push(next);
+                        next += 1;
+                    }
+                    (1 | 2, Some(key)) => {
+                        let entry = plain.get_mut(&key).unwrap();
+                        book.stepped(entry.0, time, 2 * time);
+                        entry.1 += time;
+                        entry.2 += 1;
+                        busy += time;
+                    }
+                    (_, Some(key)) => {
+                        book.end(plain.remove(&key).unwrap().0, End::Ok);
+                        order.retain(|&other| other != key);
+                        ended += 1;
+                    }
+                }
+                prop_assert_eq!(book.len(), plain.len());
+            }
+            for (&key, &(place, took, steps)) in &plain {
+                let record = book.get(place, key).unwrap();
+                prop_assert_eq!((record.busy, record.scheduled, u64::from(record.steps)), (took, 2 * took, steps));
+            }
+            let count = book.records().count();
+            prop_assert_eq!(count, plain.len());
+            if next > 1 {
+                let function = book.functions()[3];
+                prop_assert_eq!((function.busy, function.ok, function.live), (busy, ended, plain.len() as u64));
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What stands behind something that runs: the code of a coroutine or a function, by which it is known again.
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use super::layout::TaskObject;
+
+libpython! {
+    fn PyMethod_Function(method: *mut ffi::PyObject) -> *mut ffi::PyObject;
+}
+
+/// What a task, or a callback, is known by: the same object for all that run the same code. It need not be a code object.
+pub struct Origin<'py>(Bound<'py, PyAny>);
+
+impl<'py> Origin<'py> {
+    /// Stays the same as long as somebody owns the object.
+    #[inline(always)]
+    pub fn key(&self) -> usize {
+        self.0.as_ptr() as usize
+    }
+
+    pub fn keep(self) -> Py<PyAny> {
+        self.0.unbind()
+    }
+
+    pub fn into_bound(self) -> Bound<'py, PyAny> {
+        self.0
+    }
+}
+
+/// The coroutine function's code, or else the type of what a task of ours runs; None: it runs nothing any more.
+#[inline]
+pub fn of_task<'py>(task: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
+    let py = task.py();
+    // SAFETY: entries of the ring that are steps are tasks of ours, whose fields are laid out as verified; the
+    // coroutine is null or owned by the task.
+    let coro = unsafe {
+        let coro = (*task.as_ptr().cast::<TaskObject>()).coro;
+        Bound::from_borrowed_ptr_or_opt(py, coro)?
+    };
+    code_of_coroutine(&coro).or_else(|| Some(Origin(coro.get_type().into_any())))
+}
+
+/// The code of a coroutine of exactly the interpreter's type, or what else its class calls so.
+///
+/// Since 3.12 a function tells it, which takes coroutines as well: their fields are those of generators.
+#[cfg(all(Py_3_12, not(py_sys_config = "Py_DEBUG")))]
+#[inline]
+pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
+    libpython! {
+        fn PyGen_GetCode(generator: *mut ffi::PyObject) -> *mut ffi::PyObject;
+    }
+    // SAFETY: exactly a coroutine, whose head is that of a generator (_PyGenObject_HEAD), which is all that the function
+    // reads; its check of the type is an assertion of debug builds. The reference is new.
+    unsafe {
+        if ffi::Py_TYPE(coro.as_ptr()) != &raw mut ffi::PyCoro_Type {
+            return None;
+        }
+        Bound::from_owned_ptr_or_opt(coro.py(), PyGen_GetCode(coro.as_ptr())).map(Origin)
+    }
+}
+
+#[cfg(not(all(Py_3_12, not(py_sys_config = "Py_DEBUG"))))]
+pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
+    coro.getattr(pyo3::intern!(coro.py(), "cr_code"))
+        .ok()
+        .map(Origin)
+}
+
+/// The code of a function or a bound method, or else the type of the callable.
+#[inline]
+pub fn of_callable<'py>(callable: &Bound<'py, PyAny>) -> Origin<'py> {
+    static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = callable.py();
+    let method = METHOD
+        .import(py, "types", "MethodType")
+        .map_or(std::ptr::null_mut(), |method| method.as_ptr());
+    // SAFETY: types are asked before fields are read; what is read is borrowed from a live object.
+    unsafe {
+        let mut object = callable.as_ptr();
+        if ffi::Py_TYPE(object).cast() == method {
+            object = PyMethod_Function(object);
+        }
+        if ffi::Py_TYPE(object) == &raw mut ffi::PyFunction_Type {
+            let code = ffi::PyFunction_GetCode(object);
+            if let Some(code) = Bound::from_borrowed_ptr_or_opt(py, code) {
+                return Origin(code);
+            }
+        }
+    }
+    Origin(callable.get_type().into_any())
+}

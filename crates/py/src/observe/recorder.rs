@@ -1,0 +1,223 @@
+//! The flight recorder, level 2 (`EventLoop(observe="trace")`): what a loop did of late, event by event, for Perfetto.
+//!
+//! **Who may touch what.** A [`Recorder`] is behind the loop's `Arc<Observed>`. Its ring (`tideloop_core::observe::ring`) is
+//! written by the thread that runs the loop and read by any thread, without a lock and without the GIL: who asks for a trace
+//! while the loop is blocked gets it, with the step that blocks at its end. Its labels have a lock, which the loop takes only
+//! when code runs that it has not met in this run, and never while it calls Python: the text is made before.
+//! The [`Scribe`] is a run's part, on the stack of the loop's thread. It owns a reference to each code object that has a
+//! label, since it knows it by its address; when the run ends they are let go of, with the GIL held.
+//!
+//! **What an event costs.** A read of the clock, a look at a table for the label, and two stores. An event says what runs from its
+//! time on; that is over when the next one begins, so a step needs one event. A task is known by its address, until an event
+//! says that it has ended: whoever has that address next is another one. No name is made, and no table is kept of tasks.
+//!
+//! **What is not in it.** When something became ready, and by whom. Steps of asyncio's own tasks are callbacks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use tideloop_core::observe::chrome::{Chrome, Label};
+use tideloop_core::observe::ring::{Event, Kind, LABELS, Ring};
+use tideloop_sys::clock;
+
+use super::Observed;
+use super::who::Who;
+use crate::ffi::origin::{self, Origin};
+
+/// Events kept: 1 MiB.
+const EVENTS: usize = 1 << 16;
+
+/// Labels kept; what comes later has none.
+const MOST: usize = 4_096;
+const _: () = assert!(MOST < LABELS as usize);
+
+/// Entries of the table of labels that were used last.
+const RECENT: usize = 256;
+
+/// What a loop that is traced has recorded.
+pub struct Recorder {
+    ring: Ring,
+    labels: Mutex<Labels>,
+}
+
+struct Labels {
+    list: Vec<Label>,
+    numbers: HashMap<Label, u32>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            ring: Ring::new(EVENTS),
+            labels: Mutex::new(Labels {
+                // The number 0: not known.
+                list: vec![Label {
+                    what: "?".to_owned(),
+                    ..Label::default()
+                }],
+                numbers: HashMap::new(),
+            }),
+        }
+    }
+}
+
+impl Recorder {
+    /// Adds an event. In the thread that runs the loop only.
+    #[inline(always)]
+    pub fn note(&self, at: u64, kind: Kind, id: u64, label: u32) {
+        self.ring.push(Event {
+            at,
+            kind,
+            id,
+            label,
+        });
+    }
+
+    fn labels(&self) -> Vec<Label> {
+        let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        labels.list.clone()
+    }
+
+    fn number(&self, label: Label) -> u32 {
+        let mut labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&number) = labels.numbers.get(&label) {
+            return number;
+        }
+        if labels.list.len() == MOST {
+            return 0;
+        }
+        let number = labels.list.len() as u32;
+        labels.list.push(label.clone());
+        labels.numbers.insert(label, number);
+        number
+    }
+}
+
+/// A run's part of recording; see the module.
+pub struct Scribe {
+    observed: Arc<Observed>,
+    recent: Box<[(usize, u32); RECENT]>,
+    numbers: HashMap<usize, (u32, Py<PyAny>)>,
+    /// When the last step of a task has begun.
+    last: u64,
+}
+
+impl Scribe {
+    /// None: this loop is not traced.
+    pub fn new(observed: &Arc<Observed>) -> Option<Self> {
+        observed.recorder.as_ref()?;
+        Some(Self {
+            observed: Arc::clone(observed),
+            recent: Box::new([(0, 0); RECENT]),
+            numbers: HashMap::new(),
+            last: 0,
+        })
+    }
+
+    #[inline(always)]
+    pub fn note(&self, at: u64, kind: Kind, id: u64, label: u32) {
+        if let Some(recorder) = &self.observed.recorder {
+            recorder.note(at, kind, id, label);
+        }
+    }
+
+    /// A task of ours takes a step from now on.
+    #[inline]
+    pub fn step(&mut self, at: u64, task: &Bound<'_, PyAny>) {
+        let label = match origin::of_task(task) {
+            Some(origin) => self.label(origin, &Who::Task(task)),
+            None => 0,
+        };
+        self.last = at;
+        self.note(at, Kind::Step, id_of(task), label);
+    }
+
+    /// A callback is called from now on.
+    #[inline]
+    pub fn call(&mut self, at: u64, callback: Option<&Bound<'_, PyAny>>) {
+        let label = match callback {
+            Some(callable) => {
+                let origin = origin::of_callable(callable);
+                self.label(origin, &Who::Callback(callback))
+            }
+            None => 0,
+        };
+        self.note(at, Kind::Call, 0, label);
+    }
+
+    /// The task has ended with the step that was noted last; when, is said by the next event.
+    #[inline]
+    pub fn end(&self, task: &Bound<'_, PyAny>) {
+        self.note(self.last, Kind::End, id_of(task), 0);
+    }
+
+    #[inline]
+    fn label(&mut self, origin: Origin<'_>, who: &Who<'_, '_>) -> u32 {
+        let key = origin.key();
+        match self.recent.get((key >> 5) % RECENT) {
+            Some(&(found, number)) if found == key => number,
+            _ => self.look_up(key, origin, who),
+        }
+    }
+
+    #[cold]
+    fn look_up(&mut self, key: usize, origin: Origin<'_>, who: &Who<'_, '_>) -> u32 {
+        let number = match self.numbers.get(&key) {
+            Some(&(number, _)) => number,
+            None if self.numbers.len() >= MOST => return 0,
+            None => {
+                let found = who.describe();
+                let number = self.observed.recorder.as_ref().map_or(0, |recorder| {
+                    recorder.number(Label {
+                        what: found.what,
+                        file: found.file,
+                        line: found.line,
+                    })
+                });
+                self.numbers.insert(key, (number, origin.keep()));
+                number
+            }
+        };
+        if let Some(place) = self.recent.get_mut((key >> 5) % RECENT) {
+            *place = (key, number);
+        }
+        number
+    }
+}
+
+/// Objects are aligned to 16 bytes, and addresses have 44 bits besides, mostly: enough to tell tasks that live
+/// at one time from each other.
+#[inline(always)]
+fn id_of(task: &Bound<'_, PyAny>) -> u64 {
+    task.as_ptr() as u64 >> 4
+}
+
+/// What these loops did in the last so many seconds (None: as far as it is known) as Chrome trace JSON; without the events of
+/// those that are not traced. From any thread, without the GIL.
+pub fn chrome_trace(loops: &[Arc<Observed>], seconds: Option<f64>) -> Vec<u8> {
+    let now = clock::monotonic_ns();
+    // Saturates: whoever asks for more than there is gets what there is.
+    let since = seconds.map_or(0, |seconds| now.saturating_sub((seconds * 1e9) as u64));
+    let mut chrome = Chrome::new(std::process::id(), "tideloop");
+    for observed in loops {
+        let Some(recorder) = &observed.recorder else {
+            continue;
+        };
+        let name = match loops {
+            [_] => "event loop".to_owned(),
+            _ => format!(
+                "event loop {} ({})",
+                observed.known.id,
+                observed.known.name()
+            ),
+        };
+        let events = recorder.ring.read();
+        let labels = recorder.labels();
+        // What ran at that time has begun before.
+        let first = events.partition_point(|event| event.at < since);
+        let events = events.get(first.saturating_sub(1)..).unwrap_or_default();
+        chrome.add(&name, events, &labels, now);
+    }
+    chrome.into_bytes()
+}

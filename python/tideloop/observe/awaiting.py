@@ -1,0 +1,147 @@
+"""Who awaits whom: ``tideloop.observe.tree(loop)``, on every Python.
+
+A task awaits a future. If that is a task, it is clear whom it waits for. If it stands for others (a TaskGroup's end,
+``gather()``, ``wait()``), their end is what ends it, by a callback that each of them has: so the callbacks of each task
+are asked what they know. Since Python 3.14 asyncio notes who awaits a task, which is asked as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tideloop.observe.tasks import Place
+
+__all__ = ["TaskNode", "TaskTree", "tree"]
+
+
+class TaskNode(NamedTuple):
+    """A task in the tree."""
+
+    name: str
+    coroutine: str
+    stack: tuple[Place, ...]
+    """Where it awaits, the innermost coroutine first."""
+    awaits: tuple[TaskNode, ...]
+    """The tasks whose end it awaits."""
+    cycle: bool
+    """It is among those that await it, and so shown without what it awaits: none of them will ever end."""
+
+
+class TaskTree(NamedTuple):
+    """The tasks of a loop below those that nobody awaits, or that only await each other. ``str()`` draws it."""
+
+    roots: tuple[TaskNode, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(line for root in self.roots for line in _lines(root, "", ""))
+
+
+def _lines(node: TaskNode, first: str, rest: str) -> Iterator[str]:
+    place = f" ({node.stack[0].file}:{node.stack[0].line})" if node.stack else ""
+    yield f"{first}{node.name}: {node.coroutine}{place}{' (a cycle)' if node.cycle else ''}"
+    for index, below in enumerate(node.awaits):
+        is_last = index == len(node.awaits) - 1
+        yield from _lines(below, rest + ("└─ " if is_last else "├─ "), rest + ("   " if is_last else "│  "))
+
+
+def _known_by(callback: Any, depth: int = 0) -> Iterator[object]:
+    """What a callback of a future has at hand: what it is bound to, closes over, or is given."""
+    if depth > 2:
+        return
+    if isinstance(callback, functools.partial):
+        yield from callback.args
+        yield from _known_by(callback.func, depth + 1)
+        return
+    owner = getattr(callback, "__self__", None)
+    if owner is not None:
+        yield owner
+    for cell in getattr(callback, "__closure__", None) or ():
+        try:
+            inside = cell.cell_contents
+        except ValueError:
+            continue
+        yield inside
+        if callable(inside) and not isinstance(inside, type):
+            yield from _known_by(inside, depth + 1)
+
+
+def _awaiters(task: asyncio.Task[Any], by_future: dict[int, asyncio.Task[Any]]) -> Iterator[object]:
+    """Whoever may await a task."""
+    yield from getattr(task, "_asyncio_awaited_by", None) or ()
+    for entry in getattr(task, "_callbacks", None) or ():
+        callback, context = entry if isinstance(entry, tuple) else (entry, None)
+        # A task of ours hangs on what it awaits as the callback's context.
+        yield context
+        for known in _known_by(callback):
+            yield by_future.get(id(known))
+            # asyncio's and our groups know the task that will wait for them to end.
+            parent = getattr(known, "_parent_task", None) or getattr(known, "_parent", None)
+            if isinstance(parent, asyncio.Task) and _is_leaving(known, parent):
+                yield parent
+
+
+def _is_leaving(group: Any, parent: asyncio.Task[Any]) -> bool:
+    """Whether the block of a group has ended, so that its task waits for the others."""
+    return bool(getattr(group, "_exiting", False)) or getattr(group, "_stage", None) == "leaving"
+
+
+def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any], list[asyncio.Task[Any]]]:
+    """Of each of these tasks that awaits others of them: which ones."""
+    by_future: dict[int, asyncio.Task[Any]] = {}
+    for task in tasks:
+        waiter = getattr(task, "_fut_waiter", None)
+        if waiter is not None:
+            by_future[id(waiter)] = task
+    here = {id(task) for task in tasks}
+    found: dict[asyncio.Task[Any], list[asyncio.Task[Any]]] = {}
+
+    def note(awaiter: object, awaited: asyncio.Task[Any]) -> None:
+        if awaiter is not None and id(awaiter) in here and awaiter is not awaited:
+            assert isinstance(awaiter, asyncio.Task)
+            below = found.setdefault(awaiter, [])
+            if awaited not in below:
+                below.append(awaited)
+
+    for task in tasks:
+        waiter = getattr(task, "_fut_waiter", None)
+        for target in (waiter, *(getattr(waiter, "_children", None) or ())):
+            if isinstance(target, asyncio.Task) and id(target) in here:
+                note(task, target)
+        for awaiter in _awaiters(task, by_future):
+            if awaiter is not None:
+                note(by_future.get(id(awaiter), awaiter), task)
+    return found
+
+
+def tree(loop: asyncio.AbstractEventLoop) -> TaskTree:
+    """The tasks of a loop that are not done, each below the one that awaits it. From any thread, of any loop.
+
+    A task that is awaited by several is below each of them.
+    """
+    from tideloop.observe.tasks import MOST, all_tasks, qualified, stack_of
+
+    tasks = sorted(all_tasks(loop)[:MOST], key=lambda task: (len(task.get_name()), task.get_name()))
+    awaits = awaited_tasks(tasks)
+    drawn: set[asyncio.Task[Any]] = set()
+
+    def node(task: asyncio.Task[Any], above: tuple[asyncio.Task[Any], ...]) -> TaskNode:
+        drawn.add(task)
+        cycle = task in above
+        below: Iterable[asyncio.Task[Any]] = () if cycle or len(above) > 100 else awaits.get(task, ())
+        return TaskNode(
+            name=task.get_name(),
+            coroutine=qualified(task.get_coro()),
+            stack=stack_of(task),
+            awaits=tuple(node(other, (*above, task)) for other in below),
+            cycle=cycle,
+        )
+
+    awaited = {other for below in awaits.values() for other in below}
+    roots = [node(task, ()) for task in tasks if task not in awaited]
+    # Those that are left await each other.
+    roots += [node(task, ()) for task in tasks if task not in drawn]
+    return TaskTree(tuple(roots))

@@ -1,0 +1,146 @@
+"""tideloop.observe.attach(): a loop that is not tideloop's."""
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+
+import pytest
+import tideloop
+from tideloop import observe
+
+from tests import backends
+
+OTHERS = ("asyncio", "uvloop")
+STACKS = sys.platform != "win32"
+
+
+@pytest.fixture(params=OTHERS)
+def make(request):
+    if request.param not in backends.NAMES:
+        pytest.skip(f"{request.param} is not among this system's loops")
+    return backends.load(request.param).new_event_loop
+
+
+@pytest.fixture
+def threshold():
+    before = observe.block_threshold()
+    observe.set_block_threshold(0.05)
+    yield 0.05
+    observe.set_block_threshold(before)
+
+
+def the_culprit():
+    time.sleep(0.16)
+
+
+def test_what_blocks_is_seen_while_it_does(make, threshold, caplog):
+    blocks = []
+
+    async def main():
+        with observe.attach(asyncio.get_running_loop(), interval=0.01) as attached:
+            await asyncio.sleep(0.03)
+            the_culprit()
+            await asyncio.sleep(0.03)
+            return attached.metrics()
+
+    observe.on_block(blocks.append)
+    try:
+        with caplog.at_level(logging.WARNING, "tideloop"), asyncio.Runner(loop_factory=make) as runner:
+            metrics = runner.run(main())
+    finally:
+        observe.off_block(blocks.append)
+    # A busy machine may have blocked it otherwise, too.
+    block = max(blocks, key=lambda block: block.duration)
+    assert 0.14 <= block.duration < 2
+    assert metrics.blocks == len(blocks)
+    assert metrics.lag.longest >= 0.14
+    assert metrics.tasks == 1
+    assert metrics.running
+    assert "the loop was blocked for 0." in caplog.text
+    if STACKS:
+        assert block.stack[0].function == "the_culprit"
+        assert block.what == "the_culprit"
+        assert block.file == __file__
+
+
+def test_between_two_runs_nothing_blocks(make, threshold):
+    with asyncio.Runner(loop_factory=make) as runner:
+        loop = runner.get_loop()
+        attached = observe.attach(loop, interval=0.005)
+        runner.run(asyncio.sleep(0.02))
+        beats = attached.metrics().lag.count
+        assert beats >= 1
+        time.sleep(0.12)
+        runner.run(asyncio.sleep(0.02))
+        metrics = attached.metrics()
+        assert metrics.blocks == 0
+        assert metrics.lag.count > beats
+        assert not metrics.running
+        attached.detach()
+        attached.detach()
+        runner.run(asyncio.sleep(0.01))
+        assert attached.metrics().lag.count == metrics.lag.count
+        assert "run_forever" not in vars(loop)
+
+
+def test_a_loop_that_closes_is_left(make):
+    loop = make()
+    attached = observe.attach(loop)
+    loop.close()
+    assert loop.is_closed()
+    assert "detached" in repr(attached)
+
+
+def test_its_tasks_are_seen(make):
+    async def waits():
+        await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(waits(), name="seen")
+        with observe.attach(asyncio.get_running_loop()) as attached:
+            await asyncio.sleep(0)
+            seen = attached.tasks()
+        task.cancel()
+        await asyncio.wait([task])
+        return seen
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        seen = runner.run(main())
+    (task,) = [task for task in seen.tasks if task.name == "seen"]
+    assert (task.state, task.busy, task.stack[-1].function.endswith("waits")) == ("waiting", None, True)
+
+
+def test_what_cannot_be_attached_to():
+    loop = tideloop.EventLoop()
+    with pytest.raises(ValueError, match="observes itself"):
+        observe.attach(loop)
+    loop.close()
+    loop = asyncio.SelectorEventLoop()
+    with pytest.raises(ValueError, match="interval is 0"):
+        observe.attach(loop, interval=0)
+    loop.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        observe.attach(loop)
+
+
+def test_a_loop_of_another_thread_is_attached_to_there():
+    loop = asyncio.SelectorEventLoop()
+    running = threading.Event()
+    loop.call_soon(running.set)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        assert running.wait(10)
+        with pytest.raises(RuntimeError, match="runs in another thread"):
+            observe.attach(loop)
+        attached, done = [], threading.Event()
+        loop.call_soon_threadsafe(lambda: (attached.append(observe.attach(loop)), done.set()))
+        assert done.wait(10)
+        with pytest.raises(RuntimeError, match="detach in the loop's thread"):
+            attached[0].detach()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
