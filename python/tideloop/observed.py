@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 
-__all__ = ["loops"]
+__all__ = ["join", "leave", "loops"]
 
 _loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
@@ -13,6 +13,11 @@ _loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 def join(loop: asyncio.AbstractEventLoop) -> None:
     """A loop that is observed is about to run."""
     _loops.add(loop)
+
+
+def leave(loop: asyncio.AbstractEventLoop) -> None:
+    """A loop is observed no longer."""
+    _loops.discard(loop)
 
 
 def loops() -> list[asyncio.AbstractEventLoop]:

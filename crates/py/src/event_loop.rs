@@ -404,7 +404,11 @@ impl LoopCore {
     }
 
     /// Runs `turns` of a guest, and says whether the loop was told to stop.
-    pub fn hosted_turns(&self, turns: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
+    pub fn hosted_turns(
+        &self,
+        py: Python<'_>,
+        turns: impl FnOnce() -> PyResult<()>,
+    ) -> PyResult<bool> {
         if !self.is_hosted() {
             return Err(PyRuntimeError::new_err(
                 "This event loop is not a guest between two steps",
@@ -415,6 +419,9 @@ impl LoopCore {
         let running = Running::new(self);
         let result = turns();
         drop(running);
+        if let Some(register) = self.register() {
+            register.with(py, Register::rests);
+        }
         // The host waits from here on, or soon.
         self.set_phase(Phase::Hosted);
         self.set_sleeping(true);
@@ -944,14 +951,20 @@ impl LoopCore {
         tasks::begins_stock(self, task)
     }
 
-    /// The time, and what is known of each of these tasks; `all`: there are no others.
+    /// The number of the task that was made last.
+    fn _last_task(&self, py: Python<'_>) -> u64 {
+        self.register()
+            .map_or(0, |register| register.with(py, |register| register.last()))
+    }
+
+    /// The time, and what is known of each of these tasks; `all_to`: there are no others up to this number.
     fn _task_records<'py>(
         &self,
         py: Python<'py>,
         tasks: Vec<Bound<'py, PyAny>>,
-        all: bool,
+        all_to: u64,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        tasks::records(self, &tasks, all, py).into_pyobject(py)
+        tasks::records(self, &tasks, all_to, py).into_pyobject(py)
     }
 
     /// The functions of the tasks that there were: what tells each apart, None for all others, and its counts.

@@ -184,7 +184,11 @@ fn turn<'py, const LEVEL: u8>(
                 if LEVEL == level::TRACE {
                     watch.traces_step(&task);
                 }
-                task::run(core, current, &task, false)?;
+                task::run(core, current, &task, false).inspect_err(|_| {
+                    if LEVEL >= level::TASKS {
+                        watch.broken(core, &task);
+                    }
+                })?;
                 if LEVEL == level::TRACE {
                     watch.traces_end(&task);
                 }
@@ -197,7 +201,11 @@ fn turn<'py, const LEVEL: u8>(
                 if LEVEL == level::TRACE {
                     watch.traces_step(&task);
                 }
-                task::run(core, current, &task, true)?;
+                task::run(core, current, &task, true).inspect_err(|_| {
+                    if LEVEL >= level::TASKS {
+                        watch.broken(core, &task);
+                    }
+                })?;
                 if LEVEL == level::TRACE {
                     watch.traces_end(&task);
                 }
@@ -247,7 +255,7 @@ fn ended<const LEVEL: u8>(
     if due {
         held::release(core)?;
         if LEVEL >= level::TASKS {
-            watch.stepped_each(core, who);
+            watch.stepped_each(core, who)?;
         } else {
             watch.stepped(core, who);
         }
@@ -390,7 +398,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
                 if let Some(timer) = timer.object().filter(|_| timer.is_handle()) {
                     handle::set_scheduled(&timer, false);
                 }
-                watch.fired(now, late);
+                watch.fired(late);
                 queue.ready.push(timer);
             }
             None

@@ -46,27 +46,43 @@ class Attached:
         self._pulse: Any = _Pulse()
         self._timer: asyncio.TimerHandle | None = None
         self._blocks = 0
+        self._runs = False
         self._thread: int | None = None
-        self._wrapped: list[str] = []
+        self._wrapped: dict[str, Any] = {}
         self._detached = False
-        for name, wrapper in (("run_forever", self._run_forever), ("close", self._close)):
+        for name, wrapper in (("run_forever", self._run_forever), ("stop", self._stop), ("close", self._close)):
             # A loop without a __dict__ only has to be detached from by hand before it stops.
             with contextlib.suppress(AttributeError, TypeError):
+                before = vars(loop).get(name)
                 setattr(loop, name, wrapper)
-                self._wrapped.append(name)
+                self._wrapped[name] = before
 
     # --- the loop's life -------------------------------------------------------------------------
 
+    def _original(self, name: str) -> Any:
+        before = self._wrapped.get(name)
+        return getattr(type(self._loop), name).__get__(self._loop) if before is None else before
+
     def _run_forever(self) -> None:
+        # A run in which it was attached may have ended by an exception, untold.
+        self._pause()
+        self._runs = True
         self._begin()
         try:
-            type(self._loop).run_forever(self._loop)
+            self._original("run_forever")()
         finally:
+            self._runs = False
+            self._pause()
+
+    def _stop(self) -> None:
+        self._original("stop")()
+        if not self._runs:
+            # The end of a run in which it was attached is told by nothing else.
             self._pause()
 
     def _close(self) -> None:
+        self._original("close")()
         self.detach()
-        self._loop.close()
 
     def _begin(self) -> None:
         if self._detached or self._timer is not None:
@@ -126,9 +142,13 @@ class Attached:
             raise RuntimeError(f"{self!r}: detach in the loop's thread, as by call_soon_threadsafe()")
         self._detached = True
         self._pause()
-        for name in self._wrapped:
+        for name, before in self._wrapped.items():
             with contextlib.suppress(AttributeError):
-                delattr(self._loop, name)
+                if before is None:
+                    delattr(self._loop, name)
+                else:
+                    setattr(self._loop, name, before)
+        observed.leave(self._loop)
 
     def __enter__(self) -> Attached:
         return self
@@ -149,7 +169,8 @@ def attach(loop: asyncio.AbstractEventLoop, *, interval: float = 0.02) -> Attach
     two beats, by which a block may be longer than it is said to be. Before the loop runs, or in its thread.
 
     Raises ValueError for a loop of tideloop's, which observes itself, and for an interval that is not between a
-    millisecond and a minute; RuntimeError for a closed loop, or one that runs in another thread.
+    millisecond and a minute; RuntimeError for a closed loop, one that is attached to already, or that runs in another
+    thread.
     """
     if hasattr(loop, "_is_observed"):
         raise ValueError(f"{loop!r} observes itself: see its metrics() and tasks()")
@@ -157,6 +178,8 @@ def attach(loop: asyncio.AbstractEventLoop, *, interval: float = 0.02) -> Attach
         raise ValueError(f"interval is {interval!r}; expected seconds from 0.001 to 60")
     if loop.is_closed():
         raise RuntimeError(f"{loop!r} is closed")
+    if isinstance(getattr(loop.run_forever, "__self__", None), Attached):
+        raise RuntimeError(f"{loop!r} is attached to already")
     here = asyncio._get_running_loop()
     if loop.is_running() and here is not loop:
         raise RuntimeError(f"{loop!r} runs in another thread: attach there, as by call_soon_threadsafe()")

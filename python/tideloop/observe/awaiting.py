@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,14 @@ def _lines(node: TaskNode, first: str, rest: str) -> Iterator[str]:
         yield from _lines(below, rest + ("└─ " if is_last else "├─ "), rest + ("   " if is_last else "│  "))
 
 
+def _ask(known: object, name: str) -> Any:
+    """An attribute of anybody's object, which may raise what it likes; None: it has none."""
+    try:
+        return getattr(known, name, None)
+    except Exception:
+        return None
+
+
 def _known_by(callback: Any, depth: int = 0) -> Iterator[object]:
     """What a callback of a future has at hand: what it is bound to, closes over, or is given."""
     if depth > 2:
@@ -56,16 +65,17 @@ def _known_by(callback: Any, depth: int = 0) -> Iterator[object]:
         yield from callback.args
         yield from _known_by(callback.func, depth + 1)
         return
-    owner = getattr(callback, "__self__", None)
+    owner = _ask(callback, "__self__")
     if owner is not None:
         yield owner
-    for cell in getattr(callback, "__closure__", None) or ():
+    closure = _ask(callback, "__closure__")
+    for cell in closure if type(closure) is tuple else ():
         try:
             inside = cell.cell_contents
         except ValueError:
             continue
         yield inside
-        if callable(inside) and not isinstance(inside, type):
+        if callable(inside) and not issubclass(type(inside), type):
             yield from _known_by(inside, depth + 1)
 
 
@@ -79,14 +89,15 @@ def _awaiters(task: asyncio.Task[Any], by_future: dict[int, asyncio.Task[Any]]) 
         for known in _known_by(callback):
             yield by_future.get(id(known))
             # asyncio's and our groups know the task that will wait for them to end.
-            parent = getattr(known, "_parent_task", None) or getattr(known, "_parent", None)
-            if isinstance(parent, asyncio.Task) and _is_leaving(known, parent):
-                yield parent
+            for name in ("_parent_task", "_parent"):
+                parent = _ask(known, name)
+                if issubclass(type(parent), asyncio.Task) and _is_leaving(known):
+                    yield parent
 
 
-def _is_leaving(group: Any, parent: asyncio.Task[Any]) -> bool:
+def _is_leaving(group: object) -> bool:
     """Whether the block of a group has ended, so that its task waits for the others."""
-    return bool(getattr(group, "_exiting", False)) or getattr(group, "_stage", None) == "leaving"
+    return _ask(group, "_exiting") is True or _ask(group, "_stage") == "leaving"
 
 
 def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any], list[asyncio.Task[Any]]]:
@@ -97,14 +108,12 @@ def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any],
         if waiter is not None:
             by_future[id(waiter)] = task
     here = {id(task) for task in tasks}
-    found: dict[asyncio.Task[Any], list[asyncio.Task[Any]]] = {}
+    found: dict[asyncio.Task[Any], dict[asyncio.Task[Any], None]] = {}
 
     def note(awaiter: object, awaited: asyncio.Task[Any]) -> None:
         if awaiter is not None and id(awaiter) in here and awaiter is not awaited:
             assert isinstance(awaiter, asyncio.Task)
-            below = found.setdefault(awaiter, [])
-            if awaited not in below:
-                below.append(awaited)
+            found.setdefault(awaiter, {})[awaited] = None
 
     for task in tasks:
         waiter = getattr(task, "_fut_waiter", None)
@@ -114,24 +123,26 @@ def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any],
         for awaiter in _awaiters(task, by_future):
             if awaiter is not None:
                 note(by_future.get(id(awaiter), awaiter), task)
-    return found
+    return {awaiter: list(below) for awaiter, below in found.items()}
 
 
 def tree(loop: asyncio.AbstractEventLoop) -> TaskTree:
     """The tasks of a loop that are not done, each below the one that awaits it. From any thread, of any loop.
 
-    A task that is awaited by several is below each of them.
+    A task that is awaited by several is below each of them, in a tree of up to 10,000.
     """
     from tideloop.observe.tasks import MOST, all_tasks, qualified, stack_of
 
     tasks = sorted(all_tasks(loop)[:MOST], key=lambda task: (len(task.get_name()), task.get_name()))
     awaits = awaited_tasks(tasks)
     drawn: set[asyncio.Task[Any]] = set()
+    made = itertools.count()
 
     def node(task: asyncio.Task[Any], above: tuple[asyncio.Task[Any], ...]) -> TaskNode:
         drawn.add(task)
         cycle = task in above
-        below: Iterable[asyncio.Task[Any]] = () if cycle or len(above) > 100 else awaits.get(task, ())
+        ends = cycle or len(above) > 100 or next(made) >= MOST
+        below: Iterable[asyncio.Task[Any]] = () if ends else awaits.get(task, ())
         return TaskNode(
             name=task.get_name(),
             coroutine=qualified(task.get_coro()),

@@ -103,7 +103,8 @@ class TasksSeen(NamedTuple):
 class _Counting(Protocol):
     """What a loop has that counts."""
 
-    def _task_records(self, tasks: Sequence[Any], all: bool) -> tuple[int, list[Any]]: ...
+    def _last_task(self) -> int: ...
+    def _task_records(self, tasks: Sequence[Any], all_to: int) -> tuple[int, list[Any]]: ...
     def _task_functions(self) -> list[tuple[Any, list[int]]]: ...
 
 
@@ -185,16 +186,18 @@ def tasks_of(
     """What there is of a loop's tasks, up to so many; `go_on` is called before each, and raises to give it up."""
     from tideloop.observe.awaiting import awaited_tasks
 
-    found = all_tasks(loop)
-    truncated = len(found) > most
-    everyone, found = found, found[:most]
     counts = getattr(loop, "_counts_tasks", None)
     counting = cast(_Counting, loop) if counts is not None and counts() else None
-    now, rows = (0, []) if counting is None else counting._task_records(found, not truncated)
+    # Those that the loop makes while they are listed, and from then on, are not missing.
+    last = 0 if counting is None else counting._last_task()
+    found = all_tasks(loop)
+    truncated = len(found) > most
+    found = found[:most]
+    now, rows = (0, []) if counting is None else counting._task_records(found, 0 if truncated else last)
     rows = rows or [None] * len(found)
     numbers = {id(task): row[0] if row else id(task) for task, row in zip(found, rows, strict=True)}
     running = asyncio.current_task(loop)
-    awaits = awaited_tasks(everyone)
+    awaits = awaited_tasks(found)
     seen = []
     for task, row in zip(found, rows, strict=True):
         go_on()

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 __all__ = ["Unretrieved", "off_unretrieved", "on_unretrieved", "set_unretrieved_after", "unretrieved_after"]
 
@@ -53,10 +53,9 @@ _Hook = TypeVar("_Hook", bound=Callable[[Unretrieved], object])
 _hooks: list[Callable[[Unretrieved], object]] = []
 _after = 2.0
 
-# Of each loop: the tasks that have failed, and when.
-_expected: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[tuple[weakref.ref[asyncio.Task[Any]], float]]] = (
-    weakref.WeakKeyDictionary()
-)
+# Of each loop: the tasks that have failed, since when it is waited for somebody to ask, and when they have failed.
+_Expected: TypeAlias = deque[tuple[weakref.ref[asyncio.Task[Any]], float, float]]
+_expected: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Expected] = weakref.WeakKeyDictionary()
 _told: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[Told]] = weakref.WeakKeyDictionary()
 
 
@@ -99,7 +98,8 @@ def expect(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     expected = _expected.get(loop)
     if expected is None:
         expected = _expected[loop] = deque()
-    expected.append((weakref.ref(task), loop.time()))
+    now = loop.time()
+    expected.append((weakref.ref(task), now, now))
     if len(expected) == 1:
         loop.call_later(_after, _look, weakref.ref(loop))
 
@@ -110,14 +110,31 @@ def _look(owner: weakref.ref[asyncio.AbstractEventLoop]) -> None:
     if loop is None or not expected:
         return
     now = loop.time()
-    while expected and expected[0][1] + _after <= now + 1e-6:
-        seen, failed = expected.popleft()
-        task = seen()
-        # asyncio's own mark: somebody would be told of it when it is destroyed.
-        if task is not None and getattr(task, "_log_traceback", False):
-            _tell(loop, task, now - failed)
-    if expected:
-        loop.call_at(expected[0][1] + _after, _look, owner)
+    later = []
+    gathered: set[int] | None = None
+    try:
+        while expected and expected[0][1] + _after <= now + 1e-6:
+            seen, _, failed = expected.popleft()
+            task = seen()
+            # asyncio's own mark: somebody would be told of it when it is destroyed.
+            if task is not None and getattr(task, "_log_traceback", False):
+                if gathered is None:
+                    gathered = _gathered(loop)
+                if id(task) in gathered:
+                    later.append((seen, now, failed))
+                else:
+                    _tell(loop, task, now - failed)
+    finally:
+        # What is told of may raise anything.
+        expected.extend(later)
+        if expected:
+            loop.call_at(expected[0][1] + _after, _look, owner)
+
+
+def _gathered(loop: asyncio.AbstractEventLoop) -> set[int]:
+    """The tasks whose exceptions a gather() that somebody awaits will ask for when the others have ended."""
+    waiters = [getattr(task, "_fut_waiter", None) for task in asyncio.all_tasks(loop)]
+    return {id(child) for waiter in waiters for child in getattr(waiter, "_children", None) or ()}
 
 
 def _tell(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], age: float) -> None:

@@ -1,9 +1,10 @@
 //! What stands behind something that runs: the code of a coroutine or a function, by which it is known again.
 
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyCode, PyString, PyType};
 
 use super::layout::TaskObject;
 
@@ -21,6 +22,12 @@ impl<'py> Origin<'py> {
         self.0.as_ptr() as usize
     }
 
+    /// The first line of a code.
+    pub fn line(&self) -> Option<u32> {
+        let line = self.0.getattr(intern!(self.0.py(), "co_firstlineno"));
+        line.ok()?.extract().ok()
+    }
+
     pub fn keep(self) -> Py<PyAny> {
         self.0.unbind()
     }
@@ -30,7 +37,17 @@ impl<'py> Origin<'py> {
     }
 }
 
-/// The coroutine function's code, or else the type of what a task of ours runs; None: it runs nothing any more.
+/// The qualified name, of which there is one object for all that are equal, or else the type.
+fn by_name<'py>(object: &Bound<'py, PyAny>) -> Origin<'py> {
+    let py = object.py();
+    let name = object.getattr(intern!(py, "__qualname__"));
+    match name.as_ref().map(|name| name.extract::<&str>()) {
+        Ok(Ok(name)) => Origin(PyString::intern(py, name).into_any()),
+        _ => Origin(object.get_type().into_any()),
+    }
+}
+
+/// The coroutine function's code, or else the name or type of what a task of ours runs; None: it runs nothing any more.
 #[inline]
 pub fn of_task<'py>(task: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
     let py = task.py();
@@ -40,7 +57,13 @@ pub fn of_task<'py>(task: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
         let coro = (*task.as_ptr().cast::<TaskObject>()).coro;
         Bound::from_borrowed_ptr_or_opt(py, coro)?
     };
-    code_of_coroutine(&coro).or_else(|| Some(Origin(coro.get_type().into_any())))
+    if let Some(code) = code_of_coroutine(&coro) {
+        return Some(code);
+    }
+    match coro.getattr(intern!(py, "gi_code")) {
+        Ok(code) if code.is_instance_of::<PyCode>() => Some(Origin(code)),
+        _ => Some(by_name(&coro)),
+    }
 }
 
 /// The code of a coroutine of exactly the interpreter's type, or what else its class calls so.
@@ -69,11 +92,20 @@ pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
         .map(Origin)
 }
 
-/// The code of a function or a bound method, or else the type of the callable.
+/// The code of a function or a bound method, or else the name or type of the callable.
 #[inline]
 pub fn of_callable<'py>(callable: &Bound<'py, PyAny>) -> Origin<'py> {
+    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let py = callable.py();
+    let mut callable = callable.clone();
+    if PARTIAL
+        .import(py, "functools", "partial")
+        .is_ok_and(|partial| callable.get_type().is(partial))
+        && let Ok(function) = callable.getattr(intern!(py, "func"))
+    {
+        callable = function;
+    }
     let method = METHOD
         .import(py, "types", "MethodType")
         .map_or(std::ptr::null_mut(), |method| method.as_ptr());
@@ -90,5 +122,5 @@ pub fn of_callable<'py>(callable: &Bound<'py, PyAny>) -> Origin<'py> {
             }
         }
     }
-    Origin(callable.get_type().into_any())
+    by_name(&callable)
 }

@@ -63,6 +63,12 @@ pub fn receiver<'py>(callable: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> 
     // SAFETY: a live object of the type that each branch asks for; what it is bound to is borrowed from it, or null.
     let found: *mut PyObject = unsafe {
         if ffi::PyCFunction_CheckExact(object) != 0 {
+            // A step is `task_step`, `task_throw` or `task_wakeup`, asyncio's or ours; `task.cancel` is none.
+            let definition = (*object.cast::<ffi::PyCFunctionObject>()).m_ml;
+            let name = std::ffi::CStr::from_ptr((*definition).ml_name);
+            if !name.to_bytes().starts_with(b"task_") {
+                return None;
+            }
             ffi::PyCFunction_GetSelf(object)
         } else if is_wrapper(&*ffi::Py_TYPE(object)) {
             return callable.getattr(intern!(callable.py(), "__self__")).ok();

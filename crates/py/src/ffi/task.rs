@@ -542,10 +542,8 @@ unsafe fn construct(
             let running = Bound::from_borrowed_ptr(py, owner).call_method0("is_running")?;
             if running.is_truthy()? {
                 start_eagerly(py, native, task)?;
-                if (*task).base.future.state == PENDING {
-                    note_known(py, task, &coro);
-                }
-                return Ok(());
+                note_known(py, task, &coro);
+                return end_known(py, task);
             }
         }
         step_soon(py, task, core)?;
@@ -570,6 +568,32 @@ unsafe fn note_known(py: Python<'_>, task: *mut Task, coro: &Bound<'_, PyAny>) {
         {
             note(core, &Bound::from_borrowed_ptr(py, task.cast()), coro);
         }
+    }
+}
+
+/// Has the task's loop, if it counts it, book that the task has ended in its first step, inside of another one's, if it has.
+///
+/// # Safety
+///
+/// `task` is alive and filled.
+unsafe fn end_known(py: Python<'_>, task: *mut Task) -> PyResult<()> {
+    // SAFETY: passed on to the caller, who keeps the task and so its loop alive.
+    unsafe {
+        let object = Bound::from_borrowed_ptr(py, task.cast());
+        let owner = Bound::from_borrowed_ptr(py, (*task).base.future.owner);
+        let Some(place) = place_of_entry(&object) else {
+            return Ok(());
+        };
+        let core = future::any_core_of(py, owner.as_ptr());
+        if let Some(register) = core.and_then(|core| core.register())
+            && let Some(end) = take_ended(&object)
+        {
+            register.with(py, |register| register.book.end(place, end));
+            if end == End::Failed {
+                owner.call_method1(intern!(py, "_task_failed"), (object,))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -172,7 +172,8 @@ impl Scribe {
                     recorder.number(Label {
                         what: found.what,
                         file: found.file,
-                        line: found.line,
+                        // Where the function begins, and not where this task of it happens to be.
+                        line: origin.line().unwrap_or(found.line),
                     })
                 });
                 self.numbers.insert(key, (number, origin.keep()));

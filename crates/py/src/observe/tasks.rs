@@ -21,11 +21,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyCode, PyString};
 use tideloop_core::observe::book::{Book, End, FUNCTIONS, Place};
 use tideloop_sys::clock;
 
 use crate::event_loop::LoopCore;
+use crate::ffi::classes::classes;
 #[cfg(Py_3_13)]
 use crate::ffi::frames;
 use crate::ffi::{call, origin, park, site, task};
@@ -218,6 +219,11 @@ impl Register {
         None
     }
 
+    /// The number of the task that was made last; 0: none was.
+    pub fn last(&self) -> u64 {
+        self.id
+    }
+
     /// The record of a task of asyncio's own.
     #[inline]
     pub fn place_of_stock(&self, address: usize) -> Option<Place> {
@@ -233,14 +239,20 @@ fn key_of<'py>(coro: &Bound<'py, PyAny>) -> Bound<'py, PyAny> {
     {
         return code.into_bound();
     }
-    if let Ok(code) = coro.getattr(intern!(py, "gi_code")) {
+    if let Ok(code) = coro.getattr(intern!(py, "gi_code"))
+        && code.is_instance_of::<PyCode>()
+    {
         return code;
     }
     let name = coro.getattr(intern!(py, "__qualname__"));
     match name.as_ref().map(|name| name.extract::<&str>()) {
         // One object for all strings that are equal.
         Ok(Ok(name)) => PyString::intern(py, name).into_any(),
-        _ => coro.get_type().into_any(),
+        // Not the class: it may refer to the loop, which refers to what it keeps of its tasks unseen by the collector.
+        _ => match coro.get_type().qualname() {
+            Ok(name) => PyString::intern(py, &name.to_string_lossy()).into_any(),
+            Err(_) => py.None().into_bound(py),
+        },
     }
 }
 
@@ -316,7 +328,11 @@ fn begins_somewhere(
 /// As [`begins`], of a task of asyncio's own, unless it has ended in the meantime.
 pub fn begins_stock(core: &LoopCore, task: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = task.py();
-    if park::is_done(task)? || task::place_of(task).is_some() {
+    // What a factory makes need not be a task, and not one whose steps can be told from other callbacks.
+    if !task.is_instance(classes(py)?.stock_task.bind(py))?
+        || park::is_done(task)?
+        || task::place_of(task).is_some()
+    {
         return Ok(());
     }
     let coro = task.call_method0(intern!(py, "get_coro"))?;
@@ -366,12 +382,12 @@ pub fn handle_stepped(
 /// it took, and where it was made.
 type Row = (u64, u64, u64, u64, u64, u64, u32, Option<(String, u32)>);
 
-/// What is known of these tasks, and the time; None: nothing. If they are `all` that there are, what is kept of others of
-/// asyncio's own is forgotten.
+/// What is known of these tasks, and the time; None: nothing. If they are all that there are of those up to this number
+/// ([`Register::last`]), what is kept of others of asyncio's own is forgotten; 0: they are not.
 pub fn records(
     core: &LoopCore,
     tasks: &[Bound<'_, PyAny>],
-    all: bool,
+    all_to: u64,
     py: Python<'_>,
 ) -> (u64, Vec<Option<Row>>) {
     let Some(register) = core.register() else {
@@ -394,13 +410,18 @@ pub fn records(
             })
         })
         .collect();
-    if all {
+    if all_to != 0 {
         register.with(py, |register| {
             let here: std::collections::HashSet<usize> =
                 tasks.iter().map(|task| task.as_ptr() as usize).collect();
             let Register { stock, book, .. } = register;
             stock.retain(|address, place| {
-                let lives = here.contains(address);
+                // One that is ending is not among them, and its record is not yet done with.
+                let lives = here.contains(address)
+                    || book.running == Some(*place)
+                    || book
+                        .get(*place, *address)
+                        .is_some_and(|record| record.id > all_to);
                 if !lives {
                     book.end(*place, End::Dropped);
                 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use tideloop_core::observe::book::{End, Pace, Place};
-use tideloop_core::observe::ring::Kind;
+use tideloop_core::observe::ring::{ID_BITS, Kind};
 use tideloop_core::observe::{Meter, Timed};
 use tideloop_sys::clock::{self, CoarseClock};
 
@@ -17,6 +18,9 @@ use super::who::{Described, Who};
 use super::{Instrument, Observed, level};
 use crate::event_loop::LoopCore;
 use crate::ffi::{site, task};
+
+/// What an event's number can say: a time of some eighteen minutes.
+const ID_MAX: u64 = (1 << ID_BITS) - 1;
 
 /// The clock of a run's turns, and what observes them.
 pub struct Watch {
@@ -112,21 +116,44 @@ impl Watch {
 
     /// Level 1: as [`Watch::stepped`], of every step.
     #[inline]
-    pub fn stepped_each(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) {
+    pub fn stepped_each(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) -> PyResult<()> {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
-        self.book(core, now, waiting, who);
+        let told = self.book(core, now, waiting, who);
         if self.meter.is_due() {
             self.read(core, now, waiting, who);
+        }
+        told
+    }
+
+    /// Level 1: the step of this task ends the run; what has ended with it is booked all the same.
+    #[cold]
+    pub fn broken(&mut self, core: &Bound<'_, LoopCore>, task: &Bound<'_, PyAny>) {
+        let now = self.coarse.now();
+        if let (Some(register), Some(place)) = (core.get().register(), self.place.take()) {
+            let (took, waited) = self.pace.steps(now, 0);
+            let end = task::take_ended(task);
+            register.with(core.py(), |register| {
+                register.book.stepped(place, took, waited);
+                if let Some(end) = end {
+                    register.book.end(place, end);
+                }
+            });
         }
     }
 
     /// Books the step that has ended for its task.
     #[inline]
-    fn book(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize, who: &Who<'_, '_>) {
+    fn book(
+        &mut self,
+        core: &Bound<'_, LoopCore>,
+        now: u64,
+        waiting: usize,
+        who: &Who<'_, '_>,
+    ) -> PyResult<()> {
         let py = core.py();
         let Some(register) = core.get().register() else {
-            return;
+            return Ok(());
         };
         let (took, waited) = self.pace.steps(now, waiting);
         let place = self.place.take();
@@ -145,8 +172,9 @@ impl Watch {
             }
         });
         if place.is_some() && (end == Some(End::Failed) || matches!(who, Who::Callback(_))) {
-            tell(core, place, end, who);
+            return tell(core, place, end, who);
         }
+        Ok(())
     }
 
     /// Level 2: a task of ours is about to take a step.
@@ -228,7 +256,7 @@ impl Watch {
         let found = who.describe();
         if let Some(watched) = watched {
             if let Some(scribe) = &self.scribe {
-                scribe.note(now, Kind::Block, took, 0);
+                scribe.note(now, Kind::Block, took.min(ID_MAX), 0);
             }
             let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
             let told = blocked(core, took, who, &found, &block);
@@ -340,9 +368,10 @@ impl Watch {
 
     /// A timer fired so late, in nanoseconds.
     #[inline]
-    pub fn fired(&self, now: u64, late: u64) {
+    pub fn fired(&self, late: u64) {
         if let Some(scribe) = &self.scribe {
-            scribe.note(now, Kind::Timer, late, 0);
+            // By the clock of the other events: `now` may be a virtual one.
+            scribe.note(self.coarse.now(), Kind::Timer, late.min(ID_MAX), 0);
         }
         if let Some(observed) = &self.observed {
             observed.instrument.lateness.add(late, 1);
@@ -370,9 +399,26 @@ impl Drop for Watch {
 
 /// What is left to do after a step: the end of a task of asyncio's own, and failures that somebody has to ask for.
 #[cold]
-fn tell(core: &Bound<'_, LoopCore>, place: Option<Place>, end: Option<End>, who: &Who<'_, '_>) {
-    if let Err(error) = told(core, place, end, who) {
-        error.write_unraisable(core.py(), Some(core.as_any()));
+fn tell(
+    core: &Bound<'_, LoopCore>,
+    place: Option<Place>,
+    end: Option<End>,
+    who: &Who<'_, '_>,
+) -> PyResult<()> {
+    let py = core.py();
+    match told(core, place, end, who) {
+        // A signal's handler has run meanwhile.
+        Err(error)
+            if error.is_instance_of::<PyKeyboardInterrupt>(py)
+                || error.is_instance_of::<PySystemExit>(py) =>
+        {
+            Err(error)
+        }
+        Err(error) => {
+            error.write_unraisable(py, Some(core.as_any()));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 
