@@ -13,7 +13,7 @@ from tideloop.observe import Block
 async def fetch(number: int) -> int:
     await asyncio.sleep(0.001)
     if number == 3:
-        time.sleep(0.15)  # noqa: ASYNC251  the mistake
+        time.sleep(0.4)  # noqa: ASYNC251  the mistake
     return number
 
 
@@ -34,6 +34,7 @@ if __name__ == "__main__":
     tideloop.observe.set_block_threshold(0.05)
     with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
         for block in runner.run(main()):
-            print(block.task.get_name() if block.task else "no task", block.cause, block.stack[0].function)
+            where = block.stack[0].function if block.stack else block.what
+            print(block.task.get_name() if block.task else "no task", block.cause, where)
         metrics = runner.get_loop().metrics()  # type: ignore[attr-defined]
         print(f"{metrics.step_seconds.longest:.2f} s, {metrics.slowest[0].what}")

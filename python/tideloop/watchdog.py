@@ -68,6 +68,9 @@ class Block(NamedTuple):
     file: str
     line: int
     """Where the step ended, or where the function begins; 0: not known."""
+    captured: float | None = None
+    """Seconds from its beginning to when ``stack`` was there; None: it was not. A thread that gets no processor writes
+    its stack when it gets one, and has not moved meanwhile."""
 
     def __str__(self) -> str:
         place = f"{self.what or 'a callback'}" + (f" ({self.file}:{self.line})" if self.file else "")
@@ -134,15 +137,20 @@ def _from_environment() -> None:
 _from_environment()
 
 
-def watch() -> None:
-    """An observed loop is about to run: start the watchdog with the first one."""
+def watch(traced: bool = False) -> None:
+    """An observed loop is about to run: start the watchdog with the first one.
+
+    A loop that is traced wants to be told of the garbage collector, too.
+    """
     global _started
+    if (_threshold or traced) and watchdog_collects not in gc.callbacks:
+        gc.callbacks.append(watchdog_collects)
+    if _asked_in != os.getpid() and _threshold:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            _ask_by_signal()
     if _started or not _threshold:
         return
     _started = True
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        _ask_by_signal()
-    gc.callbacks.append(watchdog_collects)
     if hasattr(os, "register_at_fork"):
         # It is started again by the loop that runs on, or by the next one that runs.
         os.register_at_fork(before=_before_fork, after_in_child=watchdog_forked)
@@ -152,6 +160,12 @@ def watch() -> None:
 
 def _before_fork() -> None:
     watchdog_stop(False)
+
+
+_asked_in = 0
+"""The process whose threads can be asked for their stacks; a forked one needs a file of its own."""
+_asked_by: tuple[int, int | None, int] | None = None
+"""The signal for that, its handler, and the file that is written to."""
 
 
 def _free_signal() -> int | None:
@@ -168,7 +182,14 @@ def _free_signal() -> int | None:
 
 
 def _ask_by_signal() -> None:
-    number = _free_signal()
+    global _asked_in, _asked_by
+    _asked_in = os.getpid()
+    before = _asked_by
+    if before is not None and signal_handler(before[0]) == before[1]:
+        # In a forked child: its parent's choice.
+        number: int | None = before[0]
+    else:
+        number = _free_signal()
     if number is None or not hasattr(faulthandler, "register"):
         return
     if hasattr(os, "memfd_create"):
@@ -185,6 +206,9 @@ def _ask_by_signal() -> None:
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
     faulthandler.register(number, file=file, all_threads=False, chain=False)
     watchdog_asks(number, file)
+    _asked_by = number, signal_handler(number), file
+    if before is not None:
+        os.close(before[2])
 
 
 def tell(
@@ -194,6 +218,7 @@ def tell(
     task: asyncio.Task[Any] | None,
     place: tuple[str, str, int],
     stacks: list[list[tuple[str, int, str]]],
+    captured: int | None = None,
 ) -> None:
     """A step has blocked the loop: schedules what is told of that."""
     get_context = getattr(task, "get_context", None)
@@ -209,6 +234,7 @@ def tell(
         what=place[0],
         file=place[1],
         line=place[2],
+        captured=None if captured is None else captured * _NANO,
     )
     loop.call_soon(_log, block, context=context)
     for hook in tuple(_hooks):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import captured  # beside this file
 import tideloop
 
 request = contextvars.ContextVar("request", default="none")
@@ -19,35 +20,36 @@ ALIVE = [[] for _ in range(300_000)]
 
 
 def sleeps():
-    time.sleep(LONG)
+    captured.block(LONG, lambda: time.sleep(0.05))
 
 
 def computes():
-    end = time.perf_counter() + LONG
-    while time.perf_counter() < end:
-        pass
+    def bit():
+        for _ in range(10_000):
+            pass
+
+    captured.block(LONG, bit, time.thread_time)
 
 
 def matches():
     # Each further letter doubles it: until it takes long enough on this machine.
+    captured.forget()
     for length in range(18, 40):
-        started = time.perf_counter()
+        started = time.thread_time()
         re.match(r"(a+)+$", "a" * length + "b")
-        if time.perf_counter() - started > LONG:
+        if time.thread_time() - started > LONG and captured.is_there():
             return
 
 
 def waits():
     lock = threading.Lock()
     lock.acquire()
-    lock.acquire(timeout=LONG)
+    captured.block(LONG, lambda: lock.acquire(timeout=LONG))
 
 
 def collects():
     # Many living objects, which each collection looks at: next to nothing of the time is spent elsewhere.
-    end = time.perf_counter() + LONG
-    while time.perf_counter() < end:
-        gc.collect()
+    captured.block(LONG, gc.collect, time.thread_time)
 
 
 WAYS = {"sleeps": sleeps, "computes": computes, "matches": matches, "waits": waits, "collects": collects}
@@ -64,22 +66,28 @@ async def main(names):
                 "cause": block.cause,
                 "stack": block.stack,
                 "stacks": len(block.stacks),
+                "innermost": [stack[0] for stack in block.stacks],
                 "task": block.task.get_name(),
                 "request": request.get(),
                 "has_context": block.context is not None,
+                "captured": block.captured,
             }
         )
 
+    spent = {}
+
     async def block(way):
         request.set(f"request of {way}")
+        before = captured.standing()
         WAYS[way]()
+        spent[way] = [after - then for then, after in zip(before, captured.standing(), strict=True)]
 
     gc.disable()
     for name in names:
         await asyncio.create_task(block(name), name=name)
         await asyncio.sleep(0.01)
     tideloop.observe.off_block(blocked)
-    return told
+    return [each | {"spent": spent[each["task"]]} for each in told if each["task"] in spent]
 
 
 def threads():
@@ -96,8 +104,8 @@ async def fork():
         events = asyncio.events
         events._set_running_loop(None)
         with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
-            seen = runner.run(main(["sleeps"]))
-        os._exit(0 if inherited == 1 and [block["cause"] for block in seen] == ["syscall"] else 1)
+            (seen,) = runner.run(main(["sleeps"]))
+        os._exit(0 if inherited == 1 and (seen["cause"], seen["stack"][1][2]) == ("syscall", "block") else 1)
     _, status = os.waitpid(child, 0)  # noqa: ASYNC222  nothing else runs here
     return before, os.waitstatus_to_exitcode(status)
 

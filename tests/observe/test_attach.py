@@ -11,6 +11,7 @@ import tideloop
 from tideloop import observe
 
 from tests import backends
+from tests.observe import captured
 
 OTHERS = ("asyncio", "uvloop")
 STACKS = sys.platform != "win32"
@@ -32,7 +33,7 @@ def threshold():
 
 
 def the_culprit():
-    time.sleep(0.16)
+    captured.block(0.16, lambda: time.sleep(0.02))
 
 
 def test_what_blocks_is_seen_while_it_does(make, threshold, caplog):
@@ -53,26 +54,32 @@ def test_what_blocks_is_seen_while_it_does(make, threshold, caplog):
         observe.off_block(blocks.append)
     # A busy machine may have blocked it otherwise, too.
     block = max(blocks, key=lambda block: block.duration)
-    assert 0.14 <= block.duration < 2
+    assert block.duration >= 0.14
     assert metrics.blocks == len(blocks)
     assert metrics.lag.longest >= 0.14
     assert metrics.tasks == 1
     assert metrics.running
-    assert "the loop was blocked for 0." in caplog.text
+    assert "the loop was blocked for " in caplog.text
     if STACKS:
-        assert block.stack[0].function == "the_culprit"
-        assert block.what == "the_culprit"
-        assert block.file == __file__
+        functions = [frame.function for frame in block.stack if frame.file == __file__]
+        assert "the_culprit" in functions[:2]
+        assert (block.what, block.file, block.line) == (
+            block.stack[0].function,
+            block.stack[0].file,
+            block.stack[0].line,
+        )
 
 
 def test_between_two_runs_nothing_blocks(make, threshold):
+    # So long that a busy machine does not block it by itself.
+    observe.set_block_threshold(0.5)
     with asyncio.Runner(loop_factory=make) as runner:
         loop = runner.get_loop()
         attached = observe.attach(loop, interval=0.005)
         runner.run(asyncio.sleep(0.02))
         beats = attached.metrics().lag.count
         assert beats >= 1
-        time.sleep(0.12)
+        time.sleep(0.6)
         runner.run(asyncio.sleep(0.02))
         metrics = attached.metrics()
         assert metrics.blocks == 0

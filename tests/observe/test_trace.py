@@ -2,13 +2,17 @@
 
 import asyncio
 import collections
+import gc
 import itertools
 import json
 import threading
 import time
+from random import Random
 
 import pytest
 import tideloop
+
+from tests.observe import chrome_format
 
 
 @pytest.fixture
@@ -18,6 +22,7 @@ def loop():
 
 
 def events_of(trace):
+    chrome_format.check(trace)
     return json.loads(trace)["traceEvents"]
 
 
@@ -45,8 +50,8 @@ def test_each_task_has_a_named_track_with_its_steps(loop):
     step = next(e for e in on_loop if e["name"] == "worker")
     assert step["args"]["file"] == __file__
     assert any(e["ph"] == "i" and e["name"] == "timer" for e in events)
-    # One after the other, without a hole.
-    for each, following in itertools.pairwise(on_loop):
+    # One after the other, without a hole; a collection is within one.
+    for each, following in itertools.pairwise(e for e in on_loop if e["name"] != "gc"):
         assert each["ts"] + each["dur"] == pytest.approx(following["ts"], abs=0.01)
 
 
@@ -93,6 +98,92 @@ def test_the_ring_keeps_the_last_events(loop):
     events = events_of(loop.trace())
     steps = sum(e["name"] == "step" for e in events)
     assert 30_000 < steps <= 65_536
+
+
+def test_who_was_made_and_woken_is_shown_with_what_did_it(loop):
+    async def woken(event):
+        await event.wait()
+
+    async def wakes(event):
+        event.set()
+
+    async def main():
+        event = asyncio.Event()
+        waits = asyncio.create_task(woken(event))
+        await asyncio.sleep(0)
+        await asyncio.create_task(wakes(event))
+        await waits
+
+    loop.run_until_complete(main())
+    trace = loop.trace()
+    phases = chrome_format.check(trace)
+    tracks = {e["tid"]: e["args"]["name"] for e in phases["M"] if e["name"] == "thread_name"}
+    name = {tid: name.rpartition(".")[2] for tid, name in tracks.items()}
+    # The task of woken() was ready twice: when it was made, and when the event was set.
+    ready = [
+        e["args"]["by"].rpartition(".")[2] for e in phases["X"] if e["name"] == "ready" and name[e["tid"]] == "woken #2"
+    ]
+    assert ready == ["main", "wakes"]
+    spawned = [e["args"]["task"] for e in phases["i"] if e["name"] == "spawn"]
+    assert spawned == [2, 3]
+    arrows = {e["id"]: e["ts"] for e in phases["s"]}
+    made, set_ = [(arrows[e["id"]], e["ts"]) for e in phases["f"] if name[e["tid"]] == "woken #2"]
+    on_loop = [e for e in phases["X"] if tracks[e["tid"]] == "event loop" and e["name"] != "gc"]
+
+    def runs_at(ts):
+        # In nanoseconds: floats do not add up.
+        at = round(ts * 1e3)
+        spans = [(round(e["ts"] * 1e3), round(e["dur"] * 1e3), e["name"].rpartition(".")[2]) for e in on_loop]
+        return next(name for began, took, name in spans if began <= at < began + took)
+
+    assert [runs_at(ts) for ts in (*made, *set_)] == ["main", "woken", "wakes", "woken"]
+
+
+def test_collections_are_in_the_step_that_they_interrupt(loop):
+    async def collects():
+        gc.collect()
+
+    async def main():
+        await asyncio.create_task(collects())
+
+    loop.run_until_complete(main())
+    events = events_of(loop.trace())
+    step = next(e for e in events if e["ph"] == "X" and e["tid"] == 1 and e["name"].endswith("collects"))
+    inside = [e for e in events if e["name"] == "gc" and step["ts"] <= e["ts"] < step["ts"] + step["dur"]]
+    assert inside
+    assert inside[-1]["tid"] == step["tid"]
+    # What happens in another thread is none of the loop's.
+    thread = threading.Thread(target=gc.collect)
+    before = sum(e["name"] == "gc" for e in events)
+    thread.start()
+    thread.join()
+    assert sum(e["name"] == "gc" for e in events_of(loop.trace())) == before
+
+
+def test_random_programs_give_traces_that_keep_the_rules(loop):
+    random = Random(20)
+
+    async def node(depth):
+        for _ in range(random.randrange(4)):
+            match random.randrange(6):
+                case 0 if depth < 4:
+                    await asyncio.gather(*[node(depth + 1) for _ in range(random.randrange(4))])
+                case 1 if depth < 4:
+                    asyncio.create_task(node(depth + 1)).cancel()
+                case 2:
+                    await asyncio.sleep(random.choice([0.0001, 0.001]))
+                case 3:
+                    loop.call_soon(gc.collect, 0)
+                case 4:
+                    await loop.run_in_executor(None, int)
+                case _:
+                    await asyncio.sleep(0)
+
+    for _ in range(10):
+        loop.run_until_complete(node(0))
+        phases = chrome_format.check(loop.trace())
+    assert {"M", "X", "i", "s", "f"} <= set(phases)
+    chrome_format.check(loop.trace(0.002))
 
 
 def test_what_is_not_traced_says_so(loop):

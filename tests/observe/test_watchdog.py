@@ -16,7 +16,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="causes are known fro
 
 
 def run(*arguments, threshold="0.1", program=(str(BLOCKS),), **environment):
-    given = {"PYTHONPATH": str(PACKAGE), "TIDELOOP_BLOCK_THRESHOLD": threshold, **environment}
+    given = {
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE), str(BLOCKS.parents[2])]),
+        "TIDELOOP_BLOCK_THRESHOLD": threshold,
+        **environment,
+    }
     return subprocess.run(
         [sys.executable, "-W", "error", *program, *arguments],
         capture_output=True,
@@ -42,22 +46,34 @@ def seen():
 @pytest.mark.parametrize("way", WAYS)
 def test_what_blocks_is_found_with_its_frame_and_its_cause(seen, way):
     block = seen[0][way]
-    functions = [function for file, line, function in block["stack"] if file == str(BLOCKS)]
-    assert functions[:2] == [way, "block"]
+    functions = [function for file, line, function in block["stack"] if file == str(BLOCKS) and function[0].isalpha()]
+    functions = [function for function in functions if function not in ("bit", "block")]
+    assert functions[0] == way
     assert block["duration"] >= 0.1
     assert block["stacks"] >= 1
-    # A processor that others use more than half of the time is a cause of its own.
-    expected = {CAUSES[way], "cpu_starved"}
+    assert 0.1 <= block["captured"] <= block["duration"]
+    expected = {CAUSES[way]}
+    ran, waited = block["spent"]
+    if waited > 3 * ran:
+        # It may well have been a processor that was missing.
+        expected.add("cpu_starved")
     if sys.version_info < (3, 13) and CAUSES[way] in ("python", "c"):
         expected.add("cpu")
+        if block["stacks"] > 1:
+            # It is Python if stacks differ, as those of a match and of what calls it do.
+            expected.add("python")
     assert block["cause"] in expected
 
 
 @linux
 def test_the_innermost_frame_is_the_one_that_calls_into_c(seen):
-    file, line, function = seen[0]["matches"]["stack"][0]
-    assert (Path(file).parent.name, function) == ("re", "match")
-    assert line > 0
+    # From 3.15 on match() is an alias of the other one.
+    names = ("match", "prefixmatch")
+    found = [
+        line for file, line, name in seen[0]["matches"]["innermost"] if Path(file).parent.name == "re" and name in names
+    ]
+    assert found
+    assert all(line > 0 for line in found)
 
 
 @linux
@@ -72,7 +88,7 @@ def test_hooks_run_in_the_context_of_the_task(seen):
 @linux
 def test_blocks_are_logged(seen):
     logged = seen[1].splitlines()
-    warnings = [line for line in logged if line.startswith("tideloop WARNING the loop was blocked for 0.")]
+    warnings = [line for line in logged if line.startswith("tideloop WARNING the loop was blocked for ")]
     assert len(warnings) >= 4
     assert any(line.strip().endswith("in sleeps") for line in logged)
 
@@ -96,6 +112,7 @@ def test_off_means_no_thread_and_no_event():
 
 SIGNALS = """
 import asyncio, faulthandler, os, signal, time, tideloop
+from tests.observe import captured
 from tideloop import watchdog
 
 if {handled}:
@@ -106,19 +123,21 @@ async def main():
     tideloop.observe.on_block(found.append)
     if {late}:
         signal.signal(signal.SIGURG, lambda *args: print("mine"))
-    time.sleep(0.1)
+    # Where none is captured there is nothing to wait for.
+    (time.sleep if {late} else lambda seconds: captured.block(seconds, lambda: time.sleep(0.01)))(0.1)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
 with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
     runner.run(main())
-print(len(found), bool(found[0].stack), watchdog._free_signal() == signal.SIGURG)
+longest = max(found, key=lambda block: block.duration)
+print(bool(longest.stack), watchdog._free_signal() == signal.SIGURG)
 """
 
 
 @linux
 @pytest.mark.parametrize(
-    ("handled", "late", "printed"), [(0, 0, "1 True False"), (1, 0, "1 True False"), (0, 1, "1 False False")]
+    ("handled", "late", "printed"), [(0, 0, "True False"), (1, 0, "True False"), (0, 1, "False False")]
 )
 def test_a_signal_that_somebody_handles_is_left_alone(handled, late, printed):
     code = SIGNALS.format(handled=handled, late=late)
@@ -128,12 +147,15 @@ def test_a_signal_that_somebody_handles_is_left_alone(handled, late, printed):
 
 THREAD = """
 import asyncio, threading, time, tideloop
+from tests.observe import captured
+
+blocks = []
 
 async def main():
-    tideloop.observe.on_block(lambda block: print(block.cause, block.stack[0].function))
+    tideloop.observe.on_block(blocks.append)
     def sleeps():
-        time.sleep(0.1)
-    sleeps()
+        time.sleep(0.01)
+    captured.block(0.1, sleeps)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
@@ -144,13 +166,15 @@ def work():
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
+longest = max(blocks, key=lambda block: block.duration)
+print(longest.cause, "sleeps" in [frame.function for frame in longest.stack[:2]])
 """
 
 
 @linux
 def test_a_loop_in_another_thread_is_watched():
     done = run(program=("-c", THREAD), threshold="0.05")
-    assert done.stdout == "syscall sleeps\n", done.stderr
+    assert done.stdout == "syscall True\n", done.stderr
 
 
 EXIT = """
@@ -206,7 +230,7 @@ def test_an_exception_of_a_hook_reaches_the_exception_handler():
             await asyncio.sleep(0)
         with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
             runner.run(main())
-        print(seen)
+        print(seen[:1])  # a busy machine may have blocked it otherwise, too
     """
     done = run(program=("-c", textwrap.dedent(code)), threshold="0.02")
     assert done.stdout == "[ZeroDivisionError('from the hook')]\n", done.stderr
@@ -230,7 +254,8 @@ def test_the_example():
     example = Path(__file__).parents[2] / "examples" / "who_blocks.py"
     done = run(program=(str(example),))
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first == "fetch 3 syscall fetch"
-    assert second.endswith(" s, fetch")
-    assert float(second.split()[0]) >= 0.15
+    # A busy machine may have blocked it otherwise, too.
+    *blocks, longest = done.stdout.splitlines()
+    assert "fetch 3 syscall fetch" in blocks
+    assert longest.endswith(" s, fetch")
+    assert float(longest.split()[0]) >= 0.4

@@ -932,6 +932,13 @@ impl LoopCore {
         self.observed.is_some()
     }
 
+    /// Whether it records what it does.
+    fn _is_traced(&self) -> bool {
+        self.observed
+            .as_ref()
+            .is_some_and(|observed| observed.recorder.is_some())
+    }
+
     /// What it did in the last so many seconds as Chrome trace JSON; None: it is not traced.
     fn _trace<'py>(&self, py: Python<'py>, seconds: Option<f64>) -> Option<Bound<'py, PyBytes>> {
         let observed = self.observed.as_ref()?;
@@ -957,14 +964,23 @@ impl LoopCore {
             .map_or(0, |register| register.with(py, |register| register.last()))
     }
 
-    /// The time, and what is known of each of these tasks; `all_to`: there are no others up to this number.
+    /// The time, and what is known of each of these tasks.
     fn _task_records<'py>(
         &self,
         py: Python<'py>,
         tasks: Vec<Bound<'py, PyAny>>,
-        all_to: u64,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        tasks::records(self, &tasks, all_to, py).into_pyobject(py)
+        tasks::records(self, &tasks, py).into_pyobject(py)
+    }
+
+    /// What tells each of these tasks from all others that there are or were; None: it is not known.
+    fn _task_numbers(&self, py: Python<'_>, tasks: Vec<Bound<'_, PyAny>>) -> Vec<Option<u64>> {
+        tasks::numbers(self, &tasks, py)
+    }
+
+    /// These are all of its tasks up to this number: what is kept of others, which have been destroyed, is forgotten.
+    fn _forget_other_tasks(&self, py: Python<'_>, tasks: Vec<Bound<'_, PyAny>>, up_to: u64) {
+        tasks::forget_others(self, &tasks, up_to, py);
     }
 
     /// The functions of the tasks that there were: what tells each apart, None for all others, and its counts.

@@ -44,11 +44,15 @@ mod _tideloop {
     #[pymodule_export]
     use crate::ffi::roll::{enlist, enlisted};
     #[pymodule_export]
+    use crate::ffi::site::frames_are_found;
+    #[pymodule_export]
     use crate::guest::{
         guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
     };
     #[pymodule_export]
     use crate::listener::Listener;
+    #[pymodule_export]
+    use crate::observe::dumps::{dumps_begin, dumps_forked, dumps_resume, dumps_stop};
     #[pymodule_export]
     use crate::observe::pulse::Pulse;
     #[pymodule_export]

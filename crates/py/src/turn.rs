@@ -189,9 +189,6 @@ fn turn<'py, const LEVEL: u8>(
                         watch.broken(core, &task);
                     }
                 })?;
-                if LEVEL == level::TRACE {
-                    watch.traces_end(&task);
-                }
                 ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Wake(task) => {
@@ -206,9 +203,6 @@ fn turn<'py, const LEVEL: u8>(
                         watch.broken(core, &task);
                     }
                 })?;
-                if LEVEL == level::TRACE {
-                    watch.traces_end(&task);
-                }
                 ended::<LEVEL>(core, watch, due, &Who::Task(&task))?;
             }
             Run::Sleeper(sleeper) => {

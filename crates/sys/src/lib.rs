@@ -13,10 +13,12 @@
 //! * [`clock`]: monotonic nanoseconds.
 //! * [`fork`]: whether we are in a forked child.
 //! * [`thread`]: a thread as another one sees it.
+//! * [`bell`]: what a thread waits for, and a signal rings.
 //! * [`precision`]: timers without slack while a loop runs.
 //!
 //! Differences between systems end here: nothing above this crate asks what system it runs on.
 
+pub mod bell;
 pub mod clock;
 pub mod datagram;
 pub mod fork;

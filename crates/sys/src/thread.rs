@@ -16,6 +16,15 @@ pub struct Standing {
     pub runnable: bool,
 }
 
+/// Where a signal to a thread is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// Sent, and not handled yet.
+    pub pending: bool,
+    /// Not to be handled now: the thread says so, or is handling it.
+    pub blocked: bool,
+}
+
 /// A thread of this process. Whoever signals one vouches for that it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thread {
@@ -116,6 +125,28 @@ impl Thread {
     pub fn standing(&self) -> Option<Standing> {
         None
     }
+
+    /// Where a signal to it is; None where the system does not say, and of what is no signal.
+    #[cfg(target_os = "linux")]
+    pub fn delivery(&self, number: i32) -> Option<Delivery> {
+        let bit = u32::try_from(number.checked_sub(1)?).ok()?;
+        let bit = 1_u64.checked_shl(bit)?;
+        let text = std::fs::read_to_string(format!("/proc/self/task/{}/status", self.id)).ok()?;
+        let has = |name: &str| {
+            let mask = text.lines().find_map(|line| line.strip_prefix(name))?;
+            let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+            Some(mask & bit != 0)
+        };
+        Some(Delivery {
+            pending: has("SigPnd:")?,
+            blocked: has("SigBlk:")?,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub fn delivery(&self, _number: i32) -> Option<Delivery> {
+        None
+    }
 }
 
 /// The address of what handles a signal: 0 if nothing does, 1 if it is ignored; None if there is no such signal.
@@ -178,7 +209,7 @@ pub fn is_lock_wait(call: u32) -> bool {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use super::{Thread, handler_of, is_lock_wait};
+    use super::{Delivery, Thread, handler_of, is_lock_wait};
 
     #[test]
     fn a_thread_that_works_has_run() {
@@ -187,6 +218,29 @@ mod tests {
         let spun = (0..30_000_000_u64).fold(0, |sum, n| sum ^ std::hint::black_box(n));
         std::hint::black_box(spun);
         assert!(this.standing().unwrap().ran > before.ran);
+    }
+
+    #[test]
+    fn a_signal_that_is_blocked_stays_pending() {
+        let number = libc::SIGRTMAX() - 3;
+        let this = Thread::current();
+        assert_eq!(this.delivery(number), Some(Delivery::default()));
+        assert_eq!(this.delivery(0), None);
+        assert_eq!(this.delivery(65), None);
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: a set on this stack, filled before it is used; the mask is this thread's own, which ends with the test. The
+        // signal stays pending for as long.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), number);
+            libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+            this.signal(number).unwrap();
+        }
+        let delivery = Delivery {
+            pending: true,
+            blocked: true,
+        };
+        assert_eq!(this.delivery(number), Some(delivery));
     }
 
     #[test]

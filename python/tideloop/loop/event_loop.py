@@ -258,7 +258,7 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
             return
         from tideloop.watchdog import watch
 
-        watch()
+        watch(self._is_traced())
         if self._known_in != (thread := threading.get_ident()):
             self._known_in = thread
             self._make_known()
@@ -269,6 +269,10 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
     def _make_known(self) -> None:
         observed.join(self)
         self._runs_in(threading.current_thread().name.encode(errors="replace").decode())
+        if self._is_traced():
+            from tideloop.observe.dumps import dump_if_asked
+
+            dump_if_asked()
         if "TIDELOOP_OBSERVE_SOCKET" in os.environ or "TIDELOOP_OBSERVE_WEB" in os.environ:
             from tideloop.observe.serving import serve_if_asked
 
@@ -281,11 +285,12 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         task: asyncio.Task[Any] | None,
         place: tuple[str, str, int],
         stacks: list[list[tuple[str, int, str]]],
+        captured: int | None,
     ) -> None:
         """A step has blocked the loop, as the native half has seen."""
         from tideloop.watchdog import tell
 
-        tell(self, took, cause, task, place, stacks)
+        tell(self, took, cause, task, place, stacks, captured)
 
     # --- sockets of the application ------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from tideloop.watchdog import (
 if TYPE_CHECKING:
     from tideloop.observe.attached import Attached, AttachedMetrics, attach
     from tideloop.observe.awaiting import TaskNode, TaskTree, tree
+    from tideloop.observe.dumps import dump_traces, stop_dumping_traces
     from tideloop.observe.metrics import Histogram, LoopMetrics, SlowStep, TimeSpent, Utilization
     from tideloop.observe.otel import Instrumentation, instrument
     from tideloop.observe.roll import Gauge, gauges
@@ -59,6 +60,7 @@ __all__ = [
     "Utilization",
     "attach",
     "block_threshold",
+    "dump_traces",
     "gauges",
     "graphs",
     "instrument",
@@ -69,6 +71,7 @@ __all__ = [
     "serve",
     "set_block_threshold",
     "set_unretrieved_after",
+    "stop_dumping_traces",
     "tree",
     "unretrieved_after",
 ]
@@ -77,6 +80,7 @@ __all__ = [
 _HOMES = {
     "attached": ("Attached", "AttachedMetrics", "attach"),
     "awaiting": ("TaskNode", "TaskTree", "tree"),
+    "dumps": ("dump_traces", "stop_dumping_traces"),
     "metrics": ("Histogram", "LoopMetrics", "SlowStep", "TimeSpent", "Utilization"),
     "otel": ("Instrumentation", "instrument"),
     "roll": ("Gauge", "gauges"),

@@ -106,10 +106,10 @@ class Attached:
         self._timer = self._loop.call_later(self._interval, self._beat)
         if ended is None:
             return
-        took, cause, stacks = ended
+        took, cause, stacks, captured = ended
         self._blocks += 1
         innermost = stacks[0][0] if stacks else ("", 0, "")
-        tell(self._loop, took, cause, None, (innermost[2], innermost[0], innermost[1]), stacks)
+        tell(self._loop, took, cause, None, (innermost[2], innermost[0], innermost[1]), stacks, captured)
 
     # --- for the program ------------------------------------------------------------------------
 

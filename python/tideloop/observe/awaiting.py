@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -100,10 +100,13 @@ def _is_leaving(group: object) -> bool:
     return _ask(group, "_exiting") is True or _ask(group, "_stage") == "leaving"
 
 
-def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any], list[asyncio.Task[Any]]]:
-    """Of each of these tasks that awaits others of them: which ones."""
+def awaited_tasks(
+    tasks: Sequence[asyncio.Task[Any]], go_on: Callable[[], object] = lambda: None
+) -> dict[asyncio.Task[Any], list[asyncio.Task[Any]]]:
+    """Of each of these tasks that awaits others of them: which ones; `go_on` is called before each is looked at."""
     by_future: dict[int, asyncio.Task[Any]] = {}
     for task in tasks:
+        go_on()
         waiter = getattr(task, "_fut_waiter", None)
         if waiter is not None:
             by_future[id(waiter)] = task
@@ -116,6 +119,7 @@ def awaited_tasks(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any],
             found.setdefault(awaiter, {})[awaited] = None
 
     for task in tasks:
+        go_on()
         waiter = getattr(task, "_fut_waiter", None)
         for target in (waiter, *(getattr(waiter, "_children", None) or ())):
             if isinstance(target, asyncio.Task) and id(target) in here:

@@ -2,6 +2,11 @@
 
 ``tasks()`` and ``gauges()`` are called from a thread that is none of a loop's, with the GIL. They look at 10,000 tasks
 at most; where there are more, ``"truncated"`` says so.
+
+While they work no loop of the process does, and 10,000 tasks take a tenth of a second. So they work in slices of two
+milliseconds and sleep in between, which gives the GIL to whoever waits for it. What has been looked at is turned into
+text at once, so that no great number of objects is made that the garbage collector would have to go through. What is
+told is of no single moment, therefore: a task may have ended, or have been made, since the first one was looked at.
 """
 
 from __future__ import annotations
@@ -10,11 +15,11 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tideloop.observe.roll import gauges as all_gauges
-from tideloop.observe.tasks import MOST, CoroutineSeen, Place, TaskSeen, tasks_of
+from tideloop.observe.roll import each_gauge, place
+from tideloop.observe.tasks import MOST, CoroutineSeen, Place, TaskSeen, TasksLooked, look_at
 from tideloop.observe.unretrieved import told_of
 from tideloop.observed import loops
 
@@ -23,8 +28,36 @@ __all__ = ["gauges", "note_loops", "samples", "tasks"]
 leaving = False
 """The server is about to stop: what is being collected is given up, for the interpreter must not end meanwhile."""
 
+SLICE = 0.002
+"""Seconds of work after which the others get the GIL."""
+
+_PAUSE = 0.0002
+"""Seconds for which they do, which is enough to take it: they keep it for as long as they like."""
+
 _DEPTH = 30
 _COUNTED = tuple(field for field in CoroutineSeen._fields if field not in ("coroutine", "file", "line", "live"))
+
+
+class _Slices:
+    """Work that gives the GIL away now and again."""
+
+    def __init__(self) -> None:
+        self._since = _clock()
+
+    def go_on(self) -> None:
+        """Called between two bits of work. Raises InterruptedError if it is to be given up."""
+        if leaving:
+            raise InterruptedError("the server stops")
+        if _clock() - self._since >= SLICE:
+            _give_way()
+            self._since = _clock()
+
+
+_clock = time.perf_counter
+
+
+def _give_way() -> None:
+    time.sleep(_PAUSE)
 
 
 def note_loops() -> bytes:
@@ -45,52 +78,51 @@ def _task(task: TaskSeen) -> dict[str, Any]:
     return task._asdict() | {"waits_for": list(task.waits_for), "stack": _stack(task.stack)}
 
 
-def _living(tasks: tuple[TaskSeen, ...]) -> list[dict[str, Any]]:
-    """The coroutine functions of a loop that does not count them: whose tasks live."""
-    living = Counter((task.coroutine, task.file, task.line) for task in tasks)
-    return [
+def _functions(looked: TasksLooked, living: Counter[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """The coroutine functions of a loop; of one that does not count them those whose tasks live."""
+    return [function._asdict() for function in looked.coroutines] or [
         {"coroutine": coroutine, "file": file, "line": line, "live": live, **dict.fromkeys(_COUNTED)}
         for (coroutine, file, line), live in living.most_common()
     ]
 
 
-def _go_on() -> None:
-    if leaving:
-        raise InterruptedError("the server stops")
-
-
-def _seen() -> list[dict[str, Any]]:
-    found = []
+def _of_loops(go_on: Callable[[], object]) -> Iterator[tuple[Any, TasksLooked]]:
+    """Each loop with its tasks, which are looked at while they are taken."""
     left = MOST
     for loop in loops():
-        seen = tasks_of(loop, left, _go_on)
-        left -= len(seen.tasks)
-        now = time.monotonic()
-        number = getattr(loop, "_number", None)
-        found.append(
-            {
-                "id": id(loop) if number is None else number(),
-                "tasks": [_task(task) for task in seen.tasks],
-                "functions": [function._asdict() for function in seen.coroutines] or _living(seen.tasks),
-                "unretrieved": [
-                    {"task": told.task, "coroutine": told.coroutine, "exception": told.exception, "age": now - told.at}
-                    for told in told_of(loop)
-                ],
-                "truncated": seen.truncated,
-            }
-        )
-    return found
+        looked = look_at(loop, left, go_on)
+        left -= looked.most
+        yield loop, looked
+
+
+def _number(loop: Any) -> int:
+    number = getattr(loop, "_number", None)
+    return id(loop) if number is None else number()
 
 
 def tasks() -> bytes:
     """The tasks of all loops, and what is counted of them: ``{"loops": [{"id", "tasks", "functions", …}, …]}``."""
-    return b'{"loops":[' + b",".join(map(_told, _seen())) + b"]}"
+    told = [_told(loop, looked) for loop, looked in _of_loops(_Slices().go_on)]
+    return b'{"loops":[' + b",".join(told) + b"]}"
 
 
-def _told(of_loop: dict[str, Any]) -> bytes:
-    # Task by task: json.dumps() lets nobody else have the GIL until it has ended.
-    rows = b",".join(map(_json, of_loop.pop("tasks")))
-    return _json(of_loop)[:-1] + b',"tasks":[' + rows + b"]}"
+def _told(loop: Any, looked: TasksLooked) -> bytes:
+    rows = []
+    living: Counter[tuple[str, str, int]] = Counter()
+    for task in looked.tasks:
+        living[task.coroutine, task.file, task.line] += 1
+        rows.append(_json(_task(task)))
+    now = time.monotonic()
+    of_loop = {
+        "id": _number(loop),
+        "functions": _functions(looked, living),
+        "unretrieved": [
+            {"task": told.task, "coroutine": told.coroutine, "exception": told.exception, "age": now - told.at}
+            for told in told_of(loop)
+        ],
+        "truncated": looked.truncated,
+    }
+    return _json(of_loop)[:-1] + b',"tasks":[' + b",".join(rows) + b"]}"
 
 
 def _plain(value: Any) -> Any:
@@ -108,7 +140,7 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-def _gauges() -> list[dict[str, Any]]:
+def _gauges(go_on: Callable[[], object]) -> list[dict[str, Any]]:
     return [
         {
             "kind": gauge.kind,
@@ -116,25 +148,32 @@ def _gauges() -> list[dict[str, Any]]:
             "id": gauge.id,
             "stats": _plain(gauge.stats),
         }
-        for gauge in all_gauges()
+        for gauge in sorted(each_gauge(go_on), key=place)
     ]
 
 
 def gauges() -> bytes:
     """What there is of the toolkit: ``{"gauges": [{"kind", "name", "id", "stats"}, …]}``."""
-    found = _gauges()
-    return _json({"gauges": found[:MOST], "truncated": len(found) > MOST})
+    go_on = _Slices().go_on
+    found = _gauges(go_on)
+    rows = []
+    for gauge in found[:MOST]:
+        go_on()
+        rows.append(_json(gauge))
+    return b'{"gauges":[' + b",".join(rows) + b'],"truncated":' + (b"true}" if len(found) > MOST else b"false}")
 
 
 def samples() -> bytes:
     """Tasks by state and the numbers of the gauges, as Prometheus' text."""
     lines = ["# HELP tideloop_tasks Tasks that are not done.", "# TYPE tideloop_tasks gauge"]
-    for loop in _seen():
-        states = Counter(task["state"] for task in loop["tasks"])
+    go_on = _Slices().go_on
+    for loop, looked in _of_loops(go_on):
+        states = Counter(task.state for task in looked.tasks)
         for state in ("running", "ready", "waiting"):
-            lines.append(f'tideloop_tasks{{loop="{loop["id"]}",state="{state}"}} {states[state]}')
+            lines.append(f'tideloop_tasks{{loop="{_number(loop)}",state="{state}"}} {states[state]}')
     families: dict[str, list[str]] = {}
-    for gauge in _gauges()[:MOST]:
+    for gauge in _gauges(go_on)[:MOST]:
+        go_on()
         stats = gauge["stats"]
         for field, value in stats.items() if isinstance(stats, dict) else ():
             if isinstance(value, bool | int | float):

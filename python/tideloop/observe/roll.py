@@ -7,6 +7,7 @@ the whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from tideloop._tideloop import enlisted
@@ -73,9 +74,19 @@ def gauges() -> list[Gauge]:
     From any thread; what other threads do meanwhile is in it or not. An object whose stats() raises, as one that is
     just being made may, is left out.
     """
-    found: list[Gauge] = []
+    return sorted(each_gauge(), key=place)
+
+
+def place(gauge: Gauge) -> tuple[str, str, int]:
+    """Where a gauge is in the list of all."""
+    return (gauge.kind, str(gauge.name or ""), gauge.id)
+
+
+def each_gauge(go_on: Callable[[], object] = lambda: None) -> Iterator[Gauge]:
+    """All of them, in no order; `go_on` is called before each is asked."""
     kinds: dict[type, str | None] = {}
     for gauge in [*enlisted(), *graphs()]:
+        go_on()
         cls = type(gauge)
         if cls not in kinds:
             kinds[cls] = _kind(cls)
@@ -83,9 +94,8 @@ def gauges() -> list[Gauge]:
         if kind is None:
             continue
         try:
-            found.append(Gauge(kind, gauge.name if hasattr(gauge, "name") else None, gauge.stats(), id(gauge)))
+            asked = Gauge(kind, gauge.name if hasattr(gauge, "name") else None, gauge.stats(), id(gauge))
         except Exception:
-            # As told above: there is nobody to tell it to, and the others matter.
+            # One that is just being made, say: there is nobody to tell it to, and the others matter.
             continue
-    found.sort(key=lambda gauge: (gauge.kind, str(gauge.name or ""), gauge.id))
-    return found
+        yield asked

@@ -104,7 +104,9 @@ class _Counting(Protocol):
     """What a loop has that counts."""
 
     def _last_task(self) -> int: ...
-    def _task_records(self, tasks: Sequence[Any], all_to: int) -> tuple[int, list[Any]]: ...
+    def _task_records(self, tasks: Sequence[Any]) -> tuple[int, list[Any]]: ...
+    def _task_numbers(self, tasks: Sequence[Any]) -> list[int | None]: ...
+    def _forget_other_tasks(self, tasks: Sequence[Any], up_to: int) -> None: ...
     def _task_functions(self) -> list[tuple[Any, list[int]]]: ...
 
 
@@ -180,10 +182,34 @@ def all_tasks(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
     return list(asyncio.all_tasks(loop))
 
 
-def tasks_of(
+class TasksLooked(NamedTuple):
+    """The tasks of a loop, which are looked at while they are taken."""
+
+    tasks: Iterator[TaskSeen]
+    most: int
+    """There are no more than so many."""
+    coroutines: tuple[CoroutineSeen, ...]
+    truncated: bool
+
+
+_AT_ONCE = 50
+"""Records that are read with one call. All of them would be many objects, for the garbage collector to go through."""
+
+
+def tasks_of(loop: asyncio.AbstractEventLoop) -> TasksSeen:
+    """What there is of a loop's tasks."""
+    looked = look_at(loop)
+    return TasksSeen(tuple(looked.tasks), looked.coroutines, looked.truncated)
+
+
+def look_at(
     loop: asyncio.AbstractEventLoop, most: int = MOST, go_on: Callable[[], object] = lambda: None
-) -> TasksSeen:
-    """What there is of a loop's tasks, up to so many; `go_on` is called before each, and raises to give it up."""
+) -> TasksLooked:
+    """Look at the tasks of a loop, up to so many.
+
+    `go_on` is called several times for each task, with next to nothing in between. It may let others run, or raise to
+    give it up.
+    """
     from tideloop.observe.awaiting import awaited_tasks
 
     counts = getattr(loop, "_counts_tasks", None)
@@ -193,42 +219,67 @@ def tasks_of(
     found = all_tasks(loop)
     truncated = len(found) > most
     found = found[:most]
-    now, rows = (0, []) if counting is None else counting._task_records(found, 0 if truncated else last)
-    rows = rows or [None] * len(found)
-    numbers = {id(task): row[0] if row else id(task) for task, row in zip(found, rows, strict=True)}
-    running = asyncio.current_task(loop)
-    awaits = awaited_tasks(found)
-    seen = []
-    for task, row in zip(found, rows, strict=True):
+    known: Sequence[int | None] = ()
+    if counting is not None:
+        if not truncated:
+            counting._forget_other_tasks(found, last)
+        known = counting._task_numbers(found)
+    numbers = {id(task): number or id(task) for task, number in zip(found, known or [None] * len(found), strict=True)}
+    awaits = awaited_tasks(found, go_on)
+    found.sort(key=lambda task: numbers[id(task)])
+    tasks = _looking(loop, counting, found, numbers, awaits, go_on)
+    return TasksLooked(tasks, len(found), _coroutines(counting), truncated)
+
+
+def _looking(
+    loop: asyncio.AbstractEventLoop,
+    counting: _Counting | None,
+    found: Sequence[asyncio.Task[Any]],
+    numbers: dict[int, int],
+    awaits: dict[asyncio.Task[Any], list[asyncio.Task[Any]]],
+    go_on: Callable[[], object],
+) -> Iterator[TaskSeen]:
+    for task, now, row in _with_records(counting, found):
         go_on()
+        if task.done():
+            # Since the list was made.
+            continue
+        running = asyncio.current_task(loop)
         waiter = waiter_of(task)
         coroutine = task.get_coro()
         code = _attribute(coroutine, "code")
         # Of a step that runs, of a task that was made since, the clock is behind.
         age = max(now - row[2], row[3] + row[4]) if row else 0
-        seen.append(
-            TaskSeen(
-                id=numbers[id(task)],
-                name=task.get_name(),
-                coroutine=qualified(coroutine),
-                file=code.co_filename if code is not None else "",
-                line=code.co_firstlineno if code is not None else 0,
-                state="running" if task is running else "ready" if waiter is None else "waiting",
-                steps=row[6] if row else None,
-                busy=row[3] * _NANO if row else None,
-                scheduled=row[4] * _NANO if row else None,
-                idle=(age - row[3] - row[4]) * _NANO if row else None,
-                longest=row[5] * _NANO if row else None,
-                age=age * _NANO if row else None,
-                waiting_on=_waiting_on(task, waiter),
-                waits_for=tuple(numbers[id(other)] for other in awaits.get(task, ()) if id(other) in numbers),
-                parent=(row[1] or None) if row else None,
-                spawned_at=row[7] if row else None,
-                stack=stack_of(task),
-            )
+        yield TaskSeen(
+            id=numbers[id(task)],
+            name=task.get_name(),
+            coroutine=qualified(coroutine),
+            file=code.co_filename if code is not None else "",
+            line=code.co_firstlineno if code is not None else 0,
+            state="running" if task is running else "ready" if waiter is None else "waiting",
+            steps=row[6] if row else None,
+            busy=row[3] * _NANO if row else None,
+            scheduled=row[4] * _NANO if row else None,
+            idle=(age - row[3] - row[4]) * _NANO if row else None,
+            longest=row[5] * _NANO if row else None,
+            age=age * _NANO if row else None,
+            waiting_on=_waiting_on(task, waiter),
+            waits_for=tuple(numbers[id(other)] for other in awaits.get(task, ()) if id(other) in numbers),
+            parent=(row[1] or None) if row else None,
+            spawned_at=row[7] if row else None,
+            stack=stack_of(task),
         )
-    seen.sort(key=lambda task: task.id)
-    return TasksSeen(tuple(seen), _coroutines(counting), truncated)
+
+
+def _with_records(
+    counting: _Counting | None, found: Sequence[asyncio.Task[Any]]
+) -> Iterator[tuple[asyncio.Task[Any], int, Any]]:
+    """Each task with the time and what is counted of it, if that is so."""
+    for first in range(0, len(found), _AT_ONCE):
+        some = found[first : first + _AT_ONCE]
+        now, rows = (0, [None] * len(some)) if counting is None else counting._task_records(some)
+        for task, row in zip(some, rows, strict=True):
+            yield task, now, row
 
 
 def _coroutines(counting: _Counting | None) -> tuple[CoroutineSeen, ...]:

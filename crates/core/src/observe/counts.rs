@@ -62,6 +62,33 @@ mod tests {
     use crate::histogram::Histogram;
     use proptest::prelude::*;
 
+    #[test]
+    fn quantiles_of_what_a_clock_has_shown_are_within_5_percent() {
+        // Real durations, of work that takes from nothing to a tenth of a millisecond: what they are does not matter.
+        let mut recorded: Vec<u64> = (0..20_000_u64)
+            .map(|number| {
+                let began = std::time::Instant::now();
+                let work = (number * number) % 97 * (number % 7);
+                std::hint::black_box((0..work).fold(0, |sum, n| sum ^ std::hint::black_box(n)));
+                began.elapsed().as_nanos() as u64
+            })
+            .collect();
+        let shared = SharedHistogram::default();
+        recorded.iter().for_each(|&took| shared.add(took, 1));
+        recorded.sort_unstable();
+        let histogram = shared.read();
+        for per_mille in [1, 10, 100, 250, 500, 750, 900, 950, 990, 999, 1_000] {
+            let q = per_mille as f64 / 1_000.0;
+            let rank = (q * recorded.len() as f64).ceil() as usize;
+            let exact = recorded[rank - 1] as f64;
+            let read = histogram.quantile(q).unwrap() as f64;
+            assert!(
+                (read - exact).abs() <= exact * 0.05,
+                "{q}: {read} for {exact}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn reads_what_an_ordinary_one_would_have(values in prop::collection::vec(0_u64..1 << 40, 0..100)) {

@@ -38,7 +38,7 @@ mod meter;
 pub mod ring;
 
 pub use averages::{Averages, Load};
-pub use block::{Cause, Frame, Look, frames};
+pub use block::{Cause, Evidence, Frame, Look, frames};
 pub use counts::SharedHistogram;
 pub use instrument::{Instrument, Spent};
 pub use meter::{Meter, Timed};

@@ -35,11 +35,28 @@ pub enum Kind {
     Timer,
     /// At this time: a step has ended that blocked the loop for `id` nanoseconds.
     Block,
-    /// The task `id` has ended with its step; whoever is called so next is another one.
-    End,
+    /// Of the task `id`, which has taken a step: it had been ready since then, by what ran at that time. With the label [`ENDED`]
+    /// it has ended with that step, and whoever is called so next is another one.
+    Ready,
+    /// While this step runs, it makes the task `id`.
+    Spawn,
+    /// The garbage collector begins, in the midst of what runs, and is done.
+    Collect,
+    Collected,
 }
 
-const KINDS: [Kind; 9] = [
+impl Kind {
+    /// Whether it begins something that lasts until the next one that does.
+    #[must_use]
+    pub fn lasts(self) -> bool {
+        matches!(
+            self,
+            Self::Step | Self::Call | Self::Delivery | Self::Poll | Self::Wait | Self::Rest
+        )
+    }
+}
+
+const KINDS: [Kind; 12] = [
     Kind::Step,
     Kind::Call,
     Kind::Delivery,
@@ -48,12 +65,22 @@ const KINDS: [Kind; 9] = [
     Kind::Rest,
     Kind::Timer,
     Kind::Block,
-    Kind::End,
+    Kind::Ready,
+    Kind::Spawn,
+    Kind::Collect,
+    Kind::Collected,
 ];
+
+/// What an event takes in the ring.
+type Slot = [AtomicU64; 2];
+const _: () = assert!(size_of::<Slot>() == 16);
 
 /// Bits of an `id`, the upper part of an event's second word.
 pub const ID_BITS: u32 = 40;
 const LABEL_BITS: u32 = 64 - ID_BITS;
+
+/// The label of what is said of a task that has ended.
+pub const ENDED: u32 = 1;
 
 /// Labels there can be.
 pub const LABELS: u32 = 1 << LABEL_BITS;
@@ -93,7 +120,7 @@ impl Event {
 /// The last events; see the module.
 #[derive(Debug)]
 pub struct Ring {
-    slots: Box<[[AtomicU64; 2]]>,
+    slots: Box<[Slot]>,
     /// Events so far.
     head: AtomicU64,
 }
@@ -122,6 +149,21 @@ impl Ring {
             slot[1].store(second, Ordering::Relaxed);
             self.head.store(number + 1, Ordering::Release);
         }
+    }
+
+    /// The time of the last event; 0: there was none. By the loop's thread only.
+    #[inline]
+    #[must_use]
+    pub fn last_at(&self) -> u64 {
+        let last = self.head.load(Ordering::Relaxed).wrapping_sub(1);
+        let slot = self.slots.get(last as usize & (self.slots.len() - 1));
+        slot.map_or(0, |slot| slot[0].load(Ordering::Relaxed) >> 8)
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of_val(&*self.slots)
     }
 
     /// The events that are whole, oldest first.
@@ -164,7 +206,7 @@ mod tests {
     #[test]
     fn the_last_events_are_there_as_they_were() {
         let ring = Ring::new(8);
-        assert_eq!(ring.read(), []);
+        assert_eq!((ring.read(), ring.last_at()), (vec![], 0));
         for number in 0..5 {
             ring.push(event(number));
         }
@@ -174,6 +216,12 @@ mod tests {
         }
         // One is left out, since the next event would be in its slot.
         assert_eq!(ring.read(), (93..100).map(event).collect::<Vec<_>>());
+        assert_eq!(ring.last_at(), 99);
+    }
+
+    #[test]
+    fn an_event_takes_16_bytes() {
+        assert_eq!(Ring::new(1 << 16).size(), 1 << 20);
     }
 
     #[test]

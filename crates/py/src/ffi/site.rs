@@ -86,3 +86,16 @@ fn is_wrapper(class: &ffi::PyTypeObject) -> bool {
     let name = unsafe { std::ffi::CStr::from_ptr(class.tp_name) };
     name.to_bytes().ends_with(b"TaskStepMethWrapper")
 }
+
+/// Whether frames are found without objects in this interpreter (`frames`). Where they are not, places are the same and cost
+/// more.
+#[pyfunction]
+pub fn frames_are_found(py: Python<'_>) -> bool {
+    #[cfg(Py_3_13)]
+    return super::frames::field(py).is_some();
+    #[cfg(not(Py_3_13))]
+    {
+        let _ = py;
+        false
+    }
+}

@@ -11,9 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tideloop_core::observe::{Cause, Frame};
 use tideloop_sys::clock;
 
-use super::Observed;
 use super::watchdog::{self, Block};
 use super::who::Described;
+use super::{Observed, dumps};
 
 /// Blocks kept.
 const KEPT: usize = 64;
@@ -60,10 +60,12 @@ fn began(took: u64) -> f64 {
 
 /// A step has ended that has blocked its loop.
 pub fn keep(observed: &Observed, took: u64, who: Described, block: Block) {
-    let cause = block.cause();
+    let cause = block.cause(took);
     observed.known.was_blocked(cause, took);
+    let id = block.number.unwrap_or_else(number);
+    dumps::of_block(id);
     let told = Arc::new(Told {
-        id: block.number.unwrap_or_else(number),
+        id,
         at: began(took),
         of_loop: observed.known.id,
         took,
@@ -100,7 +102,7 @@ pub fn lasting() -> Vec<Told> {
             at: began(took),
             of_loop: observed.known.id,
             took,
-            cause: block.cause(),
+            cause: block.cause(took),
             ended: false,
             who: Described::default(),
             stacks: block.stacks,

@@ -14,9 +14,10 @@
 //! is kept alive. A task is there to be asked until its step was timed; a handle has forgotten its callback by
 //! then, so the callback is kept over a step that will be timed, and only then.
 //!
-//! **Who blocks, while it does**: [`watchdog`]. **What happened before**: [`recorder`]. **Who asks from outside**: [`serve`].
+//! **Who blocks, while it does**: [`watchdog`]. **What happened before**: [`recorder`], [`dumps`]. **Who asks from outside**: [`serve`].
 
 mod blocks;
+pub mod dumps;
 mod known;
 pub mod level;
 pub mod pulse;

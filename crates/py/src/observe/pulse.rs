@@ -17,8 +17,14 @@ use super::watchdog::{self, Watched};
 use super::{Counted, Observed, counted};
 use crate::ffi::cell::LoopCell;
 
-/// What a beat tells of a block that it ends: how long it took, its cause, and stacks of (file, line, function).
-type Ended = (u64, &'static str, Vec<Vec<(String, u32, String)>>);
+/// What a beat tells of a block that it ends: how long it took, its cause, stacks of (file, line, function), and how long it
+/// had lasted when the first of them was there.
+type Ended = (
+    u64,
+    &'static str,
+    Vec<Vec<(String, u32, String)>>,
+    Option<u64>,
+);
 
 #[derive(Default)]
 struct State {
@@ -86,13 +92,13 @@ impl Pulse {
             return None;
         }
         let block = watched?.take(last).unwrap_or_default();
-        let cause = block.cause().name();
+        let cause = block.cause(late).name();
         let stacks = block.stacks.into_iter().map(|frames| {
             let rows = frames.into_iter();
             rows.map(|frame| (frame.file, frame.line, frame.function))
                 .collect()
         });
-        Some((late, cause, stacks.collect()))
+        Some((late, cause, stacks.collect(), block.captured))
     }
 
     /// The loop runs no longer, or nobody watches.

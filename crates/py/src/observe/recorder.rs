@@ -8,17 +8,26 @@
 //! label, since it knows it by its address; when the run ends they are let go of, with the GIL held.
 //!
 //! **What an event costs.** A read of the clock, a look at a table for the label, and two stores. An event says what runs from its
-//! time on; that is over when the next one begins, so a step needs one event. A task is known by its address, until an event
-//! says that it has ended: whoever has that address next is another one. No name is made, and no table is kept of tasks.
+//! time on; that is over when the next one begins, so a step needs one event, and another one behind it, which takes no clock.
+//! A task is known by its address, until that event says that it has ended: whoever has that address next is another one. No name
+//! is made, and no table is kept of tasks.
 //!
-//! **What is not in it.** When something became ready, and by whom. Steps of asyncio's own tasks are callbacks.
+//! **Who became ready when** is not noted at that time, on the way into the ring, but behind the step, when level 1 has found out
+//! how long the task had waited: its time is that at which what ran then was over, so the trace knows by whom as well. A
+//! task that is made is noted at the beginning of the step that makes it.
+//!
+//! **Garbage collections** are told of by the interpreter, in the thread in which they happen. Each thread knows whose events are
+//! recorded in it ([`CURRENT`]): so there is still one writer to a ring, whoever collects or makes tasks wherever.
+//!
+//! **What is not in it.** Steps of asyncio's own tasks are callbacks. Of callbacks it is not said when they became ready.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tideloop_core::observe::chrome::{Chrome, Label};
-use tideloop_core::observe::ring::{Event, Kind, LABELS, Ring};
+use tideloop_core::observe::ring::{ENDED, Event, Kind, LABELS, Ring};
 use tideloop_sys::clock;
 
 use super::Observed;
@@ -74,6 +83,11 @@ impl Recorder {
         });
     }
 
+    /// Adds an event within what is recorded as running.
+    fn note_within(&self, kind: Kind, id: u64) {
+        self.note(self.ring.last_at(), kind, id, 0);
+    }
+
     fn labels(&self) -> Vec<Label> {
         let labels = self.labels.lock().unwrap_or_else(PoisonError::into_inner);
         labels.list.clone()
@@ -99,8 +113,59 @@ pub struct Scribe {
     observed: Arc<Observed>,
     recent: Box<[(usize, u32); RECENT]>,
     numbers: HashMap<usize, (u32, Py<PyAny>)>,
-    /// When the last step of a task has begun.
-    last: u64,
+    /// Whose events were recorded in this thread before.
+    before: Option<Arc<Observed>>,
+}
+
+thread_local! {
+    /// The loop that runs in this thread, if it is traced.
+    static CURRENT: RefCell<Option<Arc<Observed>>> = const { RefCell::new(None) };
+}
+
+fn set_current(observed: Option<Arc<Observed>>) -> Option<Arc<Observed>> {
+    CURRENT
+        .try_with(|current| current.replace(observed))
+        .unwrap_or_default()
+}
+
+/// A task of this loop is made.
+#[inline]
+pub fn spawns(observed: &Arc<Observed>, task: &Bound<'_, PyAny>) {
+    if let Some(recorder) = &observed.recorder {
+        let is_here = |current: &RefCell<Option<Arc<Observed>>>| {
+            let current = current.borrow();
+            current
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(current, observed))
+        };
+        if CURRENT.try_with(is_here).unwrap_or(false) {
+            recorder.note_within(Kind::Spawn, id_of(task));
+        }
+    }
+}
+
+/// The garbage collector begins to work in this thread, or is done.
+pub fn collects(begins: bool) {
+    let kind = if begins {
+        Kind::Collect
+    } else {
+        Kind::Collected
+    };
+    let note = |current: &RefCell<Option<Arc<Observed>>>| {
+        if let Some(observed) = &*current.borrow()
+            && let Some(recorder) = &observed.recorder
+        {
+            recorder.note(clock::monotonic_ns(), kind, 0, 0);
+        }
+    };
+    // A thread that ends has no loop.
+    CURRENT.try_with(note).unwrap_or_default();
+}
+
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        drop(set_current(self.before.take()));
+    }
 }
 
 impl Scribe {
@@ -111,7 +176,7 @@ impl Scribe {
             observed: Arc::clone(observed),
             recent: Box::new([(0, 0); RECENT]),
             numbers: HashMap::new(),
-            last: 0,
+            before: set_current(Some(Arc::clone(observed))),
         })
     }
 
@@ -129,7 +194,6 @@ impl Scribe {
             Some(origin) => self.label(origin, &Who::Task(task)),
             None => 0,
         };
-        self.last = at;
         self.note(at, Kind::Step, id_of(task), label);
     }
 
@@ -146,10 +210,11 @@ impl Scribe {
         self.note(at, Kind::Call, 0, label);
     }
 
-    /// The task has ended with the step that was noted last; when, is said by the next event.
+    /// The task that has taken a step had been ready since then; whether it has ended with that.
     #[inline]
-    pub fn end(&self, task: &Bound<'_, PyAny>) {
-        self.note(self.last, Kind::End, id_of(task), 0);
+    pub fn ready(&self, came: u64, task: &Bound<'_, PyAny>, has_ended: bool) {
+        let label = if has_ended { ENDED } else { 0 };
+        self.note(came, Kind::Ready, id_of(task), label);
     }
 
     #[inline]
@@ -215,9 +280,12 @@ pub fn chrome_trace(loops: &[Arc<Observed>], seconds: Option<f64>) -> Vec<u8> {
         };
         let events = recorder.ring.read();
         let labels = recorder.labels();
+        let is_in = |event: &Event| event.kind.lasts() && event.at >= since;
+        let first = events.iter().position(is_in).unwrap_or(events.len());
         // What ran at that time has begun before.
-        let first = events.partition_point(|event| event.at < since);
-        let events = events.get(first.saturating_sub(1)..).unwrap_or_default();
+        let (before, _) = events.split_at(first);
+        let first = before.iter().rposition(|event| event.kind.lasts());
+        let events = events.get(first.unwrap_or(0)..).unwrap_or_default();
         chrome.add(&name, events, &labels, now);
     }
     chrome.into_bytes()

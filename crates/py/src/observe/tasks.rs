@@ -25,6 +25,7 @@ use pyo3::types::{PyCode, PyString};
 use tideloop_core::observe::book::{Book, End, FUNCTIONS, Place};
 use tideloop_sys::clock;
 
+use super::recorder;
 use crate::event_loop::LoopCore;
 use crate::ffi::classes::classes;
 #[cfg(Py_3_13)]
@@ -292,6 +293,9 @@ pub fn begins(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>)
     let py = task.py();
     let register = core.register()?;
     let key = key_of(coro);
+    if let Some(observed) = core.observed() {
+        recorder::spawns(observed, task);
+    }
     let place = register.with(py, |register| {
         let known = register.known(py, key.as_ptr() as usize)?;
         register.begin(task, known)
@@ -382,12 +386,54 @@ pub fn handle_stepped(
 /// it took, and where it was made.
 type Row = (u64, u64, u64, u64, u64, u64, u32, Option<(String, u32)>);
 
-/// What is known of these tasks, and the time; None: nothing. If they are all that there are of those up to this number
-/// ([`Register::last`]), what is kept of others of asyncio's own is forgotten; 0: they are not.
+/// These are all tasks that there are of those up to this number ([`Register::last`]): what is kept of others of asyncio's own is
+/// forgotten.
+pub fn forget_others(core: &LoopCore, tasks: &[Bound<'_, PyAny>], up_to: u64, py: Python<'_>) {
+    let Some(register) = core.register() else {
+        return;
+    };
+    register.with(py, |register| {
+        let Register { stock, book, .. } = register;
+        if stock.is_empty() {
+            return;
+        }
+        let here: std::collections::HashSet<usize> =
+            tasks.iter().map(|task| task.as_ptr() as usize).collect();
+        stock.retain(|address, place| {
+            // One that is ending is not among them, and its record is not yet done with.
+            let lives = here.contains(address)
+                || book.running == Some(*place)
+                || book
+                    .get(*place, *address)
+                    .is_some_and(|record| record.id > up_to);
+            if !lives {
+                book.end(*place, End::Dropped);
+            }
+            lives
+        });
+    });
+}
+
+/// The numbers of these tasks; None: nothing is known of one.
+pub fn numbers(core: &LoopCore, tasks: &[Bound<'_, PyAny>], py: Python<'_>) -> Vec<Option<u64>> {
+    let Some(register) = core.register() else {
+        return Vec::new();
+    };
+    let numbers = tasks.iter().map(|task| {
+        let address = task.as_ptr() as usize;
+        let native = task::place_of(task);
+        register.with(py, |register| {
+            let place = native.or_else(|| register.place_of_stock(address))?;
+            Some(register.book.get(place, address)?.id)
+        })
+    });
+    numbers.collect()
+}
+
+/// What is known of these tasks, and the time; None: nothing.
 pub fn records(
     core: &LoopCore,
     tasks: &[Bound<'_, PyAny>],
-    all_to: u64,
     py: Python<'_>,
 ) -> (u64, Vec<Option<Row>>) {
     let Some(register) = core.register() else {
@@ -410,25 +456,6 @@ pub fn records(
             })
         })
         .collect();
-    if all_to != 0 {
-        register.with(py, |register| {
-            let here: std::collections::HashSet<usize> =
-                tasks.iter().map(|task| task.as_ptr() as usize).collect();
-            let Register { stock, book, .. } = register;
-            stock.retain(|address, place| {
-                // One that is ending is not among them, and its record is not yet done with.
-                let lives = here.contains(address)
-                    || book.running == Some(*place)
-                    || book
-                        .get(*place, *address)
-                        .is_some_and(|record| record.id > all_to);
-                if !lives {
-                    book.end(*place, End::Dropped);
-                }
-                lives
-            });
-        });
-    }
     let rows = found.into_iter().map(|found| {
         let (record, site) = found?;
         let site = site.and_then(|(code, instruction)| {

@@ -132,6 +132,10 @@ impl Watch {
         let now = self.coarse.now();
         if let (Some(register), Some(place)) = (core.get().register(), self.place.take()) {
             let (took, waited) = self.pace.steps(now, 0);
+            if let Some(scribe) = &self.scribe {
+                let came = now.saturating_sub(took + waited);
+                scribe.ready(came, task, task::is_done(task));
+            }
             let end = task::take_ended(task);
             register.with(core.py(), |register| {
                 register.book.stepped(place, took, waited);
@@ -156,6 +160,10 @@ impl Watch {
             return Ok(());
         };
         let (took, waited) = self.pace.steps(now, waiting);
+        if let (Some(scribe), Who::Task(task)) = (&self.scribe, who) {
+            let came = now.saturating_sub(took + waited);
+            scribe.ready(came, task, task::is_done(task));
+        }
         let place = self.place.take();
         let end = match (place, who) {
             (Some(_), Who::Task(task)) => task::take_ended(task),
@@ -183,16 +191,6 @@ impl Watch {
         let at = self.coarse.now();
         if let Some(scribe) = &mut self.scribe {
             scribe.step(at, task);
-        }
-    }
-
-    /// Level 2: the task has taken it.
-    #[inline]
-    pub fn traces_end(&self, task: &Bound<'_, PyAny>) {
-        if let Some(scribe) = &self.scribe
-            && task::is_done(task)
-        {
-            scribe.end(task);
         }
     }
 
@@ -470,6 +468,7 @@ fn blocked(
         })
         .collect();
     let place = (&found.what, &found.file, found.line);
-    let event = (took, block.cause().name(), who.task(), place, stacks);
+    let cause = block.cause(took).name();
+    let event = (took, cause, who.task(), place, stacks, block.captured);
     core.call_method1("_blocked", event).map(drop)
 }

@@ -8,13 +8,23 @@
 //! finds a step that has begun, and sleeps until that will have run for half of the threshold (a first look at what
 //! the kernel says of the thread) and for all of it (a second look, and the stack), then again every 50 ms. So the
 //! first stack is taken at the threshold whatever the phase of its sleep, and an idle process is woken ten times a second.
+//! In a look it waits for nothing: what it has asked a thread is looked for every half a millisecond at first, and then with
+//! the next look, so that a thread without a processor keeps it from no other loop. The last look is the loop's
+//! own, when the step has ended.
 //!
 //! **How it gets a stack.** By a signal to that very thread, whose handler is CPython's `faulthandler`: it walks the
 //! thread's own frames, in that thread, and writes them to a file in memory, which is read back. That works in a C call
 //! that holds the GIL, and with a thread that has let go of it nobody else's frames are looked at. The Python half
 //! (`tideloop.watchdog`) chooses a signal that nobody handles; if its handler is another one by the time
-//! a signal would be sent, none is sent any more. A signal interrupts a system call, which CPython's own code and
+//! a signal would be sent, none is sent any more, nor to a thread that blocks it. A signal interrupts a system call, which CPython's own code and
 //! `SA_RESTART` begin again; it is only sent to a thread that has blocked its loop for the threshold.
+//!
+//! A thread that gets no processor writes when it gets one, before it does anything else: so what the watchdog has asked for
+//! and did not get is there, in its file, when the step has ended, and the loop takes it from there. It says where the
+//! thread was all the time. There is one file: who was asked and has not answered keeps others from being asked.
+//!
+//! **Python or C** is found by a call that is left pending for the interpreter: its loop makes it within microseconds, a
+//! C function never does. A question is answered, or the thread has run for 5 ms without an answer; each look asks one.
 //!
 //! **Who tells.** The loop's thread, when the step has ended: it takes what was seen, adds what it knows (the
 //! task, its context) and schedules the event as its next callback. Of a step that lasts, or never ends, who asks from
@@ -26,17 +36,17 @@
 
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tideloop_core::observe::{Cause, Frame, Look, frames};
+use tideloop_core::observe::{Cause, Evidence, Frame, Look, frames};
 use tideloop_sys::clock;
-use tideloop_sys::thread::{self, Standing, Thread};
+use tideloop_sys::thread::{self, Thread};
 
-use super::{Observed, blocks};
+use super::{Observed, blocks, dumps, recorder};
 use crate::errors::os_error;
 use crate::ffi::probe;
 
@@ -44,22 +54,17 @@ use crate::ffi::probe;
 const AGAIN: u64 = 50_000_000;
 
 /// Looks at one block at most.
-const LOOKS: usize = 40;
+const LOOKS: usize = 22;
 
-/// How long the thread may take to write its stack, and how long nothing more has to come.
-const PATIENCE: Duration = Duration::from_millis(20);
-const PAUSE: Duration = Duration::from_micros(500);
+/// For how long after a look what was asked is looked for, and how often, in nanoseconds.
+const PATIENCE: u64 = 20_000_000;
+const PAUSE: u64 = 500_000;
 
-/// How long a thread has to have run without an answer of the interpreter's loop until that is not at work, and how long
-/// to wait for that, since others may have the processor. In nanoseconds.
+/// How long a thread has to have run without an answer of the interpreter's loop until that is not at work, in nanoseconds.
 const UNANSWERED: u64 = 5_000_000;
-const WAIT: u64 = 60_000_000;
 
 /// How far two clocks may be apart that tell when a step began, in nanoseconds.
 const NEAR: u64 = 500_000;
-
-/// The thread is to end: it waits for nothing any more.
-static LEAVING: AtomicBool = AtomicBool::new(false);
 
 /// When the collector began in a loop's thread; 0: it is not at work.
 static COLLECTS: AtomicU64 = AtomicU64::new(0);
@@ -80,17 +85,42 @@ pub struct Block {
     pub number: Option<u64>,
     pub began: u64,
     looks: Vec<Look>,
+    end: Option<Look>,
+    /// When the next look is due; 0: now.
+    due: u64,
     pub stacks: Vec<Vec<Frame>>,
-    interprets: Option<bool>,
+    /// How long it had lasted when the first of them was there, in nanoseconds.
+    pub captured: Option<u64>,
+    /// What the interpreter's loop was asked: the number of that, and how long the thread had run.
+    question: Option<(u64, u64)>,
+    /// How often it has answered, and how often it did not.
+    answers: (u32, u32),
 }
 
 impl Block {
-    pub fn cause(&self) -> Cause {
+    /// Why, of a step that took so long, or has until now.
+    pub fn cause(&self, took: u64) -> Cause {
         let differ = self
             .stacks
             .windows(2)
             .any(|two| two[0].first() != two[1].first());
-        Cause::of(&self.looks, self.interprets.or(differ.then_some(true)))
+        let interprets = match self.answers {
+            (0, 0) => differ.then_some(true),
+            (python, c) => Some(python >= c),
+        };
+        Cause::of(&Evidence {
+            looks: &self.looks,
+            end: self.end,
+            took,
+            threshold: THRESHOLD.load(Ordering::Relaxed),
+            interprets,
+        })
+    }
+
+    fn add(&mut self, stack: Vec<Frame>) {
+        let now = clock::monotonic_ns();
+        self.captured.get_or_insert(now.saturating_sub(self.began));
+        self.stacks.push(stack);
     }
 }
 
@@ -99,6 +129,15 @@ struct Asking {
     signal: i32,
     handler: usize,
     file: std::fs::File,
+    request: Mutex<Option<Request>>,
+}
+
+/// Who was asked for its stack, and has not been found to have written it.
+struct Request {
+    watched: Weak<Watched>,
+    began: u64,
+    /// What the file had when it was looked at last.
+    size: u64,
 }
 
 #[derive(Default)]
@@ -187,12 +226,20 @@ pub fn keeps_watch() {
 }
 
 impl Watched {
-    /// What was seen of the step that began at `began`, or after it, and has just ended.
+    /// What was seen of the step that began at `began`, or after it, and has just ended. By the loop's thread.
     pub fn take(&self, began: u64) -> Option<Block> {
-        self.seen
-            .swap(false, Ordering::Relaxed)
-            .then(|| std::mem::take(&mut *locked(&self.block)))
-            .filter(|block| block.began + NEAR >= began)
+        if !self.seen.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let asking = locked(&REGISTRY).asking.clone();
+        let mut block = std::mem::take(&mut *locked(&self.block));
+        // A signal is handled before a thread goes on, so what was asked for is there.
+        let stack = asking.and_then(|asking| asking.answer(self, block.began, true));
+        if let Some(stack) = stack {
+            block.add(stack);
+        }
+        block.end = looks_like(self.thread, clock::monotonic_ns());
+        Some(block).filter(|block| block.began + NEAR >= began)
     }
 }
 
@@ -205,7 +252,6 @@ fn start(registry: &mut Registry) {
         return;
     }
     registry.stopping = false;
-    LEAVING.store(false, Ordering::Relaxed);
     let builder = std::thread::Builder::new().name("tideloop-watch".to_owned());
     // Without a thread, as in a process that may have no more, nothing is watched.
     registry.thread = builder.spawn(watch).ok();
@@ -246,11 +292,10 @@ fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 
     let Some(began) = watched.observed.instrument.began() else {
         return now + threshold;
     };
-    let ran = now.saturating_sub(began);
-    if ran < threshold / 2 {
+    if now.saturating_sub(began) < threshold / 2 {
         return began + threshold / 2;
     }
-    {
+    let due = {
         let mut block = locked(&watched.block);
         if block.began != began {
             *block = Block {
@@ -259,29 +304,90 @@ fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 
             };
             watched.seen.store(false, Ordering::Relaxed);
         }
-        if block.looks.len() >= LOOKS {
-            return now + threshold;
-        }
-        block.looks.extend(looks_like(watched.thread, now));
+        block.due
+    };
+    let mut waits = listen(watched, began, asking);
+    let mut due = due;
+    if now >= due {
+        due = match now.saturating_sub(began) < threshold {
+            true => began + threshold,
+            false => now + AGAIN,
+        };
+        waits |= look_closely(watched, began, threshold, asking, due);
     }
-    if ran < threshold {
-        return began + threshold;
+    let asked = due.saturating_sub(AGAIN);
+    match waits && now < asked + PATIENCE {
+        true => due.min(now + PAUSE),
+        false => due,
     }
-    let is_first = !watched.seen.swap(true, Ordering::Relaxed);
-    if is_first {
-        let number = blocks::number();
-        note(watched, began, |block| block.number = Some(number));
-    }
-    let stack = asking.and_then(|asking| asking.stack(watched, began));
-    note(watched, began, |block| block.stacks.extend(stack));
-    if is_first && watched.thread.is_main() {
-        let interprets = interprets(watched.thread, began);
-        note(watched, began, |block| block.interprets = interprets);
-    }
+}
+
+/// A look that is due; the next one is at `due`. Whether something was asked.
+fn look_closely(
+    watched: &Arc<Watched>,
+    began: u64,
+    threshold: u64,
+    asking: Option<&Asking>,
+    due: u64,
+) -> bool {
     let now = clock::monotonic_ns();
+    let blocks = now.saturating_sub(began) >= threshold;
+    let enough = locked(&watched.block).looks.len() >= LOOKS;
+    note(watched, began, |block| block.due = due);
+    if enough {
+        return false;
+    }
+    let is_asked = blocks && asking.is_some_and(|asking| asking.ask(watched, began));
     let look = looks_like(watched.thread, now);
     note(watched, began, |block| block.looks.extend(look));
-    now + AGAIN
+    if !blocks {
+        return false;
+    }
+    if !watched.seen.swap(true, Ordering::Relaxed) {
+        let number = blocks::number();
+        note(watched, began, |block| block.number = Some(number));
+        dumps::of_block(number);
+    }
+    // Before 3.13 the interpreter only looks at what is pending when the main thread itself has said that something is.
+    if cfg!(Py_3_13)
+        && watched.thread.is_main()
+        && let Some(look) = look
+        && let Some(question) = probe::ask()
+    {
+        note(watched, began, |block| {
+            block.question = Some((question, look.ran));
+        });
+        return true;
+    }
+    is_asked
+}
+
+/// Takes what the thread has answered meanwhile. Whether something is still to come.
+fn listen(watched: &Arc<Watched>, began: u64, asking: Option<&Asking>) -> bool {
+    let stack = asking.and_then(|asking| asking.answer(watched, began, false));
+    if let Some(stack) = stack {
+        note(watched, began, |block| block.add(stack));
+    }
+    let is_asked = asking.is_some_and(|asking| asking.waits_for(watched, began));
+    let question = locked(&watched.block).question;
+    let Some((number, had_run)) = question else {
+        return is_asked;
+    };
+    let ran = || watched.thread.standing().map(|standing| standing.ran);
+    if probe::is_answered(number) {
+        note(watched, began, |block| {
+            block.question = None;
+            block.answers.0 += 1;
+        });
+    } else if ran().is_some_and(|ran| ran.saturating_sub(had_run) > UNANSWERED) {
+        note(watched, began, |block| {
+            block.question = None;
+            block.answers.1 += 1;
+        });
+    } else {
+        return true;
+    }
+    is_asked
 }
 
 /// Adds what was seen to the block that began then, unless the step has ended and its block was taken meanwhile.
@@ -305,57 +411,78 @@ fn looks_like(thread: Thread, now: u64) -> Option<Look> {
     })
 }
 
-/// Whether the interpreter's loop is at work in the main thread; None: that sleeps, or got no processor.
-///
-/// Before 3.13 the interpreter only looks at what is pending when the main thread itself has said that something is.
-fn interprets(thread: Thread, question: u64) -> Option<bool> {
-    if cfg!(not(Py_3_13)) {
-        return None;
+impl Request {
+    /// Whether this is what it is about.
+    fn is_of(&self, watched: &Watched, began: u64) -> bool {
+        self.began == began && std::ptr::eq(self.watched.as_ptr(), watched)
     }
-    let ran = |standing: Standing| standing.ran;
-    let before = thread.standing().map(ran)?;
-    if !probe::ask(question) {
-        return None;
+
+    /// Whether the step has ended, so that the thread has handled the signal.
+    fn is_over(&self) -> bool {
+        let watched = self.watched.upgrade();
+        watched.is_none_or(|watched| watched.observed.instrument.began() != Some(self.began))
     }
-    let asked = clock::monotonic_ns();
-    while clock::monotonic_ns() - asked < WAIT && !LEAVING.load(Ordering::Relaxed) {
-        std::thread::sleep(PAUSE);
-        if probe::is_answered(question) {
-            return Some(true);
-        }
-        if thread.standing().map(ran)?.saturating_sub(before) > UNANSWERED {
-            return Some(false);
-        }
-    }
-    None
 }
 
 impl Asking {
-    /// The stack of a thread that still runs what it ran at `began`.
-    fn stack(&self, watched: &Arc<Watched>, began: u64) -> Option<Vec<Frame>> {
-        self.file.set_len(0).ok()?;
-        {
-            let registry = locked(&REGISTRY);
-            let runs = registry
-                .watched
-                .iter()
-                .any(|other| Arc::ptr_eq(other, watched))
-                && watched.observed.instrument.began() == Some(began);
-            if !runs || registry.stopping || thread::handler_of(self.signal) != Some(self.handler) {
-                return None;
-            }
-            probe::signal(&registry, watched.thread, self.signal).ok()?;
+    /// Asks a thread that still runs what it ran at `began` for its stack, unless somebody is being asked.
+    fn ask(&self, watched: &Arc<Watched>, began: u64) -> bool {
+        let mut request = locked(&self.request);
+        if request.as_ref().is_some_and(|before| !before.is_over()) {
+            return request
+                .as_ref()
+                .is_some_and(|before| before.is_of(watched, began));
         }
-        let asked = clock::monotonic_ns();
-        let mut size = 0;
-        while clock::monotonic_ns() - asked < PATIENCE.as_nanos() as u64 {
-            std::thread::sleep(PAUSE);
-            let grown = self.file.metadata().ok()?.len();
-            if grown > 0 && grown == size {
-                break;
-            }
-            size = grown;
+        *request = None;
+        let delivery = watched.thread.delivery(self.signal).unwrap_or_default();
+        if delivery.blocked || self.file.set_len(0).is_err() {
+            return false;
         }
+        let registry = locked(&REGISTRY);
+        let runs = registry
+            .watched
+            .iter()
+            .any(|other| Arc::ptr_eq(other, watched))
+            && watched.observed.instrument.began() == Some(began);
+        if !runs || registry.stopping || thread::handler_of(self.signal) != Some(self.handler) {
+            return false;
+        }
+        if probe::signal(&registry, watched.thread, self.signal).is_err() {
+            return false;
+        }
+        *request = Some(Request {
+            watched: Arc::downgrade(watched),
+            began,
+            size: 0,
+        });
+        true
+    }
+
+    /// Whether the thread was asked, and has not answered yet.
+    fn waits_for(&self, watched: &Watched, began: u64) -> bool {
+        let request = locked(&self.request);
+        request
+            .as_ref()
+            .is_some_and(|request| request.is_of(watched, began))
+    }
+
+    /// The stack that the thread was asked for, if it has written it; `is_own`: it is the calling one, and so has.
+    fn answer(&self, watched: &Watched, began: u64, is_own: bool) -> Option<Vec<Frame>> {
+        let mut request = locked(&self.request);
+        let asked = request
+            .as_mut()
+            .filter(|request| request.is_of(watched, began))?;
+        let size = self.file.metadata().ok()?.len();
+        let before = std::mem::replace(&mut asked.size, size);
+        let is_whole = match watched.thread.delivery(self.signal) {
+            // The handler runs with its signal blocked.
+            Some(delivery) => !delivery.pending && !delivery.blocked,
+            None => size == before,
+        };
+        if !is_own && (size == 0 || !is_whole) {
+            return None;
+        }
+        *request = None;
         let mut file = &self.file;
         let mut text = Vec::new();
         file.seek(SeekFrom::Start(0)).ok()?;
@@ -387,6 +514,7 @@ pub fn watchdog_asks(signal: i32, descriptor: i32) -> PyResult<()> {
         signal,
         handler,
         file,
+        request: Mutex::new(None),
     }));
     Ok(())
 }
@@ -403,7 +531,6 @@ pub fn watchdog_stop(over: bool) {
     let thread = {
         let mut registry = locked(&REGISTRY);
         registry.stopping = true;
-        LEAVING.store(true, Ordering::Relaxed);
         registry.over |= over;
         CHANGED.notify_all();
         registry.thread.take()
@@ -417,15 +544,18 @@ pub fn watchdog_stop(over: bool) {
 /// In a forked child: the parent's loops are not run here.
 #[pyfunction]
 pub fn watchdog_forked() {
-    locked(&REGISTRY).watched.clear();
+    let mut registry = locked(&REGISTRY);
+    registry.watched.clear();
+    // Its file is the parent's.
+    registry.asking = None;
+    probe::forget();
 }
 
 /// What `gc.callbacks` has: the collector begins, or is done.
 #[pyfunction]
 pub fn watchdog_collects(phase: &str, _info: &Bound<'_, PyAny>) {
-    let since = match phase {
-        "start" => clock::monotonic_ns(),
-        _ => 0,
-    };
+    let begins = phase == "start";
+    let since = if begins { clock::monotonic_ns() } else { 0 };
     COLLECTS.store(since, Ordering::Relaxed);
+    recorder::collects(begins);
 }
