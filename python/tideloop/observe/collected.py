@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from tideloop.observe.exposition import Exposition, add_gauge, add_tasks
 from tideloop.observe.roll import gauges as all_gauges
 from tideloop.observe.tasks import MOST, CoroutineSeen, Place, TaskSeen, tasks_of
 from tideloop.observe.unretrieved import told_of
-from tideloop.observed import loops
+from tideloop.observed import loops, number_of
 
 __all__ = ["gauges", "note_loops", "samples", "tasks"]
 
@@ -66,10 +67,9 @@ def _seen() -> list[dict[str, Any]]:
         seen = tasks_of(loop, left, _go_on)
         left -= len(seen.tasks)
         now = time.monotonic()
-        number = getattr(loop, "_number", None)
         found.append(
             {
-                "id": id(loop) if number is None else number(),
+                "id": number_of(loop),
                 "tasks": [_task(task) for task in seen.tasks],
                 "functions": [function._asdict() for function in seen.coroutines] or _living(seen.tasks),
                 "unretrieved": [
@@ -127,28 +127,13 @@ def gauges() -> bytes:
 
 
 def samples() -> bytes:
-    """Tasks by state and the numbers of the gauges, as Prometheus' text."""
-    lines = ["# HELP tideloop_tasks Tasks that are not done.", "# TYPE tideloop_tasks gauge"]
+    """Tasks, coroutine functions and gauges as Prometheus' text."""
+    told = Exposition()
     for loop in _seen():
-        states = Counter(task["state"] for task in loop["tasks"])
-        for state in ("running", "ready", "waiting"):
-            lines.append(f'tideloop_tasks{{loop="{loop["id"]}",state="{state}"}} {states[state]}')
-    families: dict[str, list[str]] = {}
+        add_tasks(told, loop["id"], Counter(task["state"] for task in loop["tasks"]), loop["functions"])
     for gauge in _gauges()[:MOST]:
-        stats = gauge["stats"]
-        for field, value in stats.items() if isinstance(stats, dict) else ():
-            if isinstance(value, bool | int | float):
-                family = f"tideloop_{gauge['kind']}_{field}"
-                labels = f'{{name={_label(gauge["name"] or "")},id="{gauge["id"]}"}}'
-                families.setdefault(family, []).append(f"{family}{labels} {float(value)}")
-    for family in sorted(families):
-        lines += [f"# TYPE {family} gauge", *families[family]]
-    return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
-
-
-def _label(text: str) -> str:
-    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-    return f'"{escaped}"'
+        add_gauge(told, gauge)
+    return told.text()
 
 
 def _json(document: dict[str, Any]) -> bytes:
