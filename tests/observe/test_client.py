@@ -186,7 +186,7 @@ COMMANDS = (
     ["blocked"],
     ["blocked", "--stacks"],
     ["doctor", "--seconds", "0.001"],
-    ["flame", "-o", "/dev/null"],
+    ["flame", "-o", "x.svg"],
 )
 
 

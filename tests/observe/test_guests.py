@@ -62,7 +62,7 @@ def test_the_times_of_its_host_are_not_its_own(level):
     loop, _ = run(main, level, between)
     metrics = loop.metrics()
     assert metrics.steps >= 5
-    assert 0.01 <= metrics.spent.callbacks + metrics.spent.internal
+    assert metrics.spent.callbacks + metrics.spent.internal >= 0.01
     assert metrics.spent.idle == 0
     assert metrics.step_seconds.longest < 0.01 * len(calls)
     if level == "counts":

@@ -562,6 +562,20 @@ def test_where_there_are_no_unix_sockets_the_page_is_served_alone(monkeypatch, c
     assert "nobody can observe this process: this system's Python has no UNIX sockets" in caplog.text
 
 
+def test_run_opens_the_page(capsys):
+    async def main():
+        (url,) = (line.split()[-1] for line in capsys.readouterr().err.splitlines())
+        assert url == serving._server.url
+        return (await asyncio.to_thread(ask, serving._server, "/v1/loops", by_port=True))[0]
+
+    assert tideloop.run(main(), observe_web=True) == 200
+    assert serving._server.socket is None
+    serving._server.close()
+    with pytest.raises(ValueError, match="web is 'yes'"):
+        tideloop.run(main(), observe_web="yes")
+    assert serving._server is None
+
+
 def test_closing_frees_everything(folder):
     before = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
     for _ in range(3):

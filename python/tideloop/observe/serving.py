@@ -100,7 +100,7 @@ def serve(socket: bool = True, web: bool | int = False, *, program: str | None =
     port = _port(web)
     if socket and not places.has_sockets():
         raise NotImplementedError(
-            "this system's Python has no UNIX sockets; tideloop.observe.serve(socket=False, web=True) serves the web page"
+            "this system's Python has no UNIX sockets; tideloop.observe.serve(socket=False, web=True) serves a page"
         )
     global _server
     with _lock:
@@ -219,8 +219,13 @@ def serve_if_asked() -> None:
     except (OSError, NotImplementedError) as error:
         _logger.warning("nobody can observe this process: %s", error)
         return
+    announce(server)
+
+
+def announce(server: Server) -> None:
+    """Tell who has started the program where its page is, if there is one."""
     if server.url is not None:
-        print(f"tideloop: observed at {server.url}", file=sys.stderr)
+        print(f"tideloop: observed at {server.url}", file=sys.stderr, flush=True)
 
 
 def port_of(text: str, name: str) -> int:

@@ -75,7 +75,7 @@ _COLLECTED = {"age?": float, "error?": str}
 _PROCESS = {"pid": int, "python?": str, "tideloop?": str, "program?": str, "uptime?": float}
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "/v1/loops": {**_PROCESS, "loops": [_LOOP]},
+    "/v1/loops": {"loops": [_LOOP], **_PROCESS},
     "/v1/blocks": {"blocks": [_BLOCK]},
     "/v1/tasks": {
         **_COLLECTED,
