@@ -132,10 +132,9 @@ class Client:
 
     def _document(self, path: str, part: str, version: int | None = None) -> dict[str, Any]:
         body = self._ask(path)
-        try:
+        document: dict[str, Any] = {}
+        with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(body)
-        except (ValueError, RecursionError):
-            document = None
         wrong: str | None = f"{body[:60]!r}"
         if isinstance(document, dict) and isinstance(document.get(part), list):
             if version is not None and (told := document.get("version")) != version:

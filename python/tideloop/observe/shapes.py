@@ -106,7 +106,7 @@ def amiss(value: Any, shape: Any, name: str) -> str | None:
     return None if isinstance(value, shape) else f"{name} is {value!r:.60}"
 
 
-def is_number(value: Any, kind: type = float) -> bool:
+def is_number(value: Any, kind: type[float] = float) -> bool:
     """Whether a value is a number that can be calculated with; neither truth nor infinity is."""
     return isinstance(value, int | kind) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
