@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import threading
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tideloop import observed
 from tideloop._tideloop import _Pulse
