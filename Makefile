@@ -14,7 +14,7 @@ SHELL := /bin/bash
 PY := $(VENV)/bin/python
 # An extension of each interpreter has its own build folder: switching between them rebuilds nothing.
 BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
-RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name Cargo.toml)
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name '*.html' -o -name Cargo.toml)
 PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)

@@ -1,6 +1,6 @@
-"""A service with many faults, for looking at it from outside: by tideloop doctor, top, tasks, blocked, flame.
+"""A service with many faults, for looking at it from outside: by tideloop doctor, top, tasks, blocked, flame, web.
 
-tideloop run --observe examples/ill_service.py [seconds]
+TIDELOOP_OBSERVE=tasks tideloop run --observe examples/ill_service.py [seconds]
 """
 
 import asyncio

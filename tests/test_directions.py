@@ -82,7 +82,7 @@ def area(module):
 
 ALLOWED = {
     "loop": {"adopted", "exits", "loop", "observe", "observed", "outcome", "watchdog", "_tideloop"},
-    "observed": set(),
+    "observed": {"observe", "_tideloop"},
     # It knows of the loop what the loop tells it, and so it is with graphs, which it names for types only.
     "observe": {"graphs", "observed", "watchdog", "_tideloop"},
     "watchdog": {"_tideloop"},
@@ -171,7 +171,7 @@ ALLOWED = {
     "retries": {"breakers", "durations"},
     "policies": {"accelerated", "breakers", "cancellation", "deadlines", "durations", "hedges", "retries", "_tideloop"},
     "shutdown": {"cancellation", "changes"},
-    "lifespan": {"durations", "loop", "shutdown"},
+    "lifespan": {"durations", "loop", "observe", "shutdown"},
     "answers": set(),
     "failures": set(),
     "per_loop": set(),

@@ -21,6 +21,7 @@ def run(
     debug: bool | None = None,
     signals: Sequence[str | int] = (),
     grace: float = 30.0,
+    observe_web: bool | int = False,
 ) -> _T:
     """Run a coroutine to its end on a new tideloop EventLoop, and return its result.
 
@@ -33,8 +34,11 @@ def run(
     the process. Where main was cancelled by that, run() raises KeyboardInterrupt for SIGINT, for others SystemExit with
     128 and the signal's number; where it was by request_shutdown(), it returns None.
 
-    Raises RuntimeError if a loop runs in this thread; ValueError if main is not a coroutine, or for a signal that
-    is none; what the system says of a signal that cannot be handled, or not in this thread.
+    `observe_web` opens the web page that shows what goes on (tideloop.observe.serve()) on this port of 127.0.0.1, True
+    on any that is free, and writes its address, with the token that opens it, to stderr.
+
+    Raises RuntimeError if a loop runs in this thread; ValueError if main is not a coroutine, for a signal that
+    is none, or a port; what the system says of a signal that cannot be handled, or not in this thread, or of the port.
     """
     if asyncio._get_running_loop() is not None:
         main.close() if asyncio.iscoroutine(main) else None
@@ -42,6 +46,10 @@ def run(
     try:
         numbers = shutdown.signal_numbers(signals)
         limit = seconds("grace", grace)
+        if observe_web is not False:
+            from tideloop.observe.serving import announce, serve
+
+            announce(serve(socket=False, web=observe_web))
     except BaseException:
         main.close() if asyncio.iscoroutine(main) else None
         raise

@@ -105,14 +105,15 @@ class _Asked:
             accelerate()  # for as long as the process lives, threads that outlive the program included
         if not self.observe:
             return None
-        from tideloop.observe.serving import serve
+        from tideloop.observe.places import has_sockets
+        from tideloop.observe.serving import announce, serve
 
         try:
-            server = serve(web=self.web, program=program)
+            # Where there are no UNIX sockets, a page that is asked for is served all the same.
+            server = serve(has_sockets() or self.web is False, self.web, program=program)
         except (OSError, NotImplementedError) as error:
             return f"--observe: {error}"
-        if server.url is not None:
-            print(f"tideloop: observed at {server.url}", file=sys.stderr, flush=True)
+        announce(server)
         return None
 
 

@@ -12,6 +12,7 @@ from tideloop import observe
 
 from tests import backends
 from tests.observe import captured
+from tests.observe.serving import ask, document
 
 OTHERS = ("asyncio", "uvloop")
 STACKS = sys.platform != "win32"
@@ -130,6 +131,69 @@ def test_what_cannot_be_attached_to():
     loop.close()
     with pytest.raises(RuntimeError, match="is closed"):
         observe.attach(loop)
+
+
+def test_it_is_attached_to_once(make):
+    loop = make()
+    attached = observe.attach(loop)
+    with pytest.raises(RuntimeError, match="is attached to already"):
+        observe.attach(loop)
+    attached.detach()
+    observe.attach(loop)
+    loop.close()
+
+
+def test_between_two_beats_nothing_blocks(make, threshold):
+    """An interval above the threshold: what waits for the next beat is not blocked."""
+
+    async def main():
+        with observe.attach(asyncio.get_running_loop(), interval=0.2) as attached:
+            until = time.monotonic() + 0.12
+            while time.monotonic() < until:  # noqa: ASYNC110  no event tells
+                await asyncio.sleep(0.005)
+            return attached.metrics().blocked_for
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        assert runner.run(main()) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="over UNIX sockets")
+def test_who_looks_from_outside_sees_it(make, threshold, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    async def main(server):
+        loop = asyncio.get_running_loop()
+        with observe.attach(loop, interval=0.01) as attached:
+            waiting = asyncio.create_task(asyncio.Event().wait(), name="of a foreign loop")
+            await asyncio.sleep(0.03)
+            the_culprit()
+            await asyncio.sleep(0.03)
+            number = attached._pulse.number()
+
+            def look():
+                paths = ("/v1/loops", "/v1/blocks", "/v1/tasks")
+                return [document(server, path) for path in paths], ask(server, "/metrics")[1].decode()
+
+            seen = await asyncio.to_thread(look)
+            waiting.cancel()
+        after = await asyncio.to_thread(document, server, "/v1/loops")
+        return number, *seen, after
+
+    with observe.serve() as server, asyncio.Runner(loop_factory=make) as runner:
+        number, (loops, blocks, tasks), text, after = runner.run(main(server))
+    (told,) = [one for one in loops["loops"] if one["id"] == number]
+    assert (told["attached"], told["metrics"], told["running"], told["name"]) == (True, None, True, "MainThread")
+    assert told["lag"]["longest"] >= 0.14
+    block = max((one for one in blocks["blocks"] if one["loop"] == number), key=lambda one: one["duration"])
+    assert (block["ended"], block["task"]) == (True, None)
+    if STACKS:
+        assert (block["what"], block["stack"][0][2]) == ("the_culprit", "the_culprit")
+    (of_loop,) = [one for one in tasks["loops"] if one["id"] == number]
+    assert "of a foreign loop" in {task["name"] for task in of_loop["tasks"]}
+    assert f'tideloop_eventloop_running{{loop="{number}"}} 1' in text
+    assert f'tideloop_eventloop_timer_lateness_seconds_count{{loop="{number}"}} ' in text
+    assert f'tideloop_eventloop_steps_total{{loop="{number}"}}' not in text
+    assert number not in [one["id"] for one in after["loops"]], "it is left"
 
 
 def test_a_loop_of_another_thread_is_attached_to_there():

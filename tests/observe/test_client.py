@@ -1,11 +1,18 @@
 """Who is asked, and what is said where nobody answers."""
 
+import copy
+import functools
+import json
+import operator
 import os
+import random
 import subprocess
 import sys
 
 import pytest
+from tideloop import cli
 from tideloop.observe.client import Client, Found, Unreachable, _folders, find, visible
+from tideloop.observe.shapes import amiss
 
 from tests.observe import answering
 from tests.observe import documents as d
@@ -145,6 +152,102 @@ def test_answers_that_are_none(folder, said, told):
 )
 def test_tasks_that_are_not_as_expected(folder, tasks, wrong):
     assert asks(folder, "tasks", **{"/v1/tasks": tasks}).endswith(f"expected: {wrong}")
+
+
+def paths(document, way=()):
+    """Every place of a document, as keys and numbers that lead there."""
+    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+        yield (*way, key)
+        if isinstance(value, dict | list):
+            yield from paths(value, (*way, key))
+
+
+FULL = whole(
+    **{
+        "/v1/loops": d.loops(d.loop(), d.loop(2, metrics=None, attached=True, lag=d.histogram())),
+        "/v1/blocks": d.blocks(d.block(), d.block(2, ended=False)),
+        "/v1/tasks": d.tasks(
+            d.task(1, waits_for=[2], parent=2),
+            d.task(2),
+            functions=[d.function(live=70)],
+            unretrieved=[{"task": "lost", "coroutine": "save", "exception": "OSError()", "age": 3.0}],
+        ),
+        "/v1/gauges": d.gauges(
+            d.gauge("limiter", capacity=2, in_use=2, waiting=3, granted=7),
+            d.gauge("resource_limits", 2, gpu={"capacity": 2, "in_use": 2, "waiting": 3}),
+        ),
+    }
+)
+COMMANDS = (
+    ["top", "--once", "--interval", "0.001"],
+    ["tasks"],
+    ["tasks", "--tree", "--stacks"],
+    ["tasks", "--functions"],
+    ["blocked"],
+    ["blocked", "--stacks"],
+    ["doctor", "--seconds", "0.001"],
+    ["flame", "-o", "x.svg"],
+)
+
+
+@pytest.mark.parametrize("path", FULL)
+def test_no_document_gives_a_traceback(folder, path, capsys, monkeypatch):
+    """Each part of each document is replaced by what it is not, or left out: a command ends with a code and a line."""
+    monkeypatch.setattr("tideloop.observe.commands.flame.save", lambda path, content: None)
+    chance = random.Random(path)
+    answers = dict(FULL)
+    with answering.serving(folder, os.getpid(), answers):
+        for way in paths(FULL[path]):
+            strange = copy.deepcopy(FULL[path])
+            inner = functools.reduce(operator.getitem, way[:-1], strange)
+            wrong = chance.choice([None, True, "words", b"1e999", b"9" * 400, -1, [], [[]], {}, {"a": 1}, "gone"])
+            if wrong == "gone":
+                del inner[way[-1]]
+            else:
+                inner[way[-1]] = "number" if isinstance(wrong, bytes) else wrong
+            said = json.dumps(strange).encode()
+            answers[path] = said.replace(b'"number"', wrong) if isinstance(wrong, bytes) else said
+            command = chance.choice(COMMANDS)
+            code = cli.main(command)
+            err = capsys.readouterr().err
+            lines = [line for line in err.splitlines() if not line.startswith("looking at process")]
+            assert (code, len(lines)) in ((0, 0), (1, 0), (1, 1), (3, 1)), (way, wrong, command, err)
+            assert "Traceback" not in err
+
+
+def test_what_is_nested_too_deep_is_no_document(folder):
+    deep = b'{"loops":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert asks(folder, **{"/v1/loops": deep}).startswith("answered /v1/loops with something else than was expected")
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "wrong"),
+    [
+        (3, int, None),
+        (3, float, None),
+        (2.5, int, "x is 2.5"),
+        (True, int, "x is True"),
+        (float("nan"), float, "x is nan"),
+        (10**400, int, "x is 1000"),
+        ([["f", 3, "g"]], [(str, int, str)], None),
+        ([["f", 3]], [(str, int, str)], "x has ['f', 3]"),
+        ([["f", 3, None]], [(str, int, str)], "x has ['f', 3, None]"),
+        ({"a": None}, {"a?": int}, None),
+        ({"a": "b"}, {"a?": int}, "a is 'b'"),
+        ({}, {"a": int}, "x has one without 'a'"),
+        ([3], [{"a": int}], "x has 3"),
+        ([], {}, "x is []"),
+    ],
+)
+def test_shapes(value, shape, wrong):
+    found = amiss(value, shape, "x")
+    assert found is None if wrong is None else found.startswith(wrong)
+
+
+def test_a_list_that_is_absent_is_empty():
+    document = {"a": None}
+    assert amiss(document, {"a?": [int], "b?": [int]}, "x") is None
+    assert document == {"a": [], "b": []}
 
 
 def test_what_an_older_tideloop_does_not_tell_is_none(folder):

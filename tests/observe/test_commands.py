@@ -269,7 +269,7 @@ def test_files_that_cannot_be_written(process, answers, complains, tmp_path):
 def test_record(process, answers, says, complains, tmp_path):
     path = tmp_path / "trace.json"
     asked = ("record", "-o", str(path), "--seconds", "2.5")
-    assert complains(*asked, code=FOUND).endswith("has a flight recorder")
+    assert complains(*asked, code=FOUND).endswith("has a flight recorder; start it with TIDELOOP_OBSERVE=trace")
     answers["/v1/loops"] = d.loops(d.loop(level=2))
     for trace in (b"[]]", b"{}", b"3"):
         answers["/v1/record"] = trace

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import subprocess
 import sys
+import threading
 
 import pytest
 import tideloop
@@ -228,6 +229,37 @@ def test_a_real_loop(loops, reader, monkeypatch):
         meters.shutdown()
     assert 0 < of_loop(points, "steps") <= loop.metrics().steps
     assert of_loop(points, "descriptors") >= 1
+
+
+def test_of_a_loop_that_is_attached_to_its_lag_is_told(loops, reader, monkeypatch):
+    monkeypatch.undo()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+
+    async def main():
+        with tideloop.observe.attach(asyncio.get_running_loop(), interval=0.001) as attached:
+            while not attached.metrics().lag.count:  # noqa: ASYNC110  no event tells
+                await asyncio.sleep(0.001)
+            collected = collect(reader)
+        return collected, collect(reader)
+
+    thread = []
+
+    def run():
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            thread.append(runner.run(main()))
+
+    instrumented = tideloop.observe.instrument(meters)
+    try:
+        foreign = threading.Thread(target=run, name="foreign")
+        foreign.start()
+        foreign.join()
+    finally:
+        instrumented.close()
+        meters.shutdown()
+    ((points, after),) = thread
+    assert of_loop(points, "timer.lateness.max", "foreign") > 0
+    assert of_loop(points, "steps", "foreign") is None, "nobody counts them"
+    assert of_loop(after, "timer.lateness.max", "foreign") is None
 
 
 def test_without_the_package_the_extra_is_named():

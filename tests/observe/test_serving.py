@@ -18,6 +18,8 @@ import pytest
 import tideloop
 from tideloop import observed
 from tideloop.observe import collected, places, serving
+from tideloop.observe.client import Unreachable, find
+from tideloop.program import _Asked
 
 from tests.observe.serving import ask, connected, document, everything, port_of, said, token_of
 
@@ -537,6 +539,41 @@ def test_there_is_one_server(folder):
         assert other.socket is None
         with pytest.raises(RuntimeError, match="serves already, without a socket"):
             tideloop.observe.serve()
+
+
+def test_where_there_are_no_unix_sockets_the_page_is_served_alone(monkeypatch, caplog):
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(NotImplementedError, match=r"no UNIX sockets; tideloop.observe.serve\(socket=False, web=True\)"):
+        tideloop.observe.serve()
+    with pytest.raises(Unreachable, match="which this system's Python has not"):
+        find(None)
+    asked = _Asked()
+    assert asked.takes("--observe")
+    assert asked.obey("app.py").startswith("--observe: this system's Python has no UNIX sockets")
+    assert serving._server is None
+    assert asked.takes("--observe-web")
+    assert asked.obey("app.py") is None
+    with serving._server as server:
+        assert server.socket is None
+        assert ask(server, "/v1/loops", by_port=True)[0] == 200
+    monkeypatch.setenv("TIDELOOP_OBSERVE_SOCKET", "1")
+    serving.serve_if_asked.cache_clear()
+    serving.serve_if_asked()
+    assert "nobody can observe this process: this system's Python has no UNIX sockets" in caplog.text
+
+
+def test_run_opens_the_page(capsys):
+    async def main():
+        (url,) = (line.split()[-1] for line in capsys.readouterr().err.splitlines())
+        assert url == serving._server.url
+        return (await asyncio.to_thread(ask, serving._server, "/v1/loops", by_port=True))[0]
+
+    assert tideloop.run(main(), observe_web=True) == 200
+    assert serving._server.socket is None
+    serving._server.close()
+    with pytest.raises(ValueError, match="web is 'yes'"):
+        tideloop.run(main(), observe_web="yes")
+    assert serving._server is None
 
 
 def test_closing_frees_everything(folder):

@@ -398,17 +398,22 @@ def collects(monkeypatch):
 
 
 def test_what_is_collected_is_json(loop, collects):
+    async def fails():
+        raise ZeroDivisionError
+
     async def main():
         limiter = tideloop.Limiter(2, name="of the test")
+        limits = tideloop.ResourceLimits(gpu=3, name="of the test")
+        await asyncio.wait([asyncio.create_task(fails())])
         waiting = asyncio.create_task(works(1, 0.001), name="collected")
         await asyncio.sleep(0.01)
         found = json.loads(collected.tasks()), json.loads(collected.gauges()), collected.samples().decode()
         waiting.cancel()
         await asyncio.wait([waiting])
-        del limiter
-        return found
+        del limiter, limits
+        return found, loop._number()
 
-    tasks, gauges, samples = loop.run_until_complete(main())
+    (tasks, gauges, samples), number = loop.run_until_complete(main())
     mine = [each for each in tasks["loops"] if any(task["name"] == "collected" for task in each["tasks"])]
     (of_loop,) = mine
     (task,) = [task for task in of_loop["tasks"] if task["name"] == "collected"]
@@ -418,10 +423,23 @@ def test_what_is_collected_is_json(loop, collects):
     assert task["spawned_at"][0] == __file__
     assert of_loop["truncated"] is False
     assert {"coroutine", "file", "line", "live", "created", "ok", "failed", "cancelled"} <= set(of_loop["functions"][0])
-    (gauge,) = [gauge for gauge in gauges["gauges"] if gauge["name"] == "of the test"]
-    assert (gauge["kind"], gauge["stats"]["capacity"]) == ("limiter", 2)
-    assert 'tideloop_limiter_capacity{name="of the test"' in samples
-    assert 'state="waiting"} ' in samples
+    (gauge,) = [gauge for gauge in gauges["gauges"] if (gauge["name"], gauge["kind"]) == ("of the test", "limiter")]
+    assert gauge["stats"]["capacity"] == 2
+    names = f'name="of the test",id="{gauge["id"]}"'
+    lines = samples.splitlines()
+    for line in (
+        f"tideloop_limiter_capacity{{{names}}} 2",
+        f'tideloop_limiter_wait_seconds{{{names},quantile="0.99"}} 0',
+        f"tideloop_limiter_wait_seconds_count{{{names}}} 0",
+        f'tideloop_tasks{{loop="{number}",state="waiting"}} 1',
+        f'tideloop_tasks_total{{loop="{number}",outcome="failed"}} 1',
+    ):
+        assert line in lines
+    assert any(line.endswith('resource="gpu"} 3') for line in lines)
+    (busy,) = [line for line in lines if line.startswith("tideloop_coroutine_busy_seconds_total{") and "works" in line]
+    assert float(busy.rpartition(" ")[2]) >= 0.001
+    families = [line for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
 
 
 @pytest.mark.parametrize("observe", ["counts", "tasks"])

@@ -66,6 +66,15 @@ def test_who_blocks_is_the_program_not_the_library():
     assert finding.says.startswith("parse (app.py:22) has blocked the loop of MainThread 4 times in the last 65.0 s")
 
 
+def test_of_a_loop_that_is_attached_to_the_lag_is_known():
+    then, now = d.histogram(100, 0.1), d.histogram(200, 20.1, 0.4)
+    before, after = (d.loops(d.loop(metrics=None, attached=True, lag=lag)) for lag in (then, now))
+    found = look({"loops": before}, {"loops": after})
+    assert [finding.kind for finding in found] == ["ready_delay", "not_seen"]
+    assert found[0].evidence["mean"] == pytest.approx(0.2)
+    assert "tideloop's" in found[1].says
+
+
 def test_old_blocks_are_not_told_and_long_ones_are_a_problem():
     assert look({"blocks": d.blocks(d.block(at=d.AT - 601))}) == []
     assert one("blocks", {"blocks": d.blocks(d.block(at=d.AT - 590, duration=1.5))}).severity == "problem"

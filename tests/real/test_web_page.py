@@ -36,7 +36,12 @@ def address(tmp_path_factory):
         [sys.executable, "-m", "tideloop", "run", "--observe-web", str(WATCHED)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime), "TIDELOOP_BLOCK_THRESHOLD": "0.1"},
+        env={
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(runtime),
+            "TIDELOOP_BLOCK_THRESHOLD": "0.1",
+            "TIDELOOP_OBSERVE": "tasks",
+        },
     )
     with process:
         address = process.stderr.readline().split()[-1]
@@ -81,16 +86,26 @@ def test_the_page_shows_what_goes_on(run, chromium, address, scheme, width):
             page.on("request", lambda request: asked.append(request.url))
             await page.goto(address)
             await page.wait_for_selector("#blocks details", timeout=30_000)
-            await until(page, "document.querySelectorAll('#lag polyline').length === 3")
+            await until(page, "document.querySelectorAll('#lag polyline').length === 4")
+            await until(page, "document.querySelectorAll('#waiting polyline').length >= 2")
             # Enough points for a line.
             await until(page, "document.querySelector('#steps polyline').getAttribute('points').split(' ').length >= 4")
             assert await page.text_content("#program") == "watched.py"
             assert (await page.text_content("#state")).split()[0] in ("live", "blocked")
-            # The newest block: its culprit, its cause and its stack.
+            # The newest block: its culprit, its cause and its stack; another one where somebody wants to see it.
             block = page.locator("#blocks details").first
-            await block.locator("summary").click()
+            assert await block.locator("pre").is_visible()
             assert "summarise" in await block.text_content()
             assert "watched.py:" in await block.locator("pre").text_content()
+            await until(page, "document.querySelectorAll('#blocks details').length >= 2")
+            await page.locator("#blocks details").nth(1).locator("summary").click()
+            await until(page, "document.querySelectorAll('#blocks details[open]').length >= 2")
+            await page.reload()
+            await page.wait_for_selector("#blocks details", timeout=30_000)
+            await until(page, "document.querySelectorAll('#waiting polyline').length >= 2")
+            assert "limiter pages" in await page.text_content("#waiting")
+            assert "of 6" in await page.text_content("#gauges")
+            assert "fetch" in await page.text_content("#living")
             functions = await page.text_content("#functions")
             assert "crawl" in functions
             assert "fetch" in functions

@@ -1,4 +1,4 @@
-"""A program with something to see, for the pictures of its web page: crawlers, a limiter, and now and then a block."""
+"""A program with something to see, for pictures of its web page: crawlers, a limiter, a queue, now and then a block."""
 
 import asyncio
 import random
@@ -9,15 +9,21 @@ import tideloop
 chance = random.Random(7)
 
 
-async def fetch(limiter, page):
+async def fetch(limiter, found):
     async with limiter:
         await asyncio.sleep(chance.expovariate(1 / 0.05))
-        return sum(range(chance.randrange(20_000)))
+    await found.put(sum(range(chance.randrange(20_000))))
 
 
-async def crawl(limiter):
-    for page in range(1_000_000):
-        await asyncio.gather(*(fetch(limiter, page) for _ in range(4)))
+async def crawl(limiter, found):
+    while True:
+        await asyncio.gather(*(fetch(limiter, found) for _ in range(chance.randrange(1, 5))))
+
+
+async def store(found):
+    while True:
+        await found.get()
+        await asyncio.sleep(0.0075)
 
 
 def summarise():
@@ -31,9 +37,11 @@ async def report():
 
 
 async def main():
-    limiter = tideloop.Limiter(20, name="pages")
-    crawlers = [asyncio.create_task(crawl(limiter), name=f"crawler-{number}") for number in range(8)]
-    await asyncio.gather(*crawlers, asyncio.create_task(report(), name="report"))
+    limiter, found = tideloop.Limiter(6, name="pages"), tideloop.Queue(20, name="found")
+    crawlers = [asyncio.create_task(crawl(limiter, found), name=f"crawler-{number}") for number in range(8)]
+    await asyncio.gather(
+        *crawlers, asyncio.create_task(store(found), name="store"), asyncio.create_task(report(), name="report")
+    )
 
 
 if __name__ == "__main__":

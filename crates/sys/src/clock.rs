@@ -108,6 +108,7 @@ fn is_steady() -> bool {
 
 impl CoarseClock {
     /// The real clock is to be asked this often, so that the two do not part.
+    #[cfg(target_arch = "x86_64")]
     const MAX_AGE_NS: u64 = 1_000_000;
 
     /// Whether it is time, at `now`, to say what the real clock shows.

@@ -268,15 +268,12 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
 
     def _make_known(self) -> None:
         observed.join(self)
-        self._runs_in(threading.current_thread().name.encode(errors="replace").decode())
+        self._runs_in(observed.name_of_thread())
         if self._is_traced():
             from tideloop.observe.dumps import dump_if_asked
 
             dump_if_asked()
-        if "TIDELOOP_OBSERVE_SOCKET" in os.environ or "TIDELOOP_OBSERVE_WEB" in os.environ:
-            from tideloop.observe.serving import serve_if_asked
-
-            serve_if_asked()
+        observed.serve_if_asked()
 
     def _blocked(
         self,

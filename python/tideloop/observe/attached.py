@@ -2,8 +2,10 @@
 
 A timer of the loop beats. How late it comes is the loop's lag, and the watchdog (``crates/py/src/observe/watchdog.rs``)
 looks at what runs when it does not come at all: the same stacks, causes and hooks as with a loop of tideloop's. What
-such a loop does not tell is which step it was: a block is at least as long as it is said to be, less the time between
-two beats, and its task is not known.
+such a loop does not tell is which step it was: a block may have begun before the beat was due, and its task is not
+known.
+
+Who looks from outside (the commands, the web page, Prometheus) is told of the loop as of ours, with what there is.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class AttachedMetrics(NamedTuple):
     tasks: int
     """Tasks that are not done now."""
     running: bool
+    blocked_for: float | None
+    """So long it has been blocked now; None: it is not."""
 
 
 class Attached:
@@ -43,13 +47,14 @@ class Attached:
     def __init__(self, loop: asyncio.AbstractEventLoop, interval: float) -> None:
         self._loop = loop
         self._interval = interval
-        self._pulse: Any = _Pulse()
+        self._pulse = _Pulse(int(interval / _NANO))
         self._timer: asyncio.TimerHandle | None = None
         self._blocks = 0
         self._runs = False
         self._thread: int | None = None
         self._wrapped: dict[str, Any] = {}
         self._detached = False
+        observed.join(loop, self._pulse)
         for name, wrapper in (("run_forever", self._run_forever), ("stop", self._stop), ("close", self._close)):
             # A loop without a __dict__ only has to be detached from by hand before it stops.
             with contextlib.suppress(AttributeError, TypeError):
@@ -89,7 +94,8 @@ class Attached:
             return
         watch()
         self._thread = threading.get_ident()
-        self._pulse.begin()
+        self._pulse.begin(observed.name_of_thread())
+        observed.serve_if_asked()
         self._timer = self._loop.call_later(self._interval, self._beat)
 
     def _pause(self) -> None:
@@ -102,7 +108,7 @@ class Attached:
     def _beat(self) -> None:
         if self._detached:
             return
-        ended = self._pulse.beat(int(self._interval / _NANO))
+        ended = self._pulse.beat()
         self._timer = self._loop.call_later(self._interval, self._beat)
         if ended is None:
             return
@@ -120,11 +126,13 @@ class Attached:
 
     def metrics(self) -> AttachedMetrics:
         """How the loop has fared since. From any thread."""
+        blocked_for = self._pulse.blocked_for()
         return AttachedMetrics(
             lag=histogram_of(self._pulse.lag()),
             blocks=self._blocks,
             tasks=len(asyncio.all_tasks(self._loop)),
             running=self._loop.is_running(),
+            blocked_for=None if blocked_for is None else blocked_for * _NANO,
         )
 
     def tasks(self) -> TasksSeen:
@@ -142,13 +150,14 @@ class Attached:
             raise RuntimeError(f"{self!r}: detach in the loop's thread, as by call_soon_threadsafe()")
         self._detached = True
         self._pause()
+        self._pulse.close()
+        observed.leave(self._loop)
         for name, before in self._wrapped.items():
             with contextlib.suppress(AttributeError):
                 if before is None:
                     delattr(self._loop, name)
                 else:
                     setattr(self._loop, name, before)
-        observed.leave(self._loop)
 
     def __enter__(self) -> Attached:
         return self
@@ -178,13 +187,12 @@ def attach(loop: asyncio.AbstractEventLoop, *, interval: float = 0.02) -> Attach
         raise ValueError(f"interval is {interval!r}; expected seconds from 0.001 to 60")
     if loop.is_closed():
         raise RuntimeError(f"{loop!r} is closed")
-    if isinstance(getattr(loop.run_forever, "__self__", None), Attached):
+    if observed.pulse_of(loop) is not None:
         raise RuntimeError(f"{loop!r} is attached to already")
     here = asyncio._get_running_loop()
     if loop.is_running() and here is not loop:
         raise RuntimeError(f"{loop!r} runs in another thread: attach there, as by call_soon_threadsafe()")
     attached = Attached(loop, interval)
-    observed.join(loop)
     if here is loop:
         attached._begin()
     return attached

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tideloop.observe.places import has_sockets
+from tideloop.observe.shapes import SHAPES, amiss
+
 __all__ = ["VERSION", "Client", "Found", "Snapshot", "Unreachable", "find", "visible"]
 
 VERSION = 1
@@ -90,13 +93,7 @@ class Client:
 
     def loops(self) -> dict[str, Any]:
         """``/v1/loops``: the process and its loops."""
-        said = self._document("/v1/loops", "loops")
-        if said.get("version") != VERSION:
-            raise Unreachable(
-                f"process {self.pid} speaks version {said.get('version')!r} of what this tideloop understands as "
-                f"version {VERSION}; ask it with the tideloop that it runs on ({said.get('tideloop', 'not known')})"
-            )
-        return said
+        return self._document("/v1/loops", "loops", version=VERSION)
 
     def blocks(self) -> dict[str, Any]:
         """``/v1/blocks``: the last blocks, also one that lasts."""
@@ -133,19 +130,22 @@ class Client:
                 return url
         raise Unreachable(f"process {self.pid} answered /v1/web with something else than was expected: {body[:60]!r}")
 
-    def _document(self, path: str, part: str) -> dict[str, Any]:
+    def _document(self, path: str, part: str, version: int | None = None) -> dict[str, Any]:
         body = self._ask(path)
-        try:
+        document: dict[str, Any] = {}
+        with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(body)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict) or not isinstance(document.get(part), list):
-            raise Unreachable(
-                f"process {self.pid} answered {path} with something else than was expected: {body[:60]!r}"
-            )
-        for key, wanted in _SHAPES[path].items():
-            if (wrong := _amiss(document, key.split("."), wanted)) is not None:
-                raise Unreachable(f"process {self.pid} answered {path} with something else than was expected: {wrong}")
+        wrong: str | None = f"{body[:60]!r}"
+        if isinstance(document, dict) and isinstance(document.get(part), list):
+            if version is not None and (told := document.get("version")) != version:
+                theirs = document.get("tideloop", "not known")
+                raise Unreachable(
+                    f"process {self.pid} speaks version {told!r:.20} of what this tideloop understands as version "
+                    f"{version}; ask it with the tideloop that it runs on ({theirs!s:.20})"
+                )
+            wrong = amiss(document, SHAPES[path], "the document")
+        if wrong is not None:
+            raise Unreachable(f"process {self.pid} answered {path} with something else than was expected: {wrong}")
         return document
 
     def _ask(self, path: str) -> bytes:
@@ -182,34 +182,6 @@ class Client:
         return f"process {self.pid} broke off: {told}"
 
 
-_SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
-    "/v1/loops": {"loops": ("id",)},
-    "/v1/blocks": {"blocks": ("id", "at", "loop", "duration", "cause", "ended", "stack")},
-    "/v1/tasks": {
-        "loops": ("id", "tasks"),
-        "loops.tasks": ("id", "name", "coroutine", "state"),
-        "loops.functions": ("coroutine", "live"),
-        "loops.unretrieved": ("task", "coroutine", "exception"),
-    },
-    "/v1/gauges": {"gauges": ("kind", "id")},
-}
-"""What the parts of a document have that nobody asks for with a default. A list that is absent is an empty one."""
-
-
-def _amiss(document: Any, way: list[str], wanted: tuple[str, ...]) -> str | None:
-    """What is wrong with the lists at the end of a way; None: nothing."""
-    name, *further = way
-    for each in document[name]:
-        if not isinstance(each, dict):
-            return f"{name} has {each!r:.60}"
-        if further and not isinstance(each.setdefault(further[0], []), list):
-            return f"{further[0]} is {each.get(further[0])!r:.60}"
-        wrong = _amiss(each, further, wanted) if further else next((key for key in wanted if key not in each), None)
-        if wrong is not None:
-            return wrong if further else f"{name} has one without {wrong!r}"
-    return None
-
-
 class _Absent(Unreachable):
     """It answers, and has no such path."""
 
@@ -220,7 +192,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        if sys.platform == "win32":
+        if sys.platform == "win32" or not has_sockets():
             raise OSError("there are no UNIX sockets here")
         self.sock = socket.socket(socket.AF_UNIX)
         try:
@@ -236,8 +208,8 @@ def find(pid: int | None) -> Found:
 
     Raises Unreachable, which says what is the matter: no such process, not observed, not yours, several.
     """
-    if sys.platform == "win32":
-        raise Unreachable("observed processes are asked over UNIX sockets, which Windows' Python has not")
+    if sys.platform == "win32" or not has_sockets():
+        raise Unreachable("observed processes are asked over UNIX sockets, which this system's Python has not")
     if pid is not None:
         return _find(pid)
     found = visible()

@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tideloop.observe.exposition import Exposition, add_gauge, add_tasks
 from tideloop.observe.roll import each_gauge, place
 from tideloop.observe.tasks import MOST, CoroutineSeen, Place, TaskSeen, TasksLooked, look_at
 from tideloop.observe.unretrieved import told_of
-from tideloop.observed import loops
+from tideloop.observed import loops, number_of
 
 __all__ = ["gauges", "note_loops", "samples", "tasks"]
 
@@ -95,11 +96,6 @@ def _of_loops(go_on: Callable[[], object]) -> Iterator[tuple[Any, TasksLooked]]:
         yield loop, looked
 
 
-def _number(loop: Any) -> int:
-    number = getattr(loop, "_number", None)
-    return id(loop) if number is None else number()
-
-
 def tasks() -> bytes:
     """The tasks of all loops, and what is counted of them: ``{"loops": [{"id", "tasks", "functions", …}, …]}``."""
     told = [_told(loop, looked) for loop, looked in _of_loops(_Slices().go_on)]
@@ -114,7 +110,7 @@ def _told(loop: Any, looked: TasksLooked) -> bytes:
         rows.append(_json(_task(task)))
     now = time.monotonic()
     of_loop = {
-        "id": _number(loop),
+        "id": number_of(loop),
         "functions": _functions(looked, living),
         "unretrieved": [
             {"task": told.task, "coroutine": told.coroutine, "exception": told.exception, "age": now - told.at}
@@ -164,30 +160,16 @@ def gauges() -> bytes:
 
 
 def samples() -> bytes:
-    """Tasks by state and the numbers of the gauges, as Prometheus' text."""
-    lines = ["# HELP tideloop_tasks Tasks that are not done.", "# TYPE tideloop_tasks gauge"]
+    """Tasks, coroutine functions and gauges as Prometheus' text."""
+    told = Exposition()
     go_on = _Slices().go_on
     for loop, looked in _of_loops(go_on):
         states = Counter(task.state for task in looked.tasks)
-        for state in ("running", "ready", "waiting"):
-            lines.append(f'tideloop_tasks{{loop="{_number(loop)}",state="{state}"}} {states[state]}')
-    families: dict[str, list[str]] = {}
+        add_tasks(told, number_of(loop), states, [function._asdict() for function in looked.coroutines])
     for gauge in _gauges(go_on)[:MOST]:
         go_on()
-        stats = gauge["stats"]
-        for field, value in stats.items() if isinstance(stats, dict) else ():
-            if isinstance(value, bool | int | float):
-                family = f"tideloop_{gauge['kind']}_{field}"
-                labels = f'{{name={_label(gauge["name"] or "")},id="{gauge["id"]}"}}'
-                families.setdefault(family, []).append(f"{family}{labels} {float(value)}")
-    for family in sorted(families):
-        lines += [f"# TYPE {family} gauge", *families[family]]
-    return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
-
-
-def _label(text: str) -> str:
-    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-    return f'"{escaped}"'
+        add_gauge(told, gauge)
+    return told.text()
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -5,7 +5,8 @@ one at a time only, and a loop has millions: they are gauges of quantiles, as No
 collection. Two readers share what comes between them.
 
 Loops are told apart by the name of the thread that they run in. What is added up (time, steps) goes on where a loop
-ended and the next one of its thread began; one that began and ended between two collections is not seen.
+ended and the next one of its thread began; one that began and ended between two collections is not seen. Of loops that
+are only attached to, how late their timers are is told, and who blocks them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from tideloop.observe.metrics import Histogram, LoopMetrics, TimeSpent
-from tideloop.observed import loops
+from tideloop.observe.metrics import Histogram, LoopMetrics, TimeSpent, Utilization, histogram_of
+from tideloop.observed import loops, pulse_of
 from tideloop.watchdog import Block, off_block, on_block
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class _Totals(NamedTuple):
 class _Reading(NamedTuple):
     """Of all loops of one name, at one collection."""
 
-    totals: _Totals
+    totals: _Totals | None
+    """None: no loop of ours has had this name, and of others nothing is known but how late their timers are."""
     utilization: float | None
     """Since the collection before; None: no time has passed in it."""
     histograms: dict[str, Histogram]
@@ -71,6 +73,18 @@ _NOW = {
     "transports": ("transports", "{transport}", "Open connections and datagram endpoints"),
     "executor.queue": ("executor_queue", "{call}", "Calls that wait for a thread of the default executor"),
 }
+
+
+_NOTHING = Histogram(0, 0.0, 0.0, 0, ())
+
+
+def _metrics(loop: asyncio.AbstractEventLoop) -> LoopMetrics | None:
+    """None: it was attached to, and is no longer."""
+    pulse = pulse_of(loop)
+    if pulse is None:
+        return loop.metrics() if hasattr(loop, "metrics") else None
+    spent, load = TimeSpent(0.0, 0.0, 0.0), Utilization(0.0, 0.0, 0.0)
+    return LoopMetrics(0, 0, spent, load, _NOTHING, _NOTHING, histogram_of(pulse.lag()), 0, 0, 0, 0, 0, ())
 
 
 def _totals(metrics: LoopMetrics) -> _Totals:
@@ -105,21 +119,23 @@ class _Sampler:
     def _read(self) -> dict[str, _Reading]:
         found: defaultdict[str, list[tuple[LoopMetrics, LoopMetrics | None]]] = defaultdict(list)
         for loop in loops():
-            metrics = loop.metrics()  # type: ignore[attr-defined]
+            metrics = _metrics(loop)
             before = self._seen.get(loop)
             name = name_of(loop) or (before[0] if before else "")
-            if not name:
+            if metrics is None or not name:
                 continue
             if loop not in self._numbers:
                 self._count += 1
                 self._numbers[loop] = self._count
             self._seen[loop] = (name, metrics)
-            self._totals[name][self._numbers[loop]] = _totals(metrics)
+            if pulse_of(loop) is None:
+                self._totals[name][self._numbers[loop]] = _totals(metrics)
             found[name].append((metrics, before[1] if before else None))
         for loop, (name, _) in list(self._seen.items()):
             if loop.is_closed():
                 # What it did after it was seen last.
-                self._totals[name][self._numbers[loop]] = _totals(loop.metrics())
+                if hasattr(loop, "metrics"):
+                    self._totals[name][self._numbers[loop]] = _totals(loop.metrics())
                 del self._seen[loop]
         living = set(self._numbers.values())
         readings = {}
@@ -128,7 +144,8 @@ class _Sampler:
             whole = _Totals()
             for part in totals.values():
                 whole = whole.plus(part)
-            readings[name] = _reading(whole, found[name])
+            readings[name] = _reading(whole, found.pop(name, []))
+        readings |= {name: _reading(None, pairs) for name, pairs in found.items()}
         return readings
 
     @staticmethod
@@ -138,7 +155,7 @@ class _Sampler:
             totals[0] = totals.get(0, _Totals()).plus(totals.pop(number))
 
 
-def _reading(totals: _Totals, pairs: list[tuple[LoopMetrics, LoopMetrics | None]]) -> _Reading:
+def _reading(totals: _Totals | None, pairs: list[tuple[LoopMetrics, LoopMetrics | None]]) -> _Reading:
     busy = idle = 0.0
     for now, before in pairs:
         was = before.spent if before else TimeSpent(0.0, 0.0, 0.0)
@@ -177,6 +194,9 @@ def _merged(parts: list[Histogram]) -> Histogram:
 
 def name_of(loop: asyncio.AbstractEventLoop) -> str:
     """The name of the thread that a loop runs in; empty: it does not run."""
+    pulse = pulse_of(loop)
+    if pulse is not None:
+        return pulse.name()
     number = getattr(loop, "_thread_id", None)
     return next((thread.name for thread in threading.enumerate() if thread.ident == number), "") if number else ""
 
@@ -215,10 +235,11 @@ class Instrumentation:
 
     def _make_instruments(self) -> None:
         def each(field: str) -> Callable[[_Reading], Iterator[tuple[float, dict[str, str]]]]:
-            return lambda reading: iter([(getattr(reading.totals, field), {})])
+            return lambda reading: iter([(getattr(reading.totals, field), {})] if reading.totals else [])
 
         def time_spent(reading: _Reading) -> Iterator[tuple[float, dict[str, str]]]:
-            return ((seconds, {_STATE: state}) for state, seconds in reading.totals.spent._asdict().items())
+            spent = reading.totals.spent._asdict() if reading.totals else {}
+            return ((seconds, {_STATE: state}) for state, seconds in spent.items())
 
         def utilization(reading: _Reading) -> Iterator[tuple[float, dict[str, str]]]:
             return iter([] if reading.utilization is None else [(reading.utilization, {})])
@@ -289,7 +310,7 @@ def _parts(field: str) -> dict[str, Callable[[_Reading], Iterator[tuple[float, d
 
 
 def _now(field: str) -> Callable[[_Reading], Iterator[tuple[float, dict[str, str]]]]:
-    return lambda reading: iter([(reading.now[field], {})])
+    return lambda reading: iter([(reading.now[field], {})] if reading.totals else [])
 
 
 _current: Instrumentation | None = None

@@ -12,10 +12,15 @@ import socket
 import stat
 from pathlib import Path
 
-__all__ = ["bind", "folder", "socket_of", "unbind"]
+__all__ = ["bind", "folder", "has_sockets", "socket_of", "unbind"]
 
 _LONGEST = 100
 """Bytes of a path that a UNIX socket can have on every system."""
+
+
+def has_sockets() -> bool:
+    """Whether Python has UNIX sockets on this system, and users to ask about."""
+    return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 
 
 def folder() -> Path:

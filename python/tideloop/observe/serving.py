@@ -11,7 +11,6 @@ import atexit
 import functools
 import logging
 import os
-import socket as sockets
 import sys
 import threading
 from pathlib import Path
@@ -96,11 +95,13 @@ def serve(socket: bool = True, web: bool | int = False, *, program: str | None =
 
     Raises ValueError for a port that is none, NotImplementedError for a UNIX socket on Windows, RuntimeError if the
     process serves without the socket that is asked for, PermissionError if the socket's folder is not safe, and OSError
-    if the port is taken.
+    if the port is taken, or there may be no more threads.
     """
     port = _port(web)
-    if socket and not hasattr(sockets, "AF_UNIX"):
-        raise NotImplementedError("tideloop.observe.serve(socket=True): this system's Python has no UNIX sockets")
+    if socket and not places.has_sockets():
+        raise NotImplementedError(
+            "this system's Python has no UNIX sockets; tideloop.observe.serve(socket=False, web=True) serves a page"
+        )
     global _server
     with _lock:
         if _server is None:
@@ -218,8 +219,13 @@ def serve_if_asked() -> None:
     except (OSError, NotImplementedError) as error:
         _logger.warning("nobody can observe this process: %s", error)
         return
+    announce(server)
+
+
+def announce(server: Server) -> None:
+    """Tell who has started the program where its page is, if there is one."""
     if server.url is not None:
-        print(f"tideloop: observed at {server.url}", file=sys.stderr)
+        print(f"tideloop: observed at {server.url}", file=sys.stderr, flush=True)
 
 
 def port_of(text: str, name: str) -> int:

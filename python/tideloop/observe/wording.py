@@ -7,7 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["ago", "count", "frames", "kib", "natural", "percent", "place", "plural", "printable", "rate", "seconds"]
+__all__ = [
+    "ago",
+    "count",
+    "frames",
+    "kib",
+    "loop_names",
+    "natural",
+    "percent",
+    "place",
+    "plural",
+    "printable",
+    "rate",
+    "seconds",
+    "whose",
+]
 
 
 def seconds(value: float | None) -> str:
@@ -89,6 +103,11 @@ def whose(what: Mapping[str, Any]) -> str:
     name = str(what.get("coroutine") or what.get("what") or "a callback")
     where = place(what.get("file"), what.get("line"))
     return f"{name} ({where})" if where else name
+
+
+def loop_names(said: Mapping[str, Any]) -> dict[int, str]:
+    """The loops of ``/v1/loops`` by their numbers: the names of their threads."""
+    return {loop["id"]: loop.get("name") or f"loop {loop['id']}" for loop in said["loops"]}
 
 
 def natural(name: object) -> list[tuple[int, str]]:

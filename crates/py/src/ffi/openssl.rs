@@ -37,7 +37,7 @@
 //! thread's error queue is left as it is and the caller calls Python's method, which meets the same state again and
 //! says what it always says.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
+use std::ffi::{CStr, CString, c_int, c_ulong, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
@@ -427,6 +427,8 @@ impl Session {
 #[cfg(target_os = "linux")]
 mod loader {
     //! The dynamic loader, asked for what is loaded already.
+
+    use std::ffi::c_char;
 
     use super::*;
 

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tideloop_core::observe::Cause;
 
-use super::Observed;
+use super::{Observed, level};
 
 /// What one loop is, and was at some moment.
 #[derive(Default)]
 pub struct Known {
     /// Its number among the loops of this process.
     pub id: u64,
+    /// It is not ours (`tideloop.observe.attach()`): of its figures there are the lateness of its timers and its blocks.
+    pub attached: bool,
     /// The name of the thread that runs it, or ran it last.
     name: Mutex<String>,
     /// Runs that are under way, of which there is one at most; a guest's lasts from its beginning to its end.
@@ -32,9 +34,19 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// A loop is made, to be observed at this [`level`](super::level).
 pub fn join(level: u8) -> Arc<Observed> {
+    list(level, false)
+}
+
+/// A loop that is not ours is observed from now on.
+pub fn attach() -> Arc<Observed> {
+    list(level::COUNTS, true)
+}
+
+fn list(level: u8, attached: bool) -> Arc<Observed> {
     let observed = Arc::new(Observed {
         known: Known {
             id: NUMBER.fetch_add(1, Relaxed) + 1,
+            attached,
             ..Known::default()
         },
         ..Observed::new(level)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tideloop.observe.commands.console import OK, Parser, Style, client_of, columns, command, dump, table
+from tideloop.observe.commands.console import OK, Parser, Style, client_of, command, dump, table
 from tideloop.observe.stacks import culprit, inside
-from tideloop.observe.wording import ago, frames, place, plural, printable, seconds, whose
+from tideloop.observe.wording import ago, frames, loop_names, place, plural, printable, seconds, whose
 
 __all__ = ["main"]
 
@@ -29,7 +29,7 @@ def _blocked(argv: list[str]) -> int:
         dump(blocks)
         return OK
     style = Style(sys.stdout)
-    names = {loop["id"]: str(loop.get("name") or loop["id"]) for loop in loops["loops"]}
+    names = loop_names(loops)
     if not blocks["blocks"]:
         print(f"no loop of process {printable(str(loops['pid']))} was blocked, in {seconds(loops.get('uptime'))}")
         return OK
@@ -39,7 +39,7 @@ def _blocked(argv: list[str]) -> int:
             print("\n".join(map(printable, frames(inside(block["stack"]), "  "))) or "  its stack is not known")
     else:
         lines = [_row(block, names) for block in blocks["blocks"]]
-        print("\n".join(table(_HEAD, lines, style, "<><<<<", columns(sys.stdout))))
+        print("\n".join(table(_HEAD, lines, style, "<><<<<")))
     now = [block for block in blocks["blocks"] if not block["ended"]]
     total = sum(block["duration"] for block in blocks["blocks"])
     print()

@@ -25,7 +25,6 @@ __all__ = [
     "Parser",
     "Style",
     "client_of",
-    "columns",
     "command",
     "dump",
     "positive",
@@ -122,10 +121,16 @@ def dump(document: Any) -> None:
 
 
 class Style:
-    """Colours, where somebody looks."""
+    """How something is shown: with colours where somebody looks, and as wide as there is room."""
 
     def __init__(self, out: TextIO) -> None:
+        self._out = out
         self.coloured = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    @property
+    def width(self) -> int | None:
+        """How wide a line may be; None: it is not shown on a terminal."""
+        return shutil.get_terminal_size().columns if self._out.isatty() else None
 
     def _paint(self, text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if self.coloured else text
@@ -151,13 +156,12 @@ def table(
     rows: Sequence[Sequence[str]],
     style: Style,
     align: str,
-    width: int | None = None,
     *,
     known: bool = False,
 ) -> list[str]:
     """Aligned columns: `align` has a ``<`` for each of words and a ``>`` for each of numbers.
 
-    No line is wider than `width`, where that is given: what is on the right gives way. `known` leaves out columns of
+    No line is wider than there is room: what is on the right gives way. `known` leaves out columns of
     which nothing is known.
     """
     if known and rows:
@@ -165,6 +169,7 @@ def table(
         head, align = [head[place] for place in kept], "".join(align[place] for place in kept)
         rows = [[row[place] for place in kept] for row in rows]
     rows = [[printable(cell) for cell in row] for row in rows]
+    width = style.width
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -176,11 +181,6 @@ def table(
         return text if width is None or len(text) <= width else text[: max(width - 1, 1)] + "…"
 
     return [style.dim(line(head)), *map(line, rows)]
-
-
-def columns(out: TextIO) -> int | None:
-    """How wide a line may be; None: it is not shown on a terminal."""
-    return shutil.get_terminal_size().columns if out.isatty() else None
 
 
 def wait(seconds: float, what: str, until: Callable[[], bool] = lambda: False) -> None:

@@ -7,18 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from tideloop.observe.client import Client, Snapshot
-from tideloop.observe.commands.console import (
-    FOUND,
-    OK,
-    Parser,
-    Style,
-    client_of,
-    columns,
-    command,
-    dump,
-    positive,
-    wait,
-)
+from tideloop.observe.commands.console import FOUND, OK, Parser, Style, client_of, command, dump, positive, wait
 from tideloop.observe.verdicts import Finding, examine
 from tideloop.observe.wording import count, percent, plural, printable, seconds
 
@@ -52,7 +41,7 @@ def _doctor(argv: list[str]) -> int:
                 }
             )
         else:
-            print("\n".join(_report(client.pid, before, after, found, Style(sys.stdout), columns(sys.stdout))))
+            print("\n".join(_report(client.pid, before, after, found, Style(sys.stdout))))
     return FOUND if wrong else OK
 
 
@@ -62,9 +51,7 @@ def _look(client: Client, length: float) -> tuple[Snapshot, Snapshot]:
     return before, client.snapshot()
 
 
-def _report(
-    pid: int, before: Snapshot, after: Snapshot, found: Sequence[Finding], style: Style, width: int | None
-) -> list[str]:
+def _report(pid: int, before: Snapshot, after: Snapshot, found: Sequence[Finding], style: Style) -> list[str]:
     loops = after.loops
     lines = [
         style.bold(printable(f"{loops.get('program') or 'process'} ({pid})"))
@@ -72,7 +59,7 @@ def _report(
         + f"{plural(len(loops['loops']), 'loop')}, looked at for {seconds(after.clock - before.clock)}"
     ]
     marks = {"problem": style.red("PROBLEM"), "warning": style.yellow("WARNING"), "note": style.dim("note   ")}
-    room = min(width or _WIDE, _WIDE) - 9
+    room = min(style.width or _WIDE, _WIDE) - 9
     for finding in found:
         said = textwrap.wrap(printable(finding.says), max(room, 30), break_long_words=False, break_on_hyphens=False)
         lines += ["", f"{marks[finding.severity]}  {said[0]}", *(" " * 9 + line for line in said[1:])]

@@ -11,7 +11,7 @@ from tideloop.observe.commands.console import OK, Fails, Parser, client_of, comm
 from tideloop.observe.commands.saving import save
 from tideloop.observe.flame_pictures import picture
 from tideloop.observe.flames import grow, samples, speedscope
-from tideloop.observe.wording import plural, printable, seconds
+from tideloop.observe.wording import loop_names, plural, printable, seconds
 
 __all__ = ["main"]
 
@@ -39,7 +39,7 @@ def _flame(argv: list[str]) -> int:
         parser.error(f"--output is {str(asked.output)!r}; expected a name that ends in {' or '.join(_ENDINGS)}")
     with client_of(asked.pid) as client:
         loops = client.loops()
-        names = {loop["id"]: str(loop.get("name") or f"loop {loop['id']}") for loop in loops["loops"]}
+        names = loop_names(loops)
         blocks = _next_ones(client, asked.seconds) if asked.seconds else client.blocks()["blocks"]
         title = printable(f"{loops.get('program') or 'process'} ({client.pid})")
         if not blocks:

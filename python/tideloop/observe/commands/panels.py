@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from tideloop.observe.client import Snapshot
 from tideloop.observe.commands.blocked import where
-from tideloop.observe.verdicts.window import Window, grown
+from tideloop.observe.shapes import is_number
+from tideloop.observe.verdicts.window import Window, grown, lag
 from tideloop.observe.wording import ago, count, natural, percent, place, plural, printable, rate, seconds
 
 __all__ = ["Cell", "Panel", "headline", "panels"]
@@ -79,18 +80,18 @@ def _number(value: float | None, words: Any = count) -> Cell:
 def _loops(window: Window) -> Panel:
     head = ("loop", "busy 1 s", "10 s", "1 min", "steps", "delay", "p99", "ready", "timers", "fds", "conns", "executor")
     rows: list[tuple[Cell, ...]] = []
-    pairs = {after["id"]: (before, after) for before, after in window.loops()}
+    pairs = {after["id"]: (before, after) for before, after in window.all_loops()}
     for loop in window.after.loops["loops"]:
         metrics = loop.get("metrics") or {}
         before, after = pairs.get(loop["id"], (loop, loop))
-        load, delay = metrics.get("utilization") or {}, metrics.get("ready_delay") or {}
+        load, delay = metrics.get("utilization") or {}, lag(loop) or {}
         state = "" if loop.get("running") else " (not running)"
         rows.append(
             (
                 _words(f"{loop.get('name') or loop['id']}{state}"),
                 *(_number(load.get(part), percent) for part in ("second", "ten_seconds", "minute")),
                 _number(_per_second(window, before.get("metrics"), after.get("metrics"), "steps"), rate),
-                _number(_mean_delay(before.get("metrics"), after.get("metrics")), seconds),
+                _number(_mean(lag(before), lag(after)), seconds),
                 _number(delay.get("p99"), seconds),
                 *(
                     _number(metrics.get(part))
@@ -108,10 +109,9 @@ def _per_second(
     return None if grew is None else grew / window.seconds
 
 
-def _mean_delay(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> float | None:
-    if not before or not after:
+def _mean(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> float | None:
+    if was is None or now is None:
         return None
-    was, now = before["ready_delay"], after["ready_delay"]
     ran = now["count"] - was["count"]
     return max(now["total"] - was["total"], 0.0) / ran if ran > 0 else None
 
@@ -182,12 +182,12 @@ def _gauges(window: Window) -> Panel:
         told = [
             f"{name} {count(value) if isinstance(value, int) else f'{value:.3g}'}"
             for name, value in stats.items()
-            if name not in _LEFT_OUT and isinstance(value, int | float) and not isinstance(value, bool) and value
+            if name not in _LEFT_OUT and is_number(value) and value
         ]
         rows.append(
             (
                 _words(f"{gauge['kind']} {gauge.get('name') or gauge['id']}"),
-                _number(next((stats[name] for name in ("waiting", "size") if name in stats), None)),
+                _number(next((stats[name] for name in ("waiting", "size") if is_number(stats.get(name))), None)),
                 _words(", ".join(told)),
             )
         )

@@ -29,7 +29,7 @@ def _record(argv: list[str]) -> int:
     with client_of(asked.pid) as client:
         levels = [loop.get("level") or 0 for loop in client.loops()["loops"]]
         if levels and max(levels) < _LEVEL:
-            raise Fails(f"no loop of process {client.pid} has a flight recorder")
+            raise Fails(f"no loop of process {client.pid} has a flight recorder; start it with TIDELOOP_OBSERVE=trace")
         trace = client.record(asked.seconds)
     try:
         document = json.loads(trace)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tideloop.observe.commands import trees
-from tideloop.observe.commands.console import OK, Parser, Style, client_of, columns, command, dump, table
-from tideloop.observe.wording import count, natural, place, plural, printable, seconds
+from tideloop.observe.commands.console import OK, Parser, Style, client_of, command, dump, table
+from tideloop.observe.wording import count, loop_names, natural, place, plural, printable, seconds
 
 __all__ = ["main"]
 
@@ -51,7 +51,7 @@ def _tasks(argv: list[str]) -> int:
         dump(document)
         return OK
     style = Style(sys.stdout)
-    names = {loop["id"]: str(loop.get("name") or loop["id"]) for loop in loops["loops"]}
+    names = loop_names(loops)
     for number, loop in enumerate(document["loops"]):
         if number:
             print()
@@ -96,7 +96,7 @@ def _table(loop: Mapping[str, Any], sort: str | None, style: Style) -> list[str]
         ]
         for task in tasks
     ]
-    return table(head, rows, style, "<<<>>>>>><", columns(sys.stdout), known=True)
+    return table(head, rows, style, "<<<>>>>>><", known=True)
 
 
 def _functions(loop: Mapping[str, Any], style: Style) -> list[str]:
@@ -113,4 +113,4 @@ def _functions(loop: Mapping[str, Any], style: Style) -> list[str]:
         for each in functions
     ]
     head = ["coroutine", *parts, *times, "where"]
-    return table(head, rows, style, "<>>>>>>>><", columns(sys.stdout), known=True)
+    return table(head, rows, style, "<>>>>>>>><", known=True)

@@ -7,18 +7,7 @@ import sys
 import time
 
 from tideloop.observe.client import Client, Snapshot
-from tideloop.observe.commands.console import (
-    OK,
-    Parser,
-    Style,
-    client_of,
-    columns,
-    command,
-    dump,
-    positive,
-    table,
-    wait,
-)
+from tideloop.observe.commands.console import OK, Parser, Style, client_of, command, dump, positive, table, wait
 from tideloop.observe.commands.panels import headline, panels
 
 __all__ = ["main"]
@@ -47,7 +36,7 @@ def _top(argv: list[str]) -> int:
             return OK
         if asked.once:
             wait(asked.interval, f"looking at process {client.pid}")
-            print("\n".join(lines(before, client.snapshot(), Style(sys.stdout), columns(sys.stdout))))
+            print("\n".join(lines(before, client.snapshot(), Style(sys.stdout))))
             return OK
         if not asked.plain:
             try:
@@ -60,14 +49,14 @@ def _top(argv: list[str]) -> int:
         return _refresh(client, before, asked.interval, asked.plain)
 
 
-def lines(before: Snapshot, after: Snapshot, style: Style, width: int | None, rows: int = _ROWS) -> list[str]:
+def lines(before: Snapshot, after: Snapshot, style: Style, rows: int = _ROWS) -> list[str]:
     """Everything as text; the first `rows` of each table."""
     shown = [style.bold(headline(before, after))]
     for panel in panels(before, after):
         if not panel.rows:
             continue
         chosen = [[cell.text for cell in row] for row in panel.sorted()[:rows]]
-        shown += ["", *table(panel.head, chosen, style, panel.align, width, known=True)]
+        shown += ["", *table(panel.head, chosen, style, panel.align, known=True)]
         if len(panel.rows) > rows:
             shown.append(style.dim(f"… {len(panel.rows) - rows} more {panel.name}"))
     return shown
@@ -84,7 +73,7 @@ def _refresh(client: Client, before: Snapshot, interval: float, wanted: bool) ->
             after = client.snapshot()
             size = shutil.get_terminal_size()
             rows = max((size.lines - 12) // 5, 3)
-            shown = lines(before, after, style, size.columns, rows)[: size.lines - 1]
+            shown = lines(before, after, style, rows)[: size.lines - 1]
             sys.stdout.write("\033[H\033[J" + "\n".join(shown) + "\n" + style.dim(hint[: size.columns - 1]))
             sys.stdout.flush()
             before = after

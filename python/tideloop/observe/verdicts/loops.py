@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tideloop.observe.verdicts.finding import Finding
-from tideloop.observe.verdicts.window import Window, grown
+from tideloop.observe.verdicts.window import Window, grown, lag
 from tideloop.observe.wording import count, percent, place, plural, seconds
 
 __all__ = ["executor_queue", "not_seen", "saturated", "slow_to_run"]
@@ -83,10 +83,10 @@ def _key(function: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def slow_to_run(window: Window) -> Iterator[Finding]:
     """What is ready waits behind others for too long."""
-    for before, after in window.loops():
-        was, now = before["metrics"]["ready_delay"], after["metrics"]["ready_delay"]
-        ran = now["count"] - was["count"]
-        if ran < FEW:
+    for before, after in window.all_loops():
+        was, now = lag(before), lag(after)
+        ran = now["count"] - was["count"] if was and now else 0
+        if not was or not now or ran < FEW:
             continue
         mean = max(now["total"] - was["total"], 0.0) / ran
         if mean < SLOW:
@@ -125,12 +125,19 @@ def not_seen(window: Window) -> Iterator[Finding]:
     loops = window.after.loops["loops"]
     if not loops:
         yield Finding("not_seen", "note", "No loop of this process is observed.", "has it begun to run one?")
-    if any((loop.get("level") or 0) < 1 for loop in loops):
+    if any(loop.get("attached") for loop in loops):
+        yield Finding(
+            "not_seen",
+            "note",
+            "A loop that is not tideloop's tells its lag, its blocks and its tasks only.",
+            "run it on tideloop for the rest (tideloop run)",
+        )
+    if any((loop.get("level") or 0) < 1 and not loop.get("attached") for loop in loops):
         yield Finding(
             "not_seen",
             "note",
             "Times of tasks are not counted at this level: tasks that spin and the busiest coroutines are not found.",
-            "look at what 'tideloop blocked' has of them",
+            "start it with TIDELOOP_OBSERVE=tasks",
         )
     for what, document in (("tasks", window.after.tasks), ("limiters, queues and pools", window.after.gauges)):
         if document is None:

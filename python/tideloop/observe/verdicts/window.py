@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tideloop.observe.client import Snapshot
+from tideloop.observe.shapes import is_number
+from tideloop.observe.wording import loop_names
 
-__all__ = ["Gauge", "Window", "grown"]
+__all__ = ["Gauge", "Window", "grown", "lag", "number"]
 
 Document = Mapping[str, Any]
 
@@ -38,20 +40,20 @@ class Window:
         self.after = after
         self.seconds = max(after.clock - before.clock, 1e-6)
 
-    def loops(self) -> Iterator[tuple[Document, Document]]:
-        """The loops that are counted, then and now."""
+    def all_loops(self) -> Iterator[tuple[Document, Document]]:
+        """The loops, then and now."""
         earlier = {loop["id"]: loop for loop in self.before.loops["loops"]}
         for loop in self.after.loops["loops"]:
-            was = earlier.get(loop["id"])
-            if was is not None and was.get("metrics") and loop.get("metrics"):
+            if (was := earlier.get(loop["id"])) is not None:
                 yield was, loop
+
+    def loops(self) -> Iterator[tuple[Document, Document]]:
+        """Those of them that are counted."""
+        return ((was, loop) for was, loop in self.all_loops() if was.get("metrics") and loop.get("metrics"))
 
     def loop_name(self, number: object) -> str:
         """Of a loop, by its number: its thread's."""
-        for loop in self.after.loops["loops"]:
-            if loop["id"] == number:
-                return str(loop.get("name") or f"loop {number}")
-        return f"loop {number}"
+        return next((name for known, name in loop_names(self.after.loops).items() if known == number), f"loop {number}")
 
     def task_lists(self) -> Iterator[tuple[Document, Document]]:
         """What ``/v1/tasks`` says of each loop, then and now."""
@@ -76,12 +78,17 @@ class Window:
 
 def number(value: object) -> float:
     """A number that may be absent."""
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
 
 
 def grown(before: Document, after: Document, name: str) -> float | None:
     """By how much a counter has grown; None: it is not counted."""
     was, now = before.get(name), after.get(name)
-    if not isinstance(was, int | float) or not isinstance(now, int | float):
-        return None
-    return max(now - was, 0)
+    return max(now - was, 0) if is_number(was) and is_number(now) else None  # type: ignore[operator]
+
+
+def lag(loop: Document) -> Document | None:
+    """How long what is ready waits on a loop; of one that is only attached to, how late its timers are."""
+    metrics = loop.get("metrics")
+    found: Document | None = metrics["ready_delay"] if metrics else loop.get("lag")
+    return found

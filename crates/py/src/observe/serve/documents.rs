@@ -44,8 +44,15 @@ fn one_loop(json: &mut Json, observed: &Observed, now: u64) {
         Some(blocked) => json.seconds(blocked),
         None => json.null(),
     }
-    json.key("metrics")
-        .object(|json| metrics(json, observed, now));
+    json.key("attached").bool(known.attached);
+    if known.attached {
+        json.key("metrics").null();
+        let lag = observed.instrument.lateness.read();
+        json.key("lag").object(|json| histogram(json, &lag));
+    } else {
+        json.key("metrics")
+            .object(|json| metrics(json, observed, now));
+    }
     json.key("slowest").array(|json| {
         for step in observed.slowest.read() {
             json.object(|json| slow(json, &step));

@@ -25,12 +25,14 @@ const COUNTERS: [(&str, &str, Read); 2] = [
     ),
 ];
 
-const GAUGES: [(&str, &str, Read); 6] = [
-    (
-        "tideloop_eventloop_running",
-        "Whether the loop runs.",
-        |observed, _| f64::from(u8::from(observed.known.is_running())),
-    ),
+/// Of loops that are not ours, too.
+const OF_ALL: [(&str, &str, Read); 1] = [(
+    "tideloop_eventloop_running",
+    "Whether the loop runs.",
+    |observed, _| f64::from(u8::from(observed.known.is_running())),
+)];
+
+const GAUGES: [(&str, &str, Read); 5] = [
     (
         "tideloop_eventloop_ready",
         "Callbacks and steps that are ready to run.",
@@ -60,44 +62,55 @@ const GAUGES: [(&str, &str, Read); 6] = [
 
 type Pick = fn(&Observed) -> &SharedHistogram;
 
-const HISTOGRAMS: [(&str, &str, Pick); 3] = [
-    (
-        "tideloop_eventloop_step_seconds",
-        "How long steps took.",
-        |observed| &observed.instrument.steps,
-    ),
-    (
-        "tideloop_eventloop_ready_delay_seconds",
-        "How long what was ready waited behind others.",
-        |observed| &observed.instrument.ready_delays,
-    ),
-    (
-        "tideloop_eventloop_timer_lateness_seconds",
-        "How late timers fired.",
-        |observed| &observed.instrument.lateness,
-    ),
-];
+type Family = (&'static str, &'static str, Pick);
+
+const STEPS: Family = (
+    "tideloop_eventloop_step_seconds",
+    "How long steps took.",
+    |observed| &observed.instrument.steps,
+);
+const DELAYS: Family = (
+    "tideloop_eventloop_ready_delay_seconds",
+    "How long what was ready waited behind others.",
+    |observed| &observed.instrument.ready_delays,
+);
+/// Of loops that are not ours, too.
+const LATENESS: Family = (
+    "tideloop_eventloop_timer_lateness_seconds",
+    "How late timers fired.",
+    |observed| &observed.instrument.lateness,
+);
+
+type Loop = (String, Arc<Observed>);
 
 /// All of it, with what the collector has found at the end.
 pub fn metrics(collected: Option<Collected>) -> Vec<u8> {
     let now = clock::monotonic_ns();
-    let loops: Vec<(String, Arc<Observed>)> = known::loops()
+    let numbered = known::loops()
         .into_iter()
-        .map(|observed| (observed.known.id.to_string(), observed))
-        .collect();
+        .map(|observed| (observed.known.id.to_string(), observed));
+    // Of those that are not ours there is little.
+    let (attached, ours): (Vec<Loop>, Vec<Loop>) =
+        numbered.partition(|(_, observed)| observed.known.attached);
+    let all: Vec<Loop> = ours.iter().chain(&attached).cloned().collect();
     let mut out = Exposition::default();
-    for (kind, rows) in [("counter", &COUNTERS[..]), ("gauge", &GAUGES[..])] {
+    for (kind, rows, loops) in [
+        ("gauge", &OF_ALL[..], &all),
+        ("counter", &COUNTERS[..], &ours),
+        ("gauge", &GAUGES[..], &ours),
+    ] {
         for (name, help, read) in rows {
             out.family(name, kind, help);
-            for (id, observed) in &loops {
+            for (id, observed) in loops {
                 out.sample(name, &[("loop", id)], read(observed, now));
             }
         }
     }
-    time(&mut out, &loops, now);
-    for (name, help, pick) in HISTOGRAMS {
+    time(&mut out, &ours, now);
+    blocked(&mut out, &all);
+    for ((name, help, pick), loops) in [(STEPS, &ours), (DELAYS, &ours), (LATENESS, &all)] {
         out.family(name, "histogram", help);
-        for (id, observed) in &loops {
+        for (id, observed) in loops {
             out.histogram(name, &[("loop", id)], &pick(observed).read());
         }
     }
@@ -108,7 +121,7 @@ pub fn metrics(collected: Option<Collected>) -> Vec<u8> {
     text
 }
 
-fn time(out: &mut Exposition, loops: &[(String, Arc<Observed>)], now: u64) {
+fn time(out: &mut Exposition, loops: &[Loop], now: u64) {
     let name = "tideloop_eventloop_time_seconds_total";
     out.family(name, "counter", "Where the time of the loop went.");
     for (id, observed) in loops {
@@ -133,6 +146,9 @@ fn time(out: &mut Exposition, loops: &[(String, Arc<Observed>)], now: u64) {
             out.sample(name, &[("loop", id), ("window", window)], value);
         }
     }
+}
+
+fn blocked(out: &mut Exposition, loops: &[Loop]) {
     let (count, seconds) = (
         "tideloop_eventloop_blocked_total",
         "tideloop_eventloop_blocked_seconds_total",
