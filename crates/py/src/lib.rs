@@ -42,7 +42,7 @@ mod _tideloop {
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]
-    use crate::ffi::roll::{enlist, enlisted};
+    use crate::ffi::roll::enlisted;
     #[pymodule_export]
     use crate::guest::{
         guest_begin, guest_descriptor, guest_end, guest_timeout, guest_turns, guest_wait,
@@ -152,6 +152,7 @@ mod _tideloop {
             module.add("Future", native.future.bind(py))?;
             module.add("Task", native.task.bind(py))?;
         }
+        ffi::roll::install(module)?;
         ffi::methods::install(&py.get_type::<LoopCore>())
     }
 }

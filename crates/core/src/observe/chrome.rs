@@ -28,11 +28,9 @@ pub struct Chrome {
     pid: u32,
     /// The track of the loop whose events are written.
     of_loop: u64,
-    /// The track of each task of it that has not ended.
+    /// The track of each of its tasks.
     tracks: HashMap<u64, u64>,
     made: u64,
-    /// A task whose last step has not been written yet.
-    ending: Option<u64>,
 }
 
 impl Chrome {
@@ -45,7 +43,6 @@ impl Chrome {
             of_loop: 0,
             tracks: HashMap::new(),
             made: 0,
-            ending: None,
         };
         writer.meta("process_name", LOOP, name);
         writer
@@ -58,15 +55,12 @@ impl Chrome {
             _ => self.next_track(),
         };
         self.tracks.clear();
-        self.ending = None;
         self.meta("thread_name", self.of_loop, name);
         let mut open: Option<Event> = None;
         for &event in events {
             match event.kind {
                 Kind::Timer => self.instant("timer", event.at, "late_ns", event.id),
                 Kind::Block => self.instant("blocked", event.at, "for_ns", event.id),
-                // Its last step goes on until the next event.
-                Kind::End => self.ending = Some(event.id),
                 _ => {
                     if let Some(before) = open.replace(event) {
                         self.span(labels, &before, event.at);
@@ -168,9 +162,6 @@ impl Chrome {
                 self.slice(of_loop, what, label, event.at, ended);
                 let track = self.track(event.id, what);
                 self.slice(track, "step", label, event.at, ended);
-                if self.ending.take() == Some(event.id) {
-                    self.tracks.remove(&event.id);
-                }
             }
             Kind::Call => self.slice(of_loop, what, label, event.at, ended),
             Kind::Delivery => self.slice(of_loop, "delivery", None, event.at, ended),
@@ -218,8 +209,7 @@ mod tests {
             event(2_000, Kind::Call, 0, 2),
             event(2_100, Kind::Timer, 42, 0),
             event(3_000, Kind::Step, 0xabc, 1),
-            event(3_000, Kind::End, 0xabc, 0),
-            event(4_500, Kind::Step, 0xabc, 1),
+            event(4_500, Kind::Step, 0xabd, 1),
             event(5_000, Kind::Wait, 0, 0),
         ];
         let mut chrome = Chrome::new(9, "main");
@@ -233,7 +223,6 @@ mod tests {
             lines[3],
             r#"{"ph":"X","name":"f\"","pid":9,"tid":1,"ts":1.000,"dur":1.000,"args":{"file":"a\\b.py","line":7}}"#
         );
-        // The object at this address was another task after the first one's end.
         let named = |name: &str| lines.iter().filter(|line| line.contains(name)).count();
         assert_eq!((named("#1\""), named("#2\"")), (1, 1));
         let on = |tid: u32| format!("\"name\":\"step\",\"pid\":9,\"tid\":{tid}");

@@ -35,11 +35,9 @@ pub enum Kind {
     Timer,
     /// At this time: a step has ended that blocked the loop for `id` nanoseconds.
     Block,
-    /// The task `id` has ended with its step; whoever is called so next is another one.
-    End,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 8] = [
     Kind::Step,
     Kind::Call,
     Kind::Delivery,
@@ -48,7 +46,6 @@ const KINDS: [Kind; 9] = [
     Kind::Rest,
     Kind::Timer,
     Kind::Block,
-    Kind::End,
 ];
 
 /// Bits of an `id`, the upper part of an event's second word.

@@ -7,9 +7,10 @@
 //! The [`Scribe`] is a run's part, on the stack of the loop's thread. It owns a reference to each code object that has a
 //! label, since it knows it by its address; when the run ends they are let go of, with the GIL held.
 //!
-//! **What an event costs.** A read of the clock, a look at a table for the label, and two stores. An event says what runs from its
-//! time on; that is over when the next one begins, so a step needs one event. A task is known by its address, until an event
-//! says that it has ended: whoever has that address next is another one. No name is made, and no table is kept of tasks.
+//! **What an event costs.** A look at a table for the label, and two stores. An event says what runs from its time on; that is over
+//! when the next one begins, so a step needs one event, whose time is that of the last step's end, which level 1 has read. A task is
+//! known by the number that its record at level 1 has, no other task of the process ever, and its label by that of its function. No
+//! name is made, and no table is kept of tasks.
 //!
 //! **What is not in it.** When something became ready, and by whom. Steps of asyncio's own tasks are callbacks.
 
@@ -99,8 +100,8 @@ pub struct Scribe {
     observed: Arc<Observed>,
     recent: Box<[(usize, u32); RECENT]>,
     numbers: HashMap<usize, (u32, Py<PyAny>)>,
-    /// When the last step of a task has begun.
-    last: u64,
+    /// Of the functions of tasks, by the number that these have in the loop; 0: not known.
+    of_functions: Vec<u32>,
 }
 
 impl Scribe {
@@ -111,7 +112,7 @@ impl Scribe {
             observed: Arc::clone(observed),
             recent: Box::new([(0, 0); RECENT]),
             numbers: HashMap::new(),
-            last: 0,
+            of_functions: Vec::new(),
         })
     }
 
@@ -122,15 +123,31 @@ impl Scribe {
         }
     }
 
-    /// A task of ours takes a step from now on.
+    /// A task of ours takes a step from now on: the number of this one, and that of its function.
     #[inline]
-    pub fn step(&mut self, at: u64, task: &Bound<'_, PyAny>) {
-        let label = match origin::of_task(task) {
-            Some(origin) => self.label(origin, &Who::Task(task)),
-            None => 0,
+    pub fn step(&mut self, at: u64, (id, function): (u64, u16), task: &Bound<'_, PyAny>) {
+        let label = match self.of_functions.get(usize::from(function)) {
+            Some(&label) if label != 0 => label,
+            _ => self.label_of(function, task),
         };
-        self.last = at;
-        self.note(at, Kind::Step, id_of(task), label);
+        self.note(at, Kind::Step, id, label);
+    }
+
+    #[cold]
+    fn label_of(&mut self, function: u16, task: &Bound<'_, PyAny>) -> u32 {
+        let Some(origin) = origin::of_task(task) else {
+            return 0;
+        };
+        let label = self.label(origin, &Who::Task(task));
+        // The number 0 is of all that are not told apart.
+        if function != 0 {
+            let index = usize::from(function);
+            if self.of_functions.len() <= index {
+                self.of_functions.resize(index + 1, 0);
+            }
+            self.of_functions[index] = label;
+        }
+        label
     }
 
     /// A callback is called from now on.
@@ -144,12 +161,6 @@ impl Scribe {
             None => 0,
         };
         self.note(at, Kind::Call, 0, label);
-    }
-
-    /// The task has ended with the step that was noted last; when, is said by the next event.
-    #[inline]
-    pub fn end(&self, task: &Bound<'_, PyAny>) {
-        self.note(self.last, Kind::End, id_of(task), 0);
     }
 
     #[inline]
@@ -185,13 +196,6 @@ impl Scribe {
         }
         number
     }
-}
-
-/// Objects are aligned to 16 bytes, and addresses have 44 bits besides, mostly: enough to tell tasks that live
-/// at one time from each other.
-#[inline(always)]
-fn id_of(task: &Bound<'_, PyAny>) -> u64 {
-    task.as_ptr() as u64 >> 4
 }
 
 /// What these loops did in the last so many seconds (None: as far as it is known) as Chrome trace JSON; without the events of
