@@ -1,6 +1,6 @@
 """Instructions of one operation on loops that are observed more and less: python benches/observe_instructions.py
 
-    python benches/observe_instructions.py [--work single,many,spawn,wakes] [--levels off,counts] [--operations 20000]
+    python benches/observe_instructions.py [--work churn,single] [--levels off,counts,tasks,trace] [--operations 20000]
 
 The work is that of the lab's profile `observe`. Each cell is two processes under callgrind, one with twice as many
 operations as the other: the difference of their instructions, over that of their operations, is what one costs,
@@ -81,7 +81,7 @@ def instructions(program: str, name: str, level: str, operations: int, folder: P
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", default="single,many,spawn,wakes")
+    parser.add_argument("--work", default="churn,single,many,spawn,wakes")
     parser.add_argument("--levels", default="off,counts")
     parser.add_argument("--operations", type=int, default=20_000)
     parser.add_argument("--program", default=sys.executable)

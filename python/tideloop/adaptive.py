@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeAlias
 
-from tideloop._tideloop import AdaptiveCore, enlist
+from tideloop._tideloop import AdaptiveCore, Enlisted, enlist
 from tideloop.limits import Limiter
 
 __all__ = ["AIMD", "AdaptiveLimiter", "AdaptiveLimiterStats", "AdaptivePermit", "Gradient2", "Vegas", "outcome_of"]
@@ -194,7 +194,7 @@ class AdaptivePermit:
         return f"<permit of {self._limiter!r}>"
 
 
-class AdaptiveLimiter:
+class AdaptiveLimiter(Enlisted):
     """A limit on operations in flight that follows what is behind it; see the module for what it is for.
 
     ``async with limiter:``, or ``async with limiter(partition="batch") as permit:``. How an operation ended is known

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple
 
 from tideloop import accelerated
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.cancellation import Request
 from tideloop.changes import Changes
 from tideloop.deadlines import without_deadline
@@ -96,7 +96,7 @@ class BackgroundStats(NamedTuple):
     restarts: int
 
 
-class Background:
+class Background(Enlisted):
     """``async with tideloop.Background() as background: background.spawn(fn, ...)``: tasks that run beside the block.
 
     At most `limit` of them run at once, the others wait in order. What one raises is told at once: with `on_error`

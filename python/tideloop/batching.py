@@ -39,7 +39,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterab
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.answers import hand_out
 from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
@@ -120,7 +120,7 @@ class _Lane:
         self.tasks: set[asyncio.Task[None]] = set()
 
 
-class Batcher(Generic[_T, _R]):
+class Batcher(Enlisted, Generic[_T, _R]):
     """Collects calls and makes one of them; see the head of this module.
 
     fn: is called with a list of items, none twice unless `dedupe` is off; a coroutine function, or an (asynchronous)

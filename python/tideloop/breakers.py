@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.durations import seconds
 
 __all__ = ["Breaker", "BreakerOpen", "BreakerStats", "Failures", "matches"]
@@ -37,7 +37,7 @@ class BreakerStats(NamedTuple):
     opened: int
 
 
-class Breaker:
+class Breaker(Enlisted):
     """Stops calling what fails anyway, and asks carefully whether it is back.
 
     Closed, it remembers the last `window` calls; when at least `rate` of a full window have failed, it opens: calls

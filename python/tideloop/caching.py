@@ -34,7 +34,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
-from tideloop._tideloop import CacheCore, CachedCore, Warrant, enlist, function
+from tideloop._tideloop import CacheCore, CachedCore, Warrant, function
 from tideloop.answers import hand_out
 from tideloop.deadlines import without_deadline
 from tideloop.durations import seconds
@@ -195,7 +195,7 @@ class Cache(CacheCore, Generic[_K, _V]):
         self._died = _remover(self) if weak else None
         self._loads = _Loads(self, cancel_abandoned=cancel_abandoned)
         self._misses = self._stale_hits = self._negative_hits = self._refused = 0
-        enlist(self)
+        self._enlist()
 
     # --- asking ---------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from tideloop._tideloop import Warrant, enlist
+from tideloop._tideloop import Enlisted, Warrant, enlist
 from tideloop.deadlines import without_deadline
 from tideloop.failures import LoadCancelled, own_copy
 from tideloop.per_loop import PerLoop
@@ -208,7 +208,7 @@ async def _awaited(awaitable: Awaitable[_T]) -> _T:
     return await awaitable
 
 
-class SingleFlight(Generic[_K, _T]):
+class SingleFlight(Enlisted, Generic[_K, _T]):
     """Does work that several ask for at once only once; see the head of this module.
 
     cancel_abandoned: whether work is cancelled when nobody waits for it any more. By default it is finished.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar, Unpack, overload
 
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.leases import Lease
 from tideloop.lending import Lender
 from tideloop.pool_options import KeyedPoolOptions, count
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 _K = TypeVar("_K", bound=Hashable)
 
 
-class KeyedPool(Lender[_T], Generic[_K, _T]):
+class KeyedPool(Enlisted, Lender[_T], Generic[_K, _T]):
     """Resources by key, like connections by host: ``async with pool.acquire("example.org") as connection: ...``.
 
     As Pool; `create` is given the key. At most `max_per_key` of each, `max` of all. Where all places are taken, the

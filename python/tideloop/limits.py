@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from tideloop._tideloop import ClaimCore, LimitsCore, enlist, function
+from tideloop._tideloop import ClaimCore, Enlisted, LimitsCore, enlist, function
 
 if TYPE_CHECKING:
     from tideloop.redis_store import RedisStore
@@ -367,7 +367,7 @@ class _Entry:
         self.coming = 0
 
 
-class KeyedLimiter:
+class KeyedLimiter(Enlisted):
     """So many permits for each key: at most so many requests to a host, jobs of a customer, …
 
     ``async with limiter(host):`` holds one permit of that host. A key costs memory only while somebody holds its

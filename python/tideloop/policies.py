@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from tideloop import accelerated
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.breakers import Breaker
 from tideloop.cancellation import Request, outlast
 from tideloop.deadlines import Deadline, remaining
@@ -59,7 +59,7 @@ class PolicyStats(NamedTuple):
     """Of attempts."""
 
 
-class Policy:
+class Policy(Enlisted):
     """How something unreliable is called: ``@tideloop.policy(timeout=2, deadline=10, retry=tideloop.Retry())``.
 
     `deadline` is for all of a call, in seconds; `timeout` for one attempt, from when it has its place in `limit`. Use

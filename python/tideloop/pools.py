@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, Unpack, overload
 
-from tideloop._tideloop import enlist
+from tideloop._tideloop import Enlisted, enlist
 from tideloop.leases import Lease
 from tideloop.lending import Lender
 from tideloop.pool_options import PoolClosed, PoolOptions, PoolStats, PoolTimeout
@@ -37,7 +37,7 @@ __all__ = ["Lease", "Pool", "PoolClosed", "PoolStats", "PoolTimeout"]
 _T = TypeVar("_T")
 
 
-class Pool(Lender[_T]):
+class Pool(Enlisted, Lender[_T]):
     """Resources of one kind: ``async with pool.acquire() as connection: ...``.
 
     `create` makes one; `close` ends it; `check` is asked before one that was idle for half a second is lent, and says

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from tideloop._tideloop import Charge, RateClaimCore, RatesCore, enlist, function
+from tideloop._tideloop import Charge, Enlisted, RateClaimCore, RatesCore, enlist, function
 
 if TYPE_CHECKING:
     from tideloop.redis_store import RedisStore
@@ -239,7 +239,7 @@ class KeyedRateLimiterStats(NamedTuple):
     """Keys that were forgotten because their rates had recovered."""
 
 
-class KeyedRateLimiter:
+class KeyedRateLimiter(Enlisted):
     """The same rates for each key: so many requests per minute to a host, of a customer, …
 
     ``async with limiter(host):``, ``limiter[host].penalise(30)``. A key is forgotten when its rates have recovered

@@ -129,7 +129,7 @@ def test_the_figures_of_a_scenario_are_among_its_metrics(name: str, body: Any) -
     assert declared <= metrics.keys() | {"cpu_s"}
 
 
-@pytest.mark.parametrize("work", ["single", "many", "spawn", "wakes"])
+@pytest.mark.parametrize("work", ["churn", "single", "many", "spawn", "wakes", "echo"])
 def test_each_level_is_compared_with_a_loop_that_is_not_observed(work: str) -> None:
     metrics = observe_overhead.measure(kit_of("tideloop"), {"work": work, "operations": 400, "rounds": 2})
     assert {"counts_percent", "noise_percent", "off_ns"} <= metrics.keys()

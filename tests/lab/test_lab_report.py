@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 
+import pytest
 from tideloop.lab import report, table
 from tideloop.lab.progress import Progress
 from tideloop.lab.results import Results
@@ -82,6 +83,16 @@ def test_a_first_place_is_said_too(make_results: Make) -> None:
     results = make_results({"asyncio": [3.0, 3.1], "tideloop": [1.0, 1.1]})
     assert "tideloop is first in every column" in html_of(results)
     assert "tideloop is first in every column" in table.render(results)
+
+
+@pytest.mark.parametrize(("goal", "word"), [(0.02, "reached"), (0.019, "not reached")])
+def test_a_goal_is_told_with_whether_it_is_reached(make_results: Make, goal: float, word: str) -> None:
+    results = make_results({"tideloop": [0.01, 0.02, 0.03]})
+    (scenario,) = results.scenarios
+    metrics = (replace(scenario.primary, goal=goal), *scenario.metrics[1:])
+    text = table.render(replace(results, scenarios=(replace(scenario, metrics=metrics),)))
+    assert f"at most {goal * 1e3:.2f}: 20.00, {word} (10.00 to 30.00)" in text
+    assert "goal" not in table.render(results)
 
 
 def test_failed_and_skipped_cells_are_shown_with_their_reasons(make_results: Make) -> None:

@@ -1,8 +1,10 @@
 """tideloop.observe.gauges(): what there is of the toolkit, without keeping it alive."""
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import threading
 import weakref
 
@@ -188,3 +190,39 @@ def test_a_child_has_what_its_parent_had_and_its_own():
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     del mine
+
+
+@pytest.mark.parametrize("make", [tideloop.Breaker, tideloop.Policy, tideloop.SingleFlight])
+def test_one_that_is_copied_is_another_one_and_is_not_listed(make):
+    made = make(name="copied")
+    other = copy.copy(made)
+    assert [gauge.id for gauge in named("copied")] == [id(made)]
+    assert (type(other), other.name) == (type(made), "copied")
+    del made
+    assert named("copied") == []
+    del other
+    assert named("copied") == []
+
+
+def test_one_with_a_place_is_pickled_without_it():
+    made = tideloop.Breaker(name="pickled", rate=0.25)
+    other = pickle.loads(pickle.dumps(made))
+    assert (other.rate, other.window, len(named("pickled"))) == (0.25, made.window, 1)
+
+
+def test_a_cycle_through_one_is_collected():
+    class Held(tideloop.Breaker):
+        pass
+
+    held = Held(name="cycle")
+    held.itself = held
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
+    assert named("cycle") == []
+
+
+def test_what_is_made_without_its_constructor_is_none():
+    made = tideloop.Breaker.__new__(tideloop.Breaker)
+    assert id(made) not in {gauge.id for gauge in observe.gauges()}

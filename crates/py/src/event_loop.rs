@@ -163,7 +163,7 @@ pub struct LoopCore {
     /// None: nobody observes this loop.
     observed: Option<Arc<Observed>>,
     /// None: it counts nothing of single tasks.
-    register: Option<Box<LoopCell<Register>>>,
+    register: Option<Box<Register>>,
     selector_name: &'static str,
 }
 
@@ -329,7 +329,7 @@ impl LoopCore {
 
     /// What is counted of single tasks.
     #[inline(always)]
-    pub fn register(&self) -> Option<&LoopCell<Register>> {
+    pub fn register(&self) -> Option<&Register> {
         self.register.as_deref()
     }
 
@@ -404,11 +404,7 @@ impl LoopCore {
     }
 
     /// Runs `turns` of a guest, and says whether the loop was told to stop.
-    pub fn hosted_turns(
-        &self,
-        py: Python<'_>,
-        turns: impl FnOnce() -> PyResult<()>,
-    ) -> PyResult<bool> {
+    pub fn hosted_turns(&self, turns: impl FnOnce() -> PyResult<()>) -> PyResult<bool> {
         if !self.is_hosted() {
             return Err(PyRuntimeError::new_err(
                 "This event loop is not a guest between two steps",
@@ -420,7 +416,7 @@ impl LoopCore {
         let result = turns();
         drop(running);
         if let Some(register) = self.register() {
-            register.with(py, Register::rests);
+            register.rests();
         }
         // The host waits from here on, or soon.
         self.set_phase(Phase::Hosted);
@@ -468,7 +464,7 @@ impl LoopCore {
         state.set_sleeping(false);
         state.stopping.store(false, Ordering::Relaxed);
         if let Some(register) = state.register() {
-            register.with(py, Register::rests);
+            register.rests();
         }
         handed::settle(slf);
         state.discard_snapshot(py);
@@ -744,8 +740,7 @@ impl LoopCore {
             clock: LoopClock::default(),
             held: Held::default(),
             observed: (observe > level::OFF).then(|| observe::join(observe)),
-            register: (observe >= level::TASKS)
-                .then(|| Box::new(LoopCell::new(Register::default()))),
+            register: (observe >= level::TASKS).then(Box::default),
             selector_name,
         })
     }
@@ -960,8 +955,7 @@ impl LoopCore {
 
     /// The number of the task that was made last.
     fn _last_task(&self, py: Python<'_>) -> u64 {
-        self.register()
-            .map_or(0, |register| register.with(py, |register| register.last()))
+        self.register().map_or(0, |register| register.last(py))
     }
 
     /// The time, and what is known of each of these tasks.

@@ -31,9 +31,7 @@ pub fn guest_begin(r#loop: &Bound<'_, LoopCore>) -> PyResult<()> {
 #[pyfunction]
 #[pyo3(signature = (r#loop, /))]
 pub fn guest_turns(r#loop: &Bound<'_, LoopCore>) -> PyResult<bool> {
-    r#loop
-        .get()
-        .hosted_turns(r#loop.py(), || turn::run_ready(r#loop))
+    r#loop.get().hosted_turns(|| turn::run_ready(r#loop))
 }
 
 /// Seconds until the next call has something to do; None: not before something happens.

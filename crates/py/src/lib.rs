@@ -42,7 +42,7 @@ mod _tideloop {
     #[pymodule_export]
     use crate::event_loop::LoopCore;
     #[pymodule_export]
-    use crate::ffi::roll::{enlist, enlisted};
+    use crate::ffi::roll::enlisted;
     #[pymodule_export]
     use crate::ffi::site::frames_are_found;
     #[pymodule_export]
@@ -156,6 +156,7 @@ mod _tideloop {
             module.add("Future", native.future.bind(py))?;
             module.add("Task", native.task.bind(py))?;
         }
+        ffi::roll::install(module)?;
         ffi::methods::install(&py.get_type::<LoopCore>())
     }
 }

@@ -104,7 +104,7 @@ fn run_ready_turns<const LEVEL: u8>(core: &Bound<'_, LoopCore>) -> PyResult<()> 
             // The host is about to wait.
             return settle_down(core);
         }
-        if state.is_stopping() || !policy.may_skip(watch.now()) {
+        if state.is_stopping() || !policy.may_skip(watch.now::<LEVEL>()) {
             return Ok(());
         }
     }
@@ -133,10 +133,11 @@ fn turn<'py, const LEVEL: u8>(
     let mut now = if timers {
         clock::monotonic_ns()
     } else {
-        watch.now()
+        watch.now::<LEVEL>()
     };
     let mut came = timers;
-    if stopping || !busy || !policy.skip(now) {
+    let polls = stopping || !busy || !policy.skip(now);
+    if polls {
         came = true;
         if LEVEL != level::OFF {
             watch.pauses(core, now);
@@ -168,7 +169,7 @@ fn turn<'py, const LEVEL: u8>(
     }
     let count = state.queue(py, |queue| queue.ready.begin_turn());
     if LEVEL != level::OFF && came {
-        watch.turns::<LEVEL>(core, now, count);
+        watch.turns::<LEVEL>(core, now, count, polls);
     }
     let debug = state.debug();
     for _ in 0..count {
@@ -182,7 +183,7 @@ fn turn<'py, const LEVEL: u8>(
                     watch.begins(state, &task);
                 }
                 if LEVEL == level::TRACE {
-                    watch.traces_step(&task);
+                    watch.traces_step(state, &task);
                 }
                 task::run(core, current, &task, false).inspect_err(|_| {
                     if LEVEL >= level::TASKS {
@@ -196,7 +197,7 @@ fn turn<'py, const LEVEL: u8>(
                     watch.begins(state, &task);
                 }
                 if LEVEL == level::TRACE {
-                    watch.traces_step(&task);
+                    watch.traces_step(state, &task);
                 }
                 task::run(core, current, &task, true).inspect_err(|_| {
                     if LEVEL >= level::TASKS {
@@ -207,18 +208,18 @@ fn turn<'py, const LEVEL: u8>(
             }
             Run::Sleeper(sleeper) => {
                 if LEVEL == level::TRACE {
-                    watch.traces(Kind::Poll);
+                    watch.traces_entry();
                 }
                 future::wake(core, &sleeper)?;
-                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
+                ended_telling::<LEVEL>(core, watch, due)?;
             }
             Run::Told(future) => {
                 current.leave();
                 if LEVEL == level::TRACE {
-                    watch.traces(Kind::Poll);
+                    watch.traces_entry();
                 }
                 told::tell(core, &future)?;
-                ended::<LEVEL>(core, watch, due, &Who::Callback(None))?;
+                ended_telling::<LEVEL>(core, watch, due)?;
             }
             Run::Handle(handle) => {
                 current.leave();
@@ -255,6 +256,20 @@ fn ended<const LEVEL: u8>(
         }
     }
     Ok(())
+}
+
+/// As [`ended`], of an entry with which the loop has told somebody of an end.
+#[inline(always)]
+fn ended_telling<const LEVEL: u8>(
+    core: &Bound<'_, LoopCore>,
+    watch: &mut Watch,
+    due: bool,
+) -> PyResult<()> {
+    if LEVEL < level::TASKS {
+        return ended::<LEVEL>(core, watch, due, &Who::Callback(None));
+    }
+    held::release(core)?;
+    watch.told_each(core)
 }
 
 #[inline]

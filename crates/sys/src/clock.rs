@@ -73,8 +73,6 @@ pub fn process_cpu() -> std::time::Duration {
 #[derive(Debug, Default)]
 pub struct CoarseClock {
     #[cfg(target_arch = "x86_64")]
-    first: Option<(u64, u64)>,
-    #[cfg(target_arch = "x86_64")]
     last: (u64, u64),
     #[cfg(target_arch = "x86_64")]
     /// In fractions of 2^32, as whole numbers are multiplied in a third of the time of others; 0: not known.
@@ -106,6 +104,59 @@ fn is_steady() -> bool {
     })
 }
 
+/// The counter's rate, which is measured once per process: how many nanoseconds a tick takes, in fractions of 2^32; 0: it is not
+/// known yet, or there is no steady one.
+#[cfg(target_arch = "x86_64")]
+mod rate {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::{is_steady, monotonic_ns, ticks};
+
+    /// How long it is measured, at least and, as the clock may have stood still meanwhile, at most.
+    const LEAST_NS: u64 = 1_000_000;
+    const MOST_NS: u64 = 10_000_000_000;
+
+    static RATE: AtomicU64 = AtomicU64::new(0);
+    static FIRST: Mutex<Option<(u64, u64)>> = Mutex::new(None);
+
+    /// Both clocks at one moment: of a few attempts the one in between which the least has come.
+    fn both() -> (u64, u64) {
+        let attempts = (0..4).map(|_| {
+            let before = ticks();
+            let now = monotonic_ns();
+            let between = ticks().wrapping_sub(before);
+            (between, (now, before.wrapping_add(between / 2)))
+        });
+        attempts.min().map_or((0, 0), |(_, both)| both)
+    }
+
+    /// Measures it, if it was not.
+    #[cold]
+    pub fn ns_per_tick(now: u64) -> u64 {
+        let known = RATE.load(Relaxed);
+        if known != 0 || !is_steady() {
+            return known;
+        }
+        // Whoever finds it taken, a child of a fork perhaps for good, does without.
+        let Ok(mut first) = FIRST.try_lock() else {
+            return 0;
+        };
+        match *first {
+            Some((at, _)) if now.saturating_sub(at) < LEAST_NS => {}
+            Some((at, since)) if now - at < MOST_NS => {
+                let (now, ticks) = both();
+                let elapsed = u128::from(now.saturating_sub(at)) << 32;
+                if let Some(rate) = elapsed.checked_div(ticks.saturating_sub(since).into()) {
+                    RATE.store(u64::try_from(rate).unwrap_or(0), Relaxed);
+                }
+            }
+            _ => *first = Some(both()),
+        }
+        RATE.load(Relaxed)
+    }
+}
+
 impl CoarseClock {
     /// The real clock is to be asked this often, so that the two do not part.
     #[cfg(target_arch = "x86_64")]
@@ -123,26 +174,14 @@ impl CoarseClock {
         }
     }
 
-    /// About how long the rate is measured before it is used.
-    #[cfg(target_arch = "x86_64")]
-    const CALIBRATION_NS: u64 = 1_000_000;
-
     /// Says what the real clock shows.
     #[inline]
     pub fn set(&mut self, now: u64) {
         #[cfg(target_arch = "x86_64")]
         {
-            let ticks = ticks();
-            self.last = (now, ticks);
-            let (first_ns, first_ticks) = *self.first.get_or_insert(self.last);
-            let elapsed = now.saturating_sub(first_ns);
-            if self.ns_per_tick == 0
-                && elapsed >= Self::CALIBRATION_NS
-                && ticks > first_ticks
-                && is_steady()
-            {
-                let rate = (u128::from(elapsed) << 32) / u128::from(ticks - first_ticks);
-                self.ns_per_tick = u64::try_from(rate).unwrap_or(0);
+            self.last = (now, ticks());
+            if self.ns_per_tick == 0 {
+                self.ns_per_tick = rate::ns_per_tick(now);
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tideloop._tideloop import GraphPlan, enlist
+from tideloop._tideloop import Enlisted, GraphPlan, enlist
 from tideloop.graphs import pictures
 from tideloop.graphs.guards import Limits, check_limits
 from tideloop.graphs.nodes import Builder, GraphCycle, Node, names_of
@@ -31,7 +31,7 @@ def _nothing(*args: object, **kwargs: object) -> None:
     """What a node without a function calls."""
 
 
-class Graph(Builder):
+class Graph(Enlisted, Builder):
     """Pieces of work and what each of them needs: ``g.node(parse, [page])``, then ``await g.run()``.
 
     A run is driven by what is ready: a node is started as soon as all that it depends on has ended, however far others

@@ -38,6 +38,8 @@ def _block(results: Results, scenario: Scenario, colours: bool) -> str:
             lines.append(_paint(line, RED if outcome.status == "failed" else DIM, colours))
     for note in _notes(outcomes):
         lines.append(_paint(note, DIM, colours))
+    for note, reached in _goals(scenario, outcomes):
+        lines.append(_paint(note, GREEN if reached else RED, colours))
     return "\n".join(lines) + "\n"
 
 
@@ -72,6 +74,19 @@ def _notes(outcomes: list[Outcome]) -> list[str]:
         for outcome in outcomes
         if outcome.figures and outcome.figures[0].unranked
     ]
+
+
+def _goals(scenario: Scenario, outcomes: list[Outcome]) -> list[tuple[str, bool]]:
+    """What is said of each goal of a scenario: the figure, and whether it is reached."""
+    told = []
+    for metric in (metric for metric in scenario.metrics if metric.goal is not None):
+        for figure in (figure for outcome in outcomes for figure in outcome.figures if figure.metric == metric.name):
+            assert metric.goal is not None
+            reached = figure.median <= metric.goal
+            word = "reached" if reached else "not reached"
+            goal, found = number(metric.goal, metric.unit), number(figure.median, metric.unit)
+            told.append((f"  goal: {metric.title} at most {goal}: {found}, {word} ({interval(figure)})", reached))
+    return told
 
 
 def _verdict(results: Results) -> str:

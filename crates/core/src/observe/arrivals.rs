@@ -14,10 +14,14 @@ struct Mark {
 /// Entries are numbered in the order in which they come, from 0.
 #[derive(Debug)]
 pub struct Arrivals {
-    /// A ring, from `first` on.
+    /// A ring, whose marks have the numbers from `first` to before `end`.
     marks: [Mark; KEPT],
     first: usize,
-    len: usize,
+    end: usize,
+    /// The count of the last mark that there was.
+    last: u64,
+    /// The last mark grows until its count is so large; then there is another one.
+    full: u64,
     /// A mark is for so many entries at least.
     stride: u64,
 }
@@ -27,7 +31,9 @@ impl Default for Arrivals {
         Self {
             marks: [Mark::default(); KEPT],
             first: 0,
-            len: 0,
+            end: 0,
+            last: 0,
+            full: 0,
             stride: 0,
         }
     }
@@ -35,57 +41,57 @@ impl Default for Arrivals {
 
 impl Arrivals {
     #[inline(always)]
-    fn slot(&mut self, index: usize) -> &mut Mark {
-        &mut self.marks[self.first.wrapping_add(index) % KEPT]
+    fn slot(&mut self, number: usize) -> &mut Mark {
+        &mut self.marks[number % KEPT]
     }
 
     /// By now `count` entries have come, those that have left again included.
     #[inline]
     pub fn mark(&mut self, count: u64, now: u64) {
-        let len = self.len;
-        if len > 0 {
-            let last = self.slot(len - 1).count;
-            if count <= last {
-                return;
-            }
-            // The last mark grows until it is large enough.
-            if self.stride > 0 && len > 1 && last - self.slot(len - 2).count < self.stride {
-                *self.slot(len - 1) = Mark { count, at: now };
-                return;
-            }
-            if len == KEPT {
+        if count <= self.last {
+            return;
+        }
+        if self.last >= self.full {
+            if self.end.wrapping_sub(self.first) == KEPT {
                 self.thin();
             }
+            self.full = self.last + self.stride;
+            self.end = self.end.wrapping_add(1);
         }
-        let len = self.len;
-        *self.slot(len) = Mark { count, at: now };
-        self.len = len + 1;
+        *self.slot(self.end.wrapping_sub(1)) = Mark { count, at: now };
+        self.last = count;
+    }
+
+    /// How many had come by the last mark.
+    #[inline(always)]
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.last
     }
 
     /// Half as exact: of two neighbours the later one stays, whose count covers both.
     #[cold]
     fn thin(&mut self) {
-        let first = self.slot(0).count;
-        let last = self.slot(KEPT - 1).count;
-        self.stride = (last - first) / (KEPT as u64 / 2);
+        let first = self.slot(self.first).count;
+        self.stride = (self.last - first) / (KEPT as u64 / 2);
         for index in 0..KEPT / 2 {
-            *self.slot(index) = *self.slot(2 * index + 1);
+            *self.slot(self.first.wrapping_add(index)) =
+                *self.slot(self.first.wrapping_add(2 * index + 1));
         }
-        self.len = KEPT / 2;
+        self.end = self.first.wrapping_add(KEPT / 2);
     }
 
     /// When the entry with this number, which leaves, had come; None: after the last mark. Numbers rise.
     #[inline]
     pub fn leaves(&mut self, number: u64) -> Option<u64> {
-        while self.len > 0 {
-            let first = *self.slot(0);
+        while self.first != self.end {
+            let first = *self.slot(self.first);
             if first.count > number {
                 return Some(first.at);
             }
             self.first = self.first.wrapping_add(1);
-            self.len -= 1;
         }
-        self.stride = 0;
+        (self.stride, self.full) = (0, 0);
         None
     }
 }
@@ -112,7 +118,7 @@ mod tests {
         let mut arrivals = Arrivals::default();
         for count in 1..=1_000 {
             arrivals.mark(count, count);
-            assert!(arrivals.len <= KEPT);
+            assert!(arrivals.end - arrivals.first <= KEPT);
         }
         for number in 0..1_000 {
             let came = arrivals.leaves(number).unwrap();

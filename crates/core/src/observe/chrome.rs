@@ -370,7 +370,6 @@ mod tests {
             lines[3],
             r#"{"ph":"X","name":"f\"","pid":9,"tid":1,"ts":1.000,"dur":1.000,"args":{"file":"a\\b.py","line":7}}"#
         );
-        // The object at this address was another task after the first one's end.
         let named = |name: &str| lines.iter().filter(|line| line.contains(name)).count();
         assert_eq!((named("#1\""), named("#2\"")), (1, 1));
         let on = |tid: u32| format!("\"name\":\"step\",\"pid\":9,\"tid\":{tid}");

@@ -20,6 +20,12 @@ pub struct LoopCell<T> {
 // GIL orders all accesses.
 unsafe impl<T: Send> Sync for LoopCell<T> {}
 
+impl<T: Default> Default for LoopCell<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 struct Reset<'a>(&'a Cell<bool>);
 
 impl Drop for Reset<'_> {

@@ -70,6 +70,9 @@ pub fn receiver<'py>(callable: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> 
                 return None;
             }
             ffi::PyCFunction_GetSelf(object)
+        } else if ffi::Py_TYPE(object) == &raw mut ffi::PyFunction_Type {
+            // Most callbacks are.
+            return None;
         } else if is_wrapper(&*ffi::Py_TYPE(object)) {
             return callable.getattr(intern!(callable.py(), "__self__")).ok();
         } else {

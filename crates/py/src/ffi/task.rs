@@ -295,7 +295,7 @@ unsafe fn forget(py: Python<'_>, task: *mut Task) {
             && !owner.is_null()
             && let Some(register) = future::any_core_of(py, owner).and_then(|core| core.register())
         {
-            register.with(py, |register| register.book.end(place, End::Dropped));
+            register.ended(py, place, End::Dropped);
         }
     }
 }
@@ -588,7 +588,7 @@ unsafe fn end_known(py: Python<'_>, task: *mut Task) -> PyResult<()> {
         if let Some(register) = core.and_then(|core| core.register())
             && let Some(end) = take_ended(&object)
         {
-            register.with(py, |register| register.book.end(place, end));
+            register.ended(py, place, end);
             if end == End::Failed {
                 owner.call_method1(intern!(py, "_task_failed"), (object,))?;
             }
@@ -1817,11 +1817,4 @@ pub fn make_type<'py>(
         size_of::<Task>(),
         &mut slots,
     )
-}
-
-/// Whether a task of ours has ended.
-#[inline(always)]
-pub fn is_done(task: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: entries of the ring that are steps are tasks of ours, whose fields are laid out as verified.
-    unsafe { (*task.as_ptr().cast::<FutureObject>()).state != PENDING }
 }

@@ -7,10 +7,10 @@
 //! The [`Scribe`] is a run's part, on the stack of the loop's thread. It owns a reference to each code object that has a
 //! label, since it knows it by its address; when the run ends they are let go of, with the GIL held.
 //!
-//! **What an event costs.** A read of the clock, a look at a table for the label, and two stores. An event says what runs from its
-//! time on; that is over when the next one begins, so a step needs one event, and another one behind it, which takes no clock.
-//! A task is known by its address, until that event says that it has ended: whoever has that address next is another one. No name
-//! is made, and no table is kept of tasks.
+//! **What an event costs.** A look at a table for the label, and two stores. An event says what runs from its time on; that is over
+//! when the next one begins, so a step needs one event, whose time is that of the last step's end, which level 1 has read, and another
+//! one behind it. A task is known by the number that its record at level 1 has, no other task of the process ever, and its label by
+//! that of its function. No name is made, and no table is kept of tasks.
 //!
 //! **Who became ready when** is not noted at that time, on the way into the ring, but behind the step, when level 1 has found out
 //! how long the task had waited: its time is that at which what ran then was over, so the trace knows by whom as well. A
@@ -113,6 +113,10 @@ pub struct Scribe {
     observed: Arc<Observed>,
     recent: Box<[(usize, u32); RECENT]>,
     numbers: HashMap<usize, (u32, Py<PyAny>)>,
+    /// Of the functions of tasks, by the number that these have in the loop; 0: not known.
+    of_functions: Vec<u32>,
+    /// Which task has taken the last step; 0: none that has a record.
+    current: u64,
     /// Whose events were recorded in this thread before.
     before: Option<Arc<Observed>>,
 }
@@ -128,9 +132,8 @@ fn set_current(observed: Option<Arc<Observed>>) -> Option<Arc<Observed>> {
         .unwrap_or_default()
 }
 
-/// A task of this loop is made.
-#[inline]
-pub fn spawns(observed: &Arc<Observed>, task: &Bound<'_, PyAny>) {
+/// A task of this loop is made, with this number.
+pub fn spawns(observed: &Arc<Observed>, id: u64) {
     if let Some(recorder) = &observed.recorder {
         let is_here = |current: &RefCell<Option<Arc<Observed>>>| {
             let current = current.borrow();
@@ -139,7 +142,7 @@ pub fn spawns(observed: &Arc<Observed>, task: &Bound<'_, PyAny>) {
                 .is_some_and(|current| Arc::ptr_eq(current, observed))
         };
         if CURRENT.try_with(is_here).unwrap_or(false) {
-            recorder.note_within(Kind::Spawn, id_of(task));
+            recorder.note_within(Kind::Spawn, id);
         }
     }
 }
@@ -176,6 +179,8 @@ impl Scribe {
             observed: Arc::clone(observed),
             recent: Box::new([(0, 0); RECENT]),
             numbers: HashMap::new(),
+            of_functions: Vec::new(),
+            current: 0,
             before: set_current(Some(Arc::clone(observed))),
         })
     }
@@ -187,14 +192,32 @@ impl Scribe {
         }
     }
 
-    /// A task of ours takes a step from now on.
+    /// A task of ours takes a step from now on: the number of this one, and that of its function.
     #[inline]
-    pub fn step(&mut self, at: u64, task: &Bound<'_, PyAny>) {
-        let label = match origin::of_task(task) {
-            Some(origin) => self.label(origin, &Who::Task(task)),
-            None => 0,
+    pub fn step(&mut self, at: u64, (id, function): (u64, u16), task: &Bound<'_, PyAny>) {
+        let label = match self.of_functions.get(usize::from(function)) {
+            Some(&label) if label != 0 => label,
+            _ => self.label_of(function, task),
         };
-        self.note(at, Kind::Step, id_of(task), label);
+        self.current = id;
+        self.note(at, Kind::Step, id, label);
+    }
+
+    #[cold]
+    fn label_of(&mut self, function: u16, task: &Bound<'_, PyAny>) -> u32 {
+        let Some(origin) = origin::of_task(task) else {
+            return 0;
+        };
+        let label = self.label(origin, &Who::Task(task));
+        // The number 0 is of all that are not told apart.
+        if function != 0 {
+            let index = usize::from(function);
+            if self.of_functions.len() <= index {
+                self.of_functions.resize(index + 1, 0);
+            }
+            self.of_functions[index] = label;
+        }
+        label
     }
 
     /// A callback is called from now on.
@@ -212,9 +235,11 @@ impl Scribe {
 
     /// The task that has taken a step had been ready since then; whether it has ended with that.
     #[inline]
-    pub fn ready(&self, came: u64, task: &Bound<'_, PyAny>, has_ended: bool) {
-        let label = if has_ended { ENDED } else { 0 };
-        self.note(came, Kind::Ready, id_of(task), label);
+    pub fn ready(&self, came: u64, has_ended: bool) {
+        if self.current != 0 {
+            let label = if has_ended { ENDED } else { 0 };
+            self.note(came, Kind::Ready, self.current, label);
+        }
     }
 
     #[inline]
@@ -250,13 +275,6 @@ impl Scribe {
         }
         number
     }
-}
-
-/// Objects are aligned to 16 bytes, and addresses have 44 bits besides, mostly: enough to tell tasks that live
-/// at one time from each other.
-#[inline(always)]
-fn id_of(task: &Bound<'_, PyAny>) -> u64 {
-    task.as_ptr() as u64 >> 4
 }
 
 /// What these loops did in the last so many seconds (None: as far as it is known) as Chrome trace JSON; without the events of

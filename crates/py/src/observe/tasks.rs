@@ -8,16 +8,17 @@
 //! **What is kept alive**: code objects, whose addresses tell functions and the places where tasks are made apart, up to
 //! [`FUNCTIONS`] and [`SITES`] of them. They refer to constants, so nothing of this takes part in cycles.
 //!
-//! **What a task costs** is mostly what is looked up of it: its function and its place. What was met lately is known by addresses,
-//! in tables of a fixed size ([`Recent`]) whose keys are kept alive by the ones above, so that it takes neither a reference
-//! nor a hash. Nothing but the record is written when a task is made, and when it steps.
+//! **What a task costs** is mostly what is looked up of it: its function and its place. Tasks are made in loops, mostly, so the last
+//! one's are compared first ([`Latest`]: three addresses); what else was met lately is known by addresses in tables of a fixed size
+//! ([`Recent`]). Their keys are kept alive by the ones above, so that it takes neither a reference nor a hash. Nothing but
+//! the record is written when a task is made, and when it steps.
 //!
 //! **Time** is that of the loop's coarse clock: one read per entry of the ready ring, the end of one being the start of
-//! the next.
+//! the next, and of the next turn. What runs, and since when, is outside of the cell: two plain stores for each step.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -27,13 +28,14 @@ use tideloop_sys::clock;
 
 use super::recorder;
 use crate::event_loop::LoopCore;
+use crate::ffi::cell::LoopCell;
 use crate::ffi::classes::classes;
 #[cfg(Py_3_13)]
 use crate::ffi::frames;
 use crate::ffi::{call, origin, park, site, task};
 
 /// Places in the program that are told apart.
-const SITES: usize = 4096;
+const SITES: u16 = 4096;
 
 /// Codes of which is known whether they are a program's.
 const CODES: usize = 4096;
@@ -98,23 +100,44 @@ impl<K: Copy + PartialEq, V: Copy> Recent<K, V> {
     }
 }
 
+/// What the task that was made last is known by, while the functions and places are kept that it names.
+#[cfg(Py_3_13)]
+#[derive(Default, Clone, Copy)]
+struct Latest {
+    key: usize,
+    /// The code that was passed over, if one was.
+    passed: usize,
+    at: (usize, i32),
+    found: (u16, u16),
+}
+
 /// What a loop keeps of its tasks.
 #[derive(Default)]
 pub struct Register {
-    pub book: Book,
-    /// The end of the last step.
-    pub now: u64,
-    functions: Table<usize, u32>,
+    /// The place of the task whose step runs; 0: none.
+    running: AtomicU32,
+    /// The end of the last step; 0: the loop does not run.
+    now: AtomicU64,
+    kept: LoopCell<Kept>,
+}
+
+/// The part of it that is more than a number.
+#[derive(Default)]
+struct Kept {
+    book: Book,
+    #[cfg(Py_3_13)]
+    latest: Latest,
+    functions: Table<usize, u16>,
     function_keys: Vec<Py<PyAny>>,
-    sites: Table<(usize, i32), u32>,
+    sites: Table<(usize, i32), u16>,
     site_codes: Vec<(Py<PyAny>, i32)>,
     /// Whether a code is asyncio's or ours, so that its caller made the task.
     passed: Table<usize, bool>,
     passed_codes: Vec<Py<PyAny>>,
     /// asyncio's own tasks, by address.
     stock: Table<usize, Place>,
-    recent_functions: Recent<usize, u32>,
-    recent_sites: Recent<(usize, i32), u32>,
+    recent_functions: Recent<usize, u16>,
+    recent_sites: Recent<(usize, i32), u16>,
     recent_passed: Recent<usize, bool>,
     /// Where frames are found without objects, once it was asked; 0: not known.
     #[cfg(Py_3_13)]
@@ -130,60 +153,120 @@ static IDS: AtomicU64 = AtomicU64::new(0);
 const IDS_AT_ONCE: u64 = 4096;
 
 impl Register {
-    /// The number of a function; the key comes back if it is not kept.
+    /// The task at this place takes a step from now on; None: something else runs.
+    #[inline(always)]
+    pub fn runs(&self, place: Option<Place>) {
+        self.running.store(place.map_or(0, Place::get), Relaxed);
+    }
+
+    /// A task that is made from now on was made at this time.
+    #[inline(always)]
+    pub fn passes(&self, now: u64) {
+        self.now.store(now, Relaxed);
+    }
+
+    /// The loop runs no longer: no step has ended, and none is a parent.
+    pub fn rests(&self) {
+        self.passes(0);
+        self.runs(None);
+    }
+
+    /// A step of the task at this place has taken and waited so long; `end`: it was its last one.
+    #[inline(always)]
+    pub fn stepped(&self, py: Python<'_>, place: Place, took: u64, waited: u64, end: Option<End>) {
+        self.kept
+            .with(py, |kept| kept.book.stepped(place, took, waited, end));
+    }
+
+    /// The task at this place has ended otherwise than with a step of the ring.
+    pub fn ended(&self, py: Python<'_>, place: Place, end: End) {
+        self.kept.with(py, |kept| kept.book.end(place, end));
+    }
+
+    /// The number of the task that was made last; 0: none was.
+    pub fn last(&self, py: Python<'_>) -> u64 {
+        self.kept.with(py, |kept| kept.id)
+    }
+
+    /// The number of the task at this place, and that of its function.
+    #[inline(always)]
+    pub fn whose(&self, py: Python<'_>, place: Place) -> Option<(u64, u16)> {
+        self.kept.with(py, |kept| {
+            kept.book
+                .at(place)
+                .map(|record| (record.id, record.function))
+        })
+    }
+
+    /// The record of a task of asyncio's own.
     #[inline]
-    fn function(&mut self, key: Bound<'_, PyAny>) -> u32 {
+    pub fn place_of_stock(&self, py: Python<'_>, address: usize) -> Option<Place> {
+        self.kept.with(py, |kept| match kept.stock.is_empty() {
+            true => None,
+            false => kept.stock.get(&address).copied(),
+        })
+    }
+
+    /// The task that makes another one now, and the time.
+    #[inline(always)]
+    fn moment(&self) -> (Option<Place>, u64) {
+        let now = match self.now.load(Relaxed) {
+            0 => clock::monotonic_ns(),
+            now => now,
+        };
+        (Place::new(self.running.load(Relaxed)), now)
+    }
+}
+
+impl Kept {
+    /// The number of a function; 0: it is not kept.
+    fn function(&mut self, key: &Bound<'_, PyAny>) -> u16 {
         let address = key.as_ptr() as usize;
         if let Some(&number) = self.functions.get(&address) {
             *self.recent_functions.slot(address) = (address, number);
-            // Kept by the table, so this drops no last reference.
             return number;
         }
-        if self.function_keys.len() + 1 >= FUNCTIONS {
+        let number = self.function_keys.len() as u16 + 1;
+        if number >= FUNCTIONS {
             return 0;
         }
-        let number = self.function_keys.len() as u32 + 1;
-        self.functions.insert(key.as_ptr() as usize, number);
-        self.function_keys.push(key.unbind());
+        self.functions.insert(address, number);
+        self.function_keys.push(key.clone().unbind());
         number
     }
 
     #[inline]
-    fn begin(&mut self, task: &Bound<'_, PyAny>, (function, site): (u32, u32)) -> Option<Place> {
-        let now = match self.now {
-            0 => clock::monotonic_ns(),
-            now => now,
-        };
-        let (id, address) = (self.next_id(), task.as_ptr() as usize);
-        self.book.begin(address, id, function, site, now)
+    fn begin(
+        &mut self,
+        task: &Bound<'_, PyAny>,
+        found: (u16, u16),
+        (parent, now): (Option<Place>, u64),
+    ) -> Option<Place> {
+        let id = self.next_id();
+        self.book
+            .begin(task.as_ptr() as usize, id, parent, found, now)
     }
 
-    fn site(&mut self, at: &site::Site<'_>) -> u32 {
+    fn site(&mut self, at: &site::Site<'_>) -> u16 {
         let key = (at.code.as_ptr() as usize, at.instruction);
         if let Some(&number) = self.sites.get(&key) {
             *self.recent_sites.slot(key.0 ^ key.1 as usize) = (key, number);
             return number;
         }
-        if self.site_codes.len() >= SITES {
+        let number = self.site_codes.len() as u16 + 1;
+        if number > SITES {
             return 0;
         }
         self.site_codes
             .push((at.code.clone().unbind(), at.instruction));
-        let number = self.site_codes.len() as u32;
         self.sites.insert(key, number);
         number
-    }
-
-    /// The loop runs no longer: no step has ended, and none is a parent.
-    pub fn rests(&mut self) {
-        self.now = 0;
-        self.book.running = None;
     }
 
     #[inline]
     fn next_id(&mut self) -> u64 {
         if self.id == self.last_id {
-            self.id = IDS.fetch_add(IDS_AT_ONCE, Ordering::Relaxed);
+            self.id = IDS.fetch_add(IDS_AT_ONCE, Relaxed);
             self.last_id = self.id + IDS_AT_ONCE;
         }
         self.id += 1;
@@ -193,42 +276,58 @@ impl Register {
     /// The number of the function with this key, and of the place that runs, if both were met lately.
     #[cfg(Py_3_13)]
     #[inline]
-    fn known(&mut self, py: Python<'_>, key: usize) -> Option<(u32, u32)> {
-        let function = self.recent_functions.get(key, key)?;
+    fn known(&mut self, py: Python<'_>, key: usize) -> Option<(u16, u16)> {
         if self.frames == 0 {
             return None;
         }
+        let latest = &self.latest;
+        if latest.key == key {
+            let mut frames = frames::running(py, self.frames);
+            let mut frame = frames.next()?;
+            if frame.address() == latest.passed {
+                frame = frames.next()?;
+            }
+            if frame.address() == latest.at.0 && frame.instruction() == latest.at.1 {
+                return Some(latest.found);
+            }
+        }
+        self.known_before(py, key)
+    }
+
+    /// As [`Kept::known`], of another task than the last one.
+    #[cfg(Py_3_13)]
+    #[inline(never)]
+    fn known_before(&mut self, py: Python<'_>, key: usize) -> Option<(u16, u16)> {
+        let function = self.recent_functions.get(key, key)?;
         let none = py.None().as_ptr() as usize;
+        let mut passed = 0;
         for frame in frames::running(py, self.frames).take(site::DEPTH) {
             let code = frame.address();
             if code == 0 || code == none {
                 // One of the interpreter's own, between C and Python.
                 continue;
             }
-            if !self.recent_passed.get(code, code)? {
-                let at = (code, frame.instruction());
-                let site = self.recent_sites.get(code ^ at.1 as usize, at)?;
-                return Some((function, site));
+            if self.recent_passed.get(code, code)? {
+                passed = code;
+                continue;
             }
+            let at = (code, frame.instruction());
+            let site = self.recent_sites.get(code ^ at.1 as usize, at)?;
+            self.latest = Latest {
+                key,
+                passed,
+                at,
+                found: (function, site),
+            };
+            return Some((function, site));
         }
         None
     }
 
     /// Before 3.13 a place costs an object, and this is not worth its while.
     #[cfg(not(Py_3_13))]
-    fn known(&mut self, _py: Python<'_>, _key: usize) -> Option<(u32, u32)> {
+    fn known(&mut self, _py: Python<'_>, _key: usize) -> Option<(u16, u16)> {
         None
-    }
-
-    /// The number of the task that was made last; 0: none was.
-    pub fn last(&self) -> u64 {
-        self.id
-    }
-
-    /// The record of a task of asyncio's own.
-    #[inline]
-    pub fn place_of_stock(&self, address: usize) -> Option<Place> {
-        self.stock.get(&address).copied()
     }
 }
 
@@ -264,9 +363,9 @@ fn is_passed(core: &LoopCore, code: &Bound<'_, PyAny>) -> bool {
         return false;
     };
     let address = code.as_ptr() as usize;
-    let known = register.with(py, |register| {
-        let passed = *register.passed.get(&address)?;
-        *register.recent_passed.slot(address) = (address, passed);
+    let known = register.kept.with(py, |kept| {
+        let passed = *kept.passed.get(&address)?;
+        *kept.recent_passed.slot(address) = (address, passed);
         Some(passed)
     });
     if let Some(known) = known {
@@ -279,28 +378,33 @@ fn is_passed(core: &LoopCore, code: &Bound<'_, PyAny>) -> bool {
             .is_truthy()
     };
     let passed = ask().unwrap_or(false);
-    register.with(py, |register| {
-        if register.passed_codes.len() < CODES {
-            register.passed_codes.push(code.clone().unbind());
-            register.passed.insert(address, passed);
+    register.kept.with(py, |kept| {
+        if kept.passed_codes.len() < CODES {
+            kept.passed_codes.push(code.clone().unbind());
+            kept.passed.insert(address, passed);
         }
     });
     passed
 }
 
 /// A task of a loop that counts is made: its record.
+#[inline]
 pub fn begins(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>) -> Option<Place> {
     let py = task.py();
     let register = core.register()?;
     let key = key_of(coro);
-    if let Some(observed) = core.observed() {
-        recorder::spawns(observed, task);
-    }
-    let place = register.with(py, |register| {
-        let known = register.known(py, key.as_ptr() as usize)?;
-        register.begin(task, known)
+    let place = register.kept.with(py, |kept| {
+        let found = kept.known(py, key.as_ptr() as usize)?;
+        kept.begin(task, found, register.moment())
     });
-    place.or_else(|| begins_somewhere(core, task, key))
+    let place = place.or_else(|| begins_somewhere(core, task, &key))?;
+    if let Some(observed) = core.observed()
+        && observed.recorder.is_some()
+        && let Some((id, _)) = register.whose(py, place)
+    {
+        recorder::spawns(observed, id);
+    }
+    Some(place)
 }
 
 /// As [`begins`], of a function or at a place that was not met lately.
@@ -308,25 +412,22 @@ pub fn begins(core: &LoopCore, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>)
 fn begins_somewhere(
     core: &LoopCore,
     task: &Bound<'_, PyAny>,
-    key: Bound<'_, PyAny>,
+    key: &Bound<'_, PyAny>,
 ) -> Option<Place> {
     let py = task.py();
     let register = core.register()?;
     let at = site::innermost(py, |code| is_passed(core, code));
-    let kept = key.clone();
     #[cfg(Py_3_13)]
     let frames = frames::field(py).unwrap_or(0);
-    let place = register.with(py, |register| {
+    register.kept.with(py, |kept| {
         #[cfg(Py_3_13)]
         {
-            register.frames = frames;
+            kept.frames = frames;
         }
-        let function = register.function(key);
-        let site = at.as_ref().map_or(0, |at| register.site(at));
-        register.begin(task, (function, site))
-    });
-    drop(kept);
-    place
+        let function = kept.function(key);
+        let site = at.as_ref().map_or(0, |at| kept.site(at));
+        kept.begin(task, (function, site), register.moment())
+    })
 }
 
 /// As [`begins`], of a task of asyncio's own, unless it has ended in the meantime.
@@ -342,10 +443,10 @@ pub fn begins_stock(core: &LoopCore, task: &Bound<'_, PyAny>) -> PyResult<()> {
     let coro = task.call_method0(intern!(py, "get_coro"))?;
     if let (Some(place), Some(register)) = (begins(core, task, &coro), core.register()) {
         let address = task.as_ptr() as usize;
-        register.with(py, |register| {
+        register.kept.with(py, |kept| {
             // One that was destroyed before its end has left the address to this one.
-            if let Some(before) = register.stock.insert(address, place) {
-                register.book.end(before, End::Dropped);
+            if let Some(before) = kept.stock.insert(address, place) {
+                kept.book.end(before, End::Dropped);
             }
         });
     }
@@ -371,9 +472,9 @@ pub fn handle_stepped(
     };
     if let Some(register) = core.register() {
         let address = task.as_ptr() as usize;
-        register.with(py, |register| {
-            register.stock.remove(&address);
-            register.book.end(place, end);
+        register.kept.with(py, |kept| {
+            kept.stock.remove(&address);
+            kept.book.end(place, end);
         });
     }
     if task::place_of(task).is_some() {
@@ -392,8 +493,9 @@ pub fn forget_others(core: &LoopCore, tasks: &[Bound<'_, PyAny>], up_to: u64, py
     let Some(register) = core.register() else {
         return;
     };
-    register.with(py, |register| {
-        let Register { stock, book, .. } = register;
+    let running = Place::new(register.running.load(Relaxed));
+    register.kept.with(py, |kept| {
+        let Kept { stock, book, .. } = kept;
         if stock.is_empty() {
             return;
         }
@@ -402,7 +504,7 @@ pub fn forget_others(core: &LoopCore, tasks: &[Bound<'_, PyAny>], up_to: u64, py
         stock.retain(|address, place| {
             // One that is ending is not among them, and its record is not yet done with.
             let lives = here.contains(address)
-                || book.running == Some(*place)
+                || running == Some(*place)
                 || book
                     .get(*place, *address)
                     .is_some_and(|record| record.id > up_to);
@@ -422,10 +524,10 @@ pub fn numbers(core: &LoopCore, tasks: &[Bound<'_, PyAny>], py: Python<'_>) -> V
     let numbers = tasks.iter().map(|task| {
         let address = task.as_ptr() as usize;
         let native = task::place_of(task);
-        register.with(py, |register| {
-            let place = native.or_else(|| register.place_of_stock(address))?;
-            Some(register.book.get(place, address)?.id)
-        })
+        let place = native.or_else(|| register.place_of_stock(py, address))?;
+        register
+            .kept
+            .with(py, |kept| Some(kept.book.get(place, address)?.id))
     });
     numbers.collect()
 }
@@ -445,12 +547,12 @@ pub fn records(
         .map(|task| {
             let address = task.as_ptr() as usize;
             let native = task::place_of(task);
-            register.with(py, |register| {
-                let place = native.or_else(|| register.place_of_stock(address))?;
-                let record = *register.book.get(place, address)?;
+            register.kept.with(py, |kept| {
+                let place = native.or_else(|| kept.stock.get(&address).copied())?;
+                let record = *kept.book.get(place, address)?;
                 let site = (record.site as usize)
                     .checked_sub(1)
-                    .and_then(|index| register.site_codes.get(index))
+                    .and_then(|index| kept.site_codes.get(index))
                     .map(|(code, instruction)| (code.clone_ref(py), *instruction));
                 Some((record, site))
             })
@@ -485,12 +587,12 @@ pub fn functions<'py>(core: &LoopCore, py: Python<'py>) -> Vec<Counts<'py>> {
     let Some(register) = core.register() else {
         return Vec::new();
     };
-    register.with(py, |register| {
-        let counts = register.book.functions();
+    register.kept.with(py, |kept| {
+        let counts = kept.book.functions();
         let rows = counts.iter().enumerate().map(|(number, function)| {
             let key = number
                 .checked_sub(1)
-                .and_then(|index| register.function_keys.get(index))
+                .and_then(|index| kept.function_keys.get(index))
                 .map(|key| key.bind(py).clone());
             let row = [
                 function.live,

@@ -63,10 +63,15 @@ impl Watch {
         now
     }
 
-    /// About the time, for free if a step was just timed.
+    /// About the time, between two turns: for free if a step was just timed.
     #[inline]
-    pub fn now(&self) -> u64 {
-        self.meter.fresh().unwrap_or_else(|| self.coarse.now())
+    pub fn now<const LEVEL: u8>(&self) -> u64 {
+        if LEVEL >= level::TASKS {
+            // Nothing has run since.
+            self.pace.last().unwrap_or_else(|| self.coarse.now())
+        } else {
+            self.meter.fresh().unwrap_or_else(|| self.coarse.now())
+        }
     }
 
     #[inline]
@@ -86,7 +91,7 @@ impl Watch {
     /// Level 1: a task of ours is about to take a step.
     #[inline(always)]
     pub fn begins(&mut self, core: &LoopCore, task: &Bound<'_, PyAny>) {
-        self.enters(core, task.py(), task::place_of_entry(task));
+        self.enters(core, task::place_of_entry(task));
     }
 
     /// Level 1: a callback is about to be called, which may be the step of a task of asyncio's own, or of ours by way of a
@@ -98,24 +103,36 @@ impl Watch {
             && let Some(register) = core.register()
         {
             let py = callback.py();
-            let place = task::place_of(&task).or_else(|| {
-                let address = task.as_ptr() as usize;
-                register.with(py, |register| register.place_of_stock(address))
-            });
-            self.enters(core, py, place);
+            let place = task::place_of(&task)
+                .or_else(|| register.place_of_stock(py, task.as_ptr() as usize));
+            self.enters(core, place);
+        }
+    }
+
+    /// Level 1: what runs from now on is timed.
+    #[inline(always)]
+    fn resumes(&mut self) -> u64 {
+        match self.pace.last() {
+            Some(last) => last,
+            None => {
+                let now = self.coarse.now();
+                self.pace.resumes(now);
+                now
+            }
         }
     }
 
     #[inline(always)]
-    fn enters(&mut self, core: &LoopCore, py: Python<'_>, place: Option<Place>) {
+    fn enters(&mut self, core: &LoopCore, place: Option<Place>) {
+        self.resumes();
         self.place = place;
         if let Some(register) = core.register() {
-            register.with(py, |register| register.book.running = place);
+            register.runs(place);
         }
     }
 
     /// Level 1: as [`Watch::stepped`], of every step.
-    #[inline]
+    #[inline(never)]
     pub fn stepped_each(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) -> PyResult<()> {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
@@ -132,18 +149,23 @@ impl Watch {
         let now = self.coarse.now();
         if let (Some(register), Some(place)) = (core.get().register(), self.place.take()) {
             let (took, waited) = self.pace.steps(now, 0);
-            if let Some(scribe) = &self.scribe {
-                let came = now.saturating_sub(took + waited);
-                scribe.ready(came, task, task::is_done(task));
-            }
             let end = task::take_ended(task);
-            register.with(core.py(), |register| {
-                register.book.stepped(place, took, waited);
-                if let Some(end) = end {
-                    register.book.end(place, end);
-                }
-            });
+            if let Some(scribe) = &self.scribe {
+                scribe.ready(now.saturating_sub(took + waited), end.is_some());
+            }
+            register.stepped(core.py(), place, took, waited, end);
         }
+    }
+
+    /// Level 1: an entry of the ring has run with which the loop tells somebody of an end, or wakes a sleeper. If nothing is
+    /// ready by that, a thousand of them in a row are not timed each.
+    #[inline]
+    pub fn told_each(&mut self, core: &Bound<'_, LoopCore>) -> PyResult<()> {
+        let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
+        if self.meter.is_due() || !self.pace.passes(waiting) {
+            return self.stepped_each(core, &Who::Callback(None));
+        }
+        Ok(())
     }
 
     /// Books the step that has ended for its task.
@@ -160,46 +182,54 @@ impl Watch {
             return Ok(());
         };
         let (took, waited) = self.pace.steps(now, waiting);
-        if let (Some(scribe), Who::Task(task)) = (&self.scribe, who) {
-            let came = now.saturating_sub(took + waited);
-            scribe.ready(came, task, task::is_done(task));
-        }
         let place = self.place.take();
         let end = match (place, who) {
             (Some(_), Who::Task(task)) => task::take_ended(task),
             _ => None,
         };
-        register.with(py, |register| {
-            register.now = now;
-            register.book.running = None;
-            if let Some(place) = place {
-                register.book.stepped(place, took, waited);
-                if let Some(end) = end {
-                    register.book.end(place, end);
-                }
-            }
-        });
-        if place.is_some() && (end == Some(End::Failed) || matches!(who, Who::Callback(_))) {
+        if let (Some(scribe), Who::Task(_)) = (&self.scribe, who) {
+            scribe.ready(now.saturating_sub(took + waited), end.is_some());
+        }
+        register.passes(now);
+        let Some(place) = place else {
+            return Ok(());
+        };
+        register.runs(None);
+        register.stepped(py, place, took, waited, end);
+        if end == Some(End::Failed) || matches!(who, Who::Callback(_)) {
             return tell(core, place, end, who);
         }
         Ok(())
     }
 
-    /// Level 2: a task of ours is about to take a step.
+    /// Level 2: a task of ours, which [has begun](Watch::begins), is about to take a step.
     #[inline]
-    pub fn traces_step(&mut self, task: &Bound<'_, PyAny>) {
-        let at = self.coarse.now();
-        if let Some(scribe) = &mut self.scribe {
-            scribe.step(at, task);
-        }
+    pub fn traces_step(&mut self, core: &LoopCore, task: &Bound<'_, PyAny>) {
+        let Some(scribe) = &mut self.scribe else {
+            return;
+        };
+        let whose = match (self.place, core.register()) {
+            (Some(place), Some(register)) => register.whose(task.py(), place),
+            _ => None,
+        };
+        let at = self.pace.last().unwrap_or_default();
+        scribe.step(at, whose.unwrap_or_default(), task);
     }
 
     /// Level 2: a callback is about to be called.
     #[inline]
     pub fn traces_call(&mut self, callback: Option<&Bound<'_, PyAny>>) {
-        let at = self.coarse.now();
+        let at = self.resumes();
         if let Some(scribe) = &mut self.scribe {
             scribe.call(at, callback);
+        }
+    }
+
+    /// Level 2: the loop itself runs an entry of the ring, which goes on with the one before if that was not timed.
+    #[inline]
+    pub fn traces_entry(&self) {
+        if let (Some(scribe), Some(at)) = (&self.scribe, self.pace.last()) {
+            scribe.note(at, Kind::Poll, 0, 0);
         }
     }
 
@@ -356,10 +386,21 @@ impl Watch {
 
     /// The ring has so many entries now.
     #[inline]
-    pub fn turns<const LEVEL: u8>(&mut self, core: &Bound<'_, LoopCore>, now: u64, waiting: usize) {
+    pub fn turns<const LEVEL: u8>(
+        &mut self,
+        core: &Bound<'_, LoopCore>,
+        now: u64,
+        waiting: usize,
+        has_polled: bool,
+    ) {
         if LEVEL >= level::TASKS {
-            self.pace.turns(now, waiting);
-            tell_time(core, now);
+            // What was delivered may not have been timed, and is not the first step's.
+            let began = match has_polled {
+                true => self.coarse.now(),
+                false => self.now::<LEVEL>(),
+            };
+            self.pace.turns(began, waiting);
+            tell_time(core, began);
         }
         self.meter.turns(now, waiting);
     }
@@ -399,7 +440,7 @@ impl Drop for Watch {
 #[cold]
 fn tell(
     core: &Bound<'_, LoopCore>,
-    place: Option<Place>,
+    place: Place,
     end: Option<End>,
     who: &Who<'_, '_>,
 ) -> PyResult<()> {
@@ -422,13 +463,13 @@ fn tell(
 
 fn told(
     core: &Bound<'_, LoopCore>,
-    place: Option<Place>,
+    place: Place,
     end: Option<End>,
     who: &Who<'_, '_>,
 ) -> PyResult<()> {
-    let failed = match (place, who) {
-        (Some(_), Who::Task(task)) => (end == Some(End::Failed)).then(|| (*task).clone()),
-        (Some(place), Who::Callback(Some(callback))) => match site::receiver(callback) {
+    let failed = match who {
+        Who::Task(task) => (end == Some(End::Failed)).then(|| (*task).clone()),
+        Who::Callback(Some(callback)) => match site::receiver(callback) {
             Some(task) => {
                 let end = tasks::handle_stepped(core.get(), place, &task)?;
                 (end == Some(End::Failed)).then_some(task)
@@ -446,7 +487,7 @@ fn told(
 /// When a task that is made now was made.
 fn tell_time(core: &Bound<'_, LoopCore>, now: u64) {
     if let Some(register) = core.get().register() {
-        register.with(core.py(), |register| register.now = now);
+        register.passes(now);
     }
 }
 

@@ -37,6 +37,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::function::{self, Coroutine};
 use crate::ffi::operation::{AtOnce, Frame, Input, Step};
 use crate::ffi::park;
+use crate::ffi::roll::Place;
 
 /// How many tuples within tuples a key may be to be plain.
 const DEEP: u32 = 4;
@@ -101,6 +102,7 @@ pub struct CacheCore {
     /// Whether a key is in the index whose comparison may run code.
     odd: AtomicBool,
     hits: AtomicU64,
+    enlisted: Place,
 }
 
 /// Whether to hash and to compare an object runs no Python code, as long as what it is compared with is plain, too.
@@ -265,7 +267,13 @@ impl CacheCore {
             timed: AtomicBool::new(false),
             odd: AtomicBool::new(false),
             hits: AtomicU64::new(0),
+            enlisted: Place::default(),
         }
+    }
+
+    /// Enters the roll for `tideloop.observe.gauges()`.
+    fn _enlist(slf: &Bound<'_, Self>) {
+        slf.get().enlisted.enlist(slf.as_any());
     }
 
     /// What there is under a key, and in which state: "fresh", "stale", "failed" or, with None, "gone".
