@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test build bench bench-toolkit loom lint lint-rust lint-python fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build bench bench-toolkit bench-sockets loom lint lint-rust lint-python fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench: build $(VENV)/.lab ## the figures that the README quotes
 
 bench-toolkit: build $(VENV)/.lab ## what the toolkit costs beside other libraries; BENCH_ARGS=--markdown for the documents
 	@$(PY) benches/toolkit.py $(BENCH_ARGS)
+
+bench-sockets: build $(VENV)/.lab ## what connections cost beside other loops and the system itself, and what is asked of that
+	@$(PY) benches/sockets.py $(BENCH_ARGS)
 
 docs: build $(VENV)/.docs ## API pages: docs/api for Python, target/doc for Rust
 	@$(PY) -m pdoc --output-directory docs/api tideloop tideloop.loop tideloop.lab '!tideloop.lab.__main__'

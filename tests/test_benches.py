@@ -144,3 +144,35 @@ def test_tables_of_the_toolkit_can_be_pasted():
 )
 def test_a_wrong_argument_of_the_toolkit_s_is_refused(arguments, complaint):
     assert complaint in toolkit(*arguments, fails=True)
+
+
+# --- of connections --------------------------------------------------------------------------------
+
+SOCKETS = MICRO.with_name("sockets.py")
+
+
+def test_what_is_asked_of_connections_is_held_against_what_was_measured():
+    pytest.importorskip("uvloop")
+    said = bench(SOCKETS, "--rows", "slow_reader,threadsafe.1", "--libraries", "uvloop", "--repetitions", "2")
+    first, _, head, *rows = said.splitlines()
+    assert first.startswith("`python benches/sockets.py --rows slow_reader")
+    assert "medians of 2 blocks" in first
+    assert head.split()[-2:] == ["asked", "reached"]
+    threadsafe, to_uvloop, slow_reader = (row.split() for row in rows)
+    assert threadsafe[:2] == ["threadsafe.1", "tideloop"]
+    assert to_uvloop[:2] == ["to", "uvloop"]
+    assert to_uvloop[-2] == "3.00"
+    assert slow_reader[:2] == ["slow_reader", "tideloop"]
+    assert slow_reader[-4:] == ["at", "most", "1", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--rows", "nothing"), "unknown rows: nothing"),
+        (("--libraries", "rloop"), "unknown libraries: rloop"),
+        (("--repetitions", "0"), "at least 1"),
+    ],
+)
+def test_a_wrong_argument_of_that_of_connections_is_refused(arguments, complaint):
+    assert complaint in bench(SOCKETS, *arguments, fails=True)

@@ -120,6 +120,25 @@ def test_calls_between_threads_are_all_run(name: str, threads: int) -> None:
     assert run.metrics["cpu_us_per_call"] > 0
 
 
+@pytest.mark.parametrize("name", ["asyncio", "uvloop", "tideloop"])
+def test_calls_of_an_executor_all_return(name: str) -> None:
+    if reason := BACKENDS[name].missing():
+        pytest.skip(reason)
+    params = {"threads": 3, "calls": 250, "at_once": 100}
+    run = run_job(job(replace(BY_NAME["executor"], params=params), BACKENDS[name]))
+    assert run.error is None
+    assert run.metrics["cpu_us_per_call"] > 0
+
+
+@pytest.mark.parametrize("name", ["asyncio", "tideloop"])
+def test_no_more_than_a_write_is_kept_above_the_high_water_mark(name: str) -> None:
+    params = {"size": 16 * 1024, "pauses": 20}
+    run = run_job(job(replace(BY_NAME["slow_reader"], params=params), BACKENDS[name]))
+    assert run.error is None
+    assert run.metrics["pauses"] >= 20
+    assert 0 < run.metrics["over_high_water_writes"] <= 1
+
+
 @pytest.mark.parametrize("name", ["sequential", "threads", "asyncio", "tideloop"])
 def test_the_http_scenario_end_to_end(name: str) -> None:
     pytest.importorskip("requests")

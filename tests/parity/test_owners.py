@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import weakref
 
 import pytest
 
@@ -92,6 +93,37 @@ async def test_a_socket_that_its_giver_closes(loop, given, handled):
         await protocol.lost
         await settled(loop)
     peer.setblocking(False)
+
+
+@pytest.mark.parametrize("known", ["kept", "weakly", "shown"])
+async def test_a_socket_that_is_closed_when_it_was_used_for_a_while(loop, backend, listener, handled, known):
+    """However the program knows it: it may be the only one that does for most of the time."""
+    if backend.name == "uvloop":
+        pytest.skip("it has an own descriptor")
+    sock = socket.create_connection(listener.getsockname())
+    listener.setblocking(True)
+    peer, _ = listener.accept()
+    number = sock.fileno()
+    transport, protocol = await loop.create_connection(lambda: Recorder(loop), sock=sock)
+    reference = weakref.ref(sock) if known == "weakly" else None
+    kept = sock if known == "kept" else None
+    del sock
+    with peer:
+        for length in range(1, 4):
+            transport.write(b"x")
+            await settled(loop)
+            assert peer.recv(10) == b"x"
+            peer.send(b"y")
+            assert await protocol.received(length) == b"y" * length
+        closing = kept or (reference() if reference else transport.get_extra_info("socket")._sock)
+        closing.close()
+        del closing, kept
+        with the_next_owner(number):
+            transport.write(b"not for the next owner")
+            await settled(loop)
+            transport.abort()
+            await protocol.lost
+            await settled(loop)
 
 
 async def test_close_and_abort_in_every_order(loop, given):

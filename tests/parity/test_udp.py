@@ -855,6 +855,25 @@ class TestTheEnd:
             await turns(1)
             assert [error.errno for error in one.errors] == [errno.EBADF]
 
+    @pytest.mark.parametrize("known", ["kept", "shown"])
+    async def test_a_socket_that_is_closed_when_it_was_used_for_a_while(self, loop, backend, known):
+        if backend.name == "uvloop":
+            pytest.skip("it has a descriptor of its own")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((LOOPBACK, 0))
+        async with endpoint(loop, sock=sock) as one:
+            kept = sock if known == "kept" else None
+            del sock
+            with plain() as other:
+                for number in range(1, 4):
+                    other.sendto(b"hello", name_of(one))
+                    await one.received(number)
+                    one.transport.sendto(b"hello", other.getsockname())
+                (kept or one.transport.get_extra_info("socket")._sock).close()
+                one.transport.sendto(b"hello", other.getsockname())
+            await turns(1)
+            assert [error.errno for error in one.errors] == [errno.EBADF]
+
     async def test_connection_lost_that_raises(self, loop, handled):
         class Raises(Recorder):
             def connection_lost(self, exc):

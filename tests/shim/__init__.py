@@ -55,6 +55,7 @@ class _Shim:
         library = ctypes.CDLL(None)
         library.shim_random.argtypes = [ctypes.c_uint64, ctypes.c_uint]
         library.shim_count.restype = ctypes.c_ulong
+        library.shim_received_into.restype = ctypes.c_void_p
         return library
 
     def fail(self, call: str, code: int, times: int = 1) -> None:
@@ -68,6 +69,10 @@ class _Shim:
     def counts(self) -> tuple[int, int, int]:
         """Calls seen, failed, and cut short."""
         return tuple(self._functions.shim_count(what) for what in range(3))
+
+    def received_into(self) -> int:
+        """The address of the buffer of the last receive."""
+        return self._functions.shim_received_into()
 
 
 shim = _Shim()

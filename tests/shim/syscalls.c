@@ -8,6 +8,7 @@
  *   shim_random(seed, percent)     lets that share of calls be interrupted (EINTR), find nothing (EAGAIN) or
  *                                  move fewer bytes than asked, in a sequence that the seed determines
  *   shim_count(what)               how many calls it has (0) seen, (1) failed, (2) cut short
+ *   shim_received_into()           where the last receive was asked to put what has come
  *
  * Calls are numbered as in `enum call`. All of it is meant for one thread.
  */
@@ -29,6 +30,7 @@ static struct {
 static uint64_t state;
 static unsigned rate;
 static unsigned long counts[3];
+static void *received_into;
 
 void shim_fail(int call, int code, int times) {
     failing[call].code = code;
@@ -41,6 +43,8 @@ void shim_random(uint64_t seed, unsigned percent) {
 }
 
 unsigned long shim_count(int what) { return counts[what]; }
+
+void *shim_received_into(void) { return received_into; }
 
 /* xorshift64* */
 static uint64_t draw(void) {
@@ -96,6 +100,7 @@ int accept4(int fd, struct sockaddr *restrict address, socklen_t *restrict size,
 
 ssize_t recv(int fd, void *buffer, size_t length, int flags) {
     if (is_stream(fd)) {
+        received_into = buffer;
         int what = fate(RECV);
         if (what < 0)
             return -1;

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
-use tideloop_sys::{clock, fork};
+use tideloop_sys::clock::{self, CoarseClock};
+use tideloop_sys::fork;
 
 use crate::event_loop::LoopCore;
 use crate::ffi::cell::LoopCell;
@@ -28,6 +29,7 @@ pub struct Held {
     /// Whether there are any: what each callback of a loop asks.
     any: AtomicBool,
     list: LoopCell<List>,
+    clock: LoopCell<CoarseClock>,
 }
 
 impl Default for Held {
@@ -35,6 +37,7 @@ impl Default for Held {
         Self {
             any: AtomicBool::new(false),
             list: LoopCell::new(List::default()),
+            clock: LoopCell::new(CoarseClock::default()),
         }
     }
 }
@@ -50,6 +53,20 @@ impl Held {
             list.transports.push(transport.clone().unbind());
         });
         self.any.store(true, Ordering::Relaxed);
+    }
+
+    /// About the time, for [`tideloop_core::hold`].
+    #[inline]
+    pub fn now(&self, py: Python<'_>) -> u64 {
+        self.clock.with(py, |clock| {
+            let now = clock.now();
+            if !clock.is_old(now) {
+                return now;
+            }
+            let now = clock::monotonic_ns();
+            clock.set(now);
+            now
+        })
     }
 
     /// Whether what is held is another process's, the parent's.
@@ -71,8 +88,8 @@ impl Held {
 
 /// The time, if what is written now may be held: a callback of this loop is running, and its end will let it go.
 #[inline]
-pub fn may_hold(core: &LoopCore) -> Option<u64> {
-    (core.is_running() && !core.is_sleeping()).then(clock::monotonic_ns)
+pub fn may_hold(py: Python<'_>, core: &LoopCore) -> Option<u64> {
+    (core.is_running() && !core.is_sleeping()).then(|| core.held().now(py))
 }
 
 /// In a forked child: lets go of what only the parent sends, so that the child can write for itself.
@@ -100,7 +117,9 @@ fn release_all(core: &Bound<'_, LoopCore>) -> PyResult<()> {
     let held = core.get().held();
     let mut result = Ok(());
     // What is told of a failed or a short send may write more.
-    while held.any.swap(false, Ordering::Relaxed) {
+    while held.any.load(Ordering::Relaxed) {
+        // No exchange, which would cost as much as all the rest: the GIL is held.
+        held.any.store(false, Ordering::Relaxed);
         let (inherited, only) = held.list.with(py, |list| {
             let only = match list.transports.len() {
                 1 => list.transports.pop(),

@@ -849,13 +849,14 @@ impl Inner {
     }
 
     fn set_interest(&mut self, key: Key, interest: Interest) -> Result<(), Failure> {
+        match self.registry.entry(key) {
+            Some(entry) if entry.interest != interest => {}
+            _ => return Ok(()),
+        }
         let selector = Arc::clone(self.selector()?);
         let Some(entry) = self.registry.entry_mut(key) else {
             return Ok(());
         };
-        if entry.interest == interest {
-            return Ok(());
-        }
         let (source, bits) = (entry.source, key.to_u64());
         let changed = if interest.is_none() {
             // Fails only if the descriptor is closed already, and then it is watched no more. Its

@@ -36,7 +36,7 @@ use crate::event_loop::LoopCore;
 use crate::ffi::buffer::{self, Bytes};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::owner::{Owner, is_still};
+use crate::ffi::owner::{Owner, is_known, is_still};
 use crate::held;
 use crate::reactor::Target;
 use crate::streams;
@@ -77,6 +77,20 @@ struct Connection {
     view: Option<Py<PyAny>>,
     local: Option<Address>,
     peer: Option<Address>,
+}
+
+impl Connection {
+    /// Puts these behind what is queued, from `start` on.
+    #[inline]
+    fn keep(&mut self, py: Python<'_>, pieces: &[Payload<'_, '_>], mut start: usize) {
+        for piece in pieces {
+            let len = piece.as_slice().len();
+            if start < len {
+                self.queue.push_back(piece.rest(py, start));
+            }
+            start = start.saturating_sub(len);
+        }
+    }
 }
 
 /// A connection between a protocol and a stream socket.
@@ -122,6 +136,8 @@ impl Intake {
 /// What one readiness event brought.
 enum Received {
     Nothing,
+    /// Not yet: the protocol has to be asked for a buffer.
+    Asking,
     Data(Py<PyAny>, Py<PyBytes>),
     Eof(Py<PyAny>),
     Failed(PyErr),
@@ -215,14 +231,15 @@ impl StreamTransport {
         let py = slf.py();
         let state = slf.get();
         let core = state.core(py).get();
-        let intake = state.with(py, |connection| connection.intake);
-        if intake == Intake::Buffered {
-            return Self::on_readable_buffered(slf);
-        }
         let mut surplus = None;
+        let mut intake = Intake::Data;
         let received = state.with(py, |connection| {
+            intake = connection.intake;
             if !connection.machine.wants_read() {
                 return Received::Nothing;
+            }
+            if intake == Intake::Buffered {
+                return Received::Asking;
             }
             let (Some(socket), Some(protocol)) = (&connection.socket, &connection.protocol) else {
                 return Received::Nothing;
@@ -259,6 +276,7 @@ impl StreamTransport {
         }
         match received {
             Received::Nothing => Ok(()),
+            Received::Asking => Self::on_readable_buffered(slf),
             Received::Data(protocol, bytes) => {
                 let (protocol, bytes) = (protocol.into_bound(py), bytes.into_bound(py));
                 let context = state.context.bind(py);
@@ -417,7 +435,7 @@ impl StreamTransport {
                 return Quick::No;
             };
             let machine = &mut connection.machine;
-            if !owner.is_native() || machine.awaits_drain() || !machine.release() {
+            if !owner.is_certain(connection.shown) || machine.awaits_drain() || !machine.release() {
                 return Quick::No;
             }
             let bytes = &only.bytes.as_bytes(py)[only.start..];
@@ -508,25 +526,13 @@ impl StreamTransport {
 
     /// Keeps what is left of these from `start` on until the socket takes it.
     fn queue(slf: &Bound<'_, Self>, pieces: &[Payload<'_, '_>], start: usize) -> PyResult<()> {
-        let state = slf.get();
-        state.keep(slf.py(), pieces, start);
-        let signal = state.with(slf.py(), |connection| {
+        let py = slf.py();
+        let signal = slf.get().with(py, |connection| {
+            connection.keep(py, pieces, start);
             connection.machine.queued(total(pieces) - start)
         });
         Self::update_interest(slf)?;
         Self::tell(slf, signal)
-    }
-
-    /// Puts these behind what is queued, from `start` on.
-    fn keep(&self, py: Python<'_>, pieces: &[Payload<'_, '_>], mut start: usize) {
-        for piece in pieces {
-            let len = piece.as_slice().len();
-            if start < len {
-                let chunk = piece.rest(py, start);
-                self.with(py, |connection| connection.queue.push_back(chunk));
-            }
-            start = start.saturating_sub(len);
-        }
     }
 
     /// Offers the socket what is queued and these behind it, from `start` on, by one system call.
@@ -800,18 +806,36 @@ impl StreamTransport {
     /// Fails if somebody has closed our descriptor: its number may be another connection's by now.
     #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
-        let native = self.with(py, |connection| {
-            connection.socket.as_ref().is_none_or(Owner::is_native)
+        let certain = self.with(py, |connection| {
+            let owner = connection.socket.as_ref();
+            owner.is_none_or(|owner| owner.is_certain(connection.shown))
         });
-        if native {
+        match certain {
+            true => Ok(()),
+            false => self.ask_owner(py),
+        }
+    }
+
+    #[cold]
+    fn ask_owner(&self, py: Python<'_>) -> io::Result<()> {
+        let Some((sock, source)) = self.python_socket(py) else {
             return Ok(());
+        };
+        let sock = sock.into_bound(py);
+        if !is_still(&sock, source) {
+            return Err(socket::closed_underneath());
         }
-        match self.python_socket(py) {
-            Some((sock, source)) if !is_still(sock.bind(py), source) => {
-                Err(socket::closed_underneath())
-            }
-            _ => Ok(()),
+        // The owner's reference and this one.
+        if !is_known(&sock, 2) {
+            self.with(py, |connection| {
+                if let Some(owner) = &mut connection.socket
+                    && !connection.shown
+                {
+                    owner.trust();
+                }
+            });
         }
+        Ok(())
     }
 
     /// Fails if somebody has closed our descriptor by way of the socket that we have shown.
@@ -930,7 +954,7 @@ impl StreamTransport {
         held::forget_inherited(core)?;
         let copied: usize = pieces.iter().map(Payload::copied).sum();
         let hold = match copied <= MAX_COPIED {
-            true => held::may_hold(core.get()),
+            true => held::may_hold(py, core.get()),
             false => None,
         };
         let len = total(pieces);
@@ -942,12 +966,15 @@ impl StreamTransport {
                     .socket
                     .as_ref()
                     .is_some_and(|owner| owner.is_shared(py, connection.shown));
-                Some(connection.machine.write(len, hold.filter(|_| !shared)))
+                let step = connection.machine.write(len, hold.filter(|_| !shared));
+                if let WriteStep::Hold { .. } = step {
+                    connection.keep(py, pieces, 0);
+                }
+                Some(step)
             }
         });
         match step {
             Some(WriteStep::Hold { first }) => {
-                state.keep(py, pieces, 0);
                 if first {
                     core.get().held().join(slf);
                 }

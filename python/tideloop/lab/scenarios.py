@@ -183,6 +183,22 @@ THREADSAFE = Scenario(
     (CPU_PER_CALL, CALLS_PER_SEC),
     families=("asyncio",),
 )
+EXECUTOR = Scenario(
+    "executor",
+    "a loop hands {calls:,} calls to {threads} threads of an executor, {at_once} at once",
+    "executor",
+    {"threads": 4, "calls": 10_000, "at_once": 100},
+    (CPU_PER_CALL, CALLS_PER_SEC),
+    families=("asyncio",),
+)
+SLOW = Scenario(
+    "slow_reader",
+    "writes of {size:,} B to a peer that reads while the protocol is paused, {pauses} pauses",
+    "slow_reader",
+    {"size": 16 * 1024, "pauses": 200},
+    (Metric("over_high_water_writes", "writes", "lower", "most above the high-water mark"),),
+    families=("asyncio",),
+)
 HTTP = Scenario(
     "http",
     "HTTP on loopback: {connections} connections, {pipelined} GET at once, {writes} write(s) to each response",
@@ -346,8 +362,10 @@ WIRE = Profile(
         replace(BUSY, name="tail.tasks", params=BUSY.params | {"how": "tasks"}),
         UVICORN,
         IDLE,
+        SLOW,
         replace(THREADSAFE, name="threadsafe.1"),
         replace(THREADSAFE, name="threadsafe.4", params=THREADSAFE.params | {"threads": 4}),
+        EXECUTOR,
     ),
     repetitions=5,
 )

@@ -36,7 +36,7 @@ use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::owner::{Owner, is_still};
+use crate::ffi::owner::{Owner, is_known, is_still};
 use crate::reactor::Target;
 use crate::transport::{Payload, release_waiter};
 
@@ -71,6 +71,8 @@ struct State {
     origins: Origins,
     corked: Corked,
     batch: Batch,
+    /// Whether the socket was asked for.
+    shown: bool,
 }
 
 /// A datagram endpoint: the link between a protocol and a datagram socket.
@@ -104,10 +106,22 @@ impl DatagramTransport {
     }
 
     /// Readiness, from the turn. As in asyncio the protocol hears of it after the callbacks that were
-    /// scheduled before: they may be about to prepare for what has arrived.
+    /// scheduled before: they may be about to prepare for what has arrived. Where there are none it is its turn.
     pub fn deliver(slf: &Bound<'_, Self>, event: Event) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
+        let core = this.core.get();
+        if !core.debug() && core.queue(py, |queue| queue.ready.is_empty()) {
+            let told = call::in_context(this.context.bind(py), |_| {
+                Self::on_ready(slf, event.readable, event.writable)
+            });
+            return match told {
+                Err(error) if !ends_the_loop(py, &error) => {
+                    Self::report(slf, error, "Exception in callback of a datagram transport")
+                }
+                told => told,
+            };
+        }
         let ready = slf.getattr(intern!(py, "_ready"))?;
         let flags = (u8::from(event.readable) * READABLE) | (u8::from(event.writable) * WRITABLE);
         let flags = flags.into_pyobject(py)?;
@@ -219,13 +233,38 @@ impl DatagramTransport {
     }
 
     /// Fails if somebody has closed our descriptor: its number may be another socket's by now.
+    #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
-        match self.python_socket(py) {
-            Some((sock, source)) if !is_still(sock.bind(py), source) => {
-                Err(socket::closed_underneath())
-            }
-            _ => Ok(()),
+        let certain = self.with(py, |state| {
+            let owner = state.socket.as_ref();
+            owner.is_none_or(|owner| owner.is_certain(state.shown))
+        });
+        match certain {
+            true => Ok(()),
+            false => self.ask_owner(py),
         }
+    }
+
+    #[cold]
+    fn ask_owner(&self, py: Python<'_>) -> io::Result<()> {
+        let Some((sock, source)) = self.python_socket(py) else {
+            return Ok(());
+        };
+        let sock = sock.into_bound(py);
+        if !is_still(&sock, source) {
+            return Err(socket::closed_underneath());
+        }
+        // The owner's reference, this one, and that of what get_extra_info("socket") shows.
+        if !is_known(&sock, 3) {
+            self.with(py, |state| {
+                if let Some(owner) = &mut state.socket
+                    && !state.shown
+                {
+                    owner.trust();
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Brings the selector in line with what the machine wants.
@@ -294,6 +333,7 @@ impl DatagramTransport {
                 origins: Origins::default(),
                 corked: Corked::default(),
                 batch: Batch::default(),
+                shown: false,
             }),
             address,
         })
@@ -421,6 +461,7 @@ impl DatagramTransport {
     /// asyncio's name for the Python socket; None once it is closed.
     #[getter]
     fn _sock(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.with(py, |state| state.shown = true);
         self.python_socket(py).map(|(sock, _)| sock)
     }
 
@@ -438,6 +479,9 @@ impl DatagramTransport {
         name: &str,
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if name == "socket" {
+            self.with(py, |state| state.shown = true);
+        }
         Ok(self.extra.bind(py).get_item(name)?.or(default))
     }
 

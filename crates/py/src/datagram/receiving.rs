@@ -2,7 +2,6 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 use tideloop_sys::datagram::{BATCH, IP_ROOM, UNIX_ROOM};
 use tideloop_sys::socket::{Address, would_block};
 
@@ -16,12 +15,13 @@ impl DatagramTransport {
     pub(super) fn on_readable(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let reactor = this.core.get().reactor();
+        let core = this.core.get();
         let room = match this.family {
             Family::Unix => UNIX_ROOM,
             Family::Inet | Family::Inet6 => IP_ROOM,
         };
-        let received = reactor.arrivals(py, |arrivals| {
+        let mut surplus = Vec::new();
+        let received = core.reactor().arrivals(py, |arrivals| {
             this.with(py, |state| {
                 let Some(owner) = state.socket.as_ref() else {
                     return Ok(0);
@@ -32,13 +32,18 @@ impl DatagramTransport {
                 let ask = state.batch.ask(BATCH);
                 let machine = &mut state.machine;
                 let found = arrivals.receive(owner.socket(), room, ask, |bytes, from| {
-                    let bytes = PyBytes::new(py, bytes).unbind();
+                    let (bytes, unused) = core.bytes(py, bytes);
+                    surplus.extend(unused);
+                    let bytes = bytes.unbind();
                     machine.arrived(Incoming { bytes, from });
                 })?;
                 state.batch.found(ask, found);
                 Ok(found)
             })
         });
+        for unused in surplus {
+            drop(unused.into_bound(py));
+        }
         match received {
             Ok(0) => Ok(()),
             Ok(_) => Self::deliver_arrived(slf),
@@ -63,10 +68,11 @@ impl DatagramTransport {
     fn deliver_each(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
+        let now = || this.core.get().held().now(py);
         while let Some((Incoming { bytes, from }, Some(protocol), held)) = this.with(py, |state| {
             let next = state.machine.next_arrived()?;
             let protocol = state.protocol.as_ref().map(|p| p.clone_ref(py));
-            Some((next, protocol, state.corked.is_due()))
+            Some((next, protocol, state.corked.is_due(now)))
         }) {
             if held {
                 Self::uncork(slf)?;

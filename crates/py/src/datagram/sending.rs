@@ -7,7 +7,6 @@ use pyo3::types::PyBytes;
 use tideloop_core::datagram::{Drained, SendStep};
 use tideloop_core::flow::Signal;
 use tideloop_core::hold::Hold;
-use tideloop_sys::clock;
 use tideloop_sys::datagram::{self, BATCH, Parcel};
 use tideloop_sys::socket::{self, would_block};
 
@@ -57,17 +56,17 @@ impl Corked {
     }
 
     /// Whether something is held and has been for too long.
-    pub fn is_due(&self) -> bool {
-        self.hold.is_on() && self.hold.is_due(clock::monotonic_ns())
+    pub fn is_due(&self, now: impl FnOnce() -> u64) -> bool {
+        self.hold.is_on() && self.hold.is_due(now())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Outgoing> {
         self.held.iter()
     }
 
-    fn hold(&mut self, outgoing: Outgoing) {
+    fn hold(&mut self, outgoing: Outgoing, now: impl FnOnce() -> u64) {
         if !self.hold.is_on() {
-            self.hold.begin(clock::monotonic_ns());
+            self.hold.begin(now());
         }
         self.held.push(outgoing);
     }
@@ -115,7 +114,8 @@ impl DatagramTransport {
         let step = match this.route(py, may_hold) {
             Route::Hold { last } => {
                 let bytes = payload.kept(py);
-                this.with(py, |state| state.corked.hold(Outgoing { bytes, to }));
+                let now = || this.core.get().held().now(py);
+                this.with(py, |state| state.corked.hold(Outgoing { bytes, to }, now));
                 return if last { Self::uncork(slf) } else { Ok(()) };
             }
             Route::Step(step) => {

@@ -7,11 +7,16 @@
 //! under us, and the system may give its number to another connection; so before each system call we
 //! ask the socket whether the number is still its own ([`is_still`]). The same holds for a view once it is
 //! shown: who closes it has closed our descriptor, and who detaches it has taken it over.
+//!
+//! A socket that nobody else knows need not be asked. The loop makes most of them itself and lets go of them when the
+//! transport has begun; from then on ours is the only reference (and that of what `get_extra_info("socket")` would
+//! show). Whoever has none, strong or weak, can get one only by that way, which the transport notes
+//! ([`Owner::is_certain`]).
 
 use std::mem::ManuallyDrop;
 
-use pyo3::intern;
-use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::{ffi, intern, prelude::*};
 use tideloop_sys::socket::{RawSource, Socket};
 
 use super::call;
@@ -22,6 +27,8 @@ pub struct Owner {
     socket: ManuallyDrop<Socket>,
     /// The Python socket that owns the descriptor; None: we do.
     python: Option<Py<PyAny>>,
+    /// It had its descriptor when nobody else knew it.
+    alone: bool,
 }
 
 impl Owner {
@@ -30,6 +37,7 @@ impl Owner {
         Self {
             socket: ManuallyDrop::new(socket),
             python: None,
+            alone: false,
         }
     }
 
@@ -41,6 +49,7 @@ impl Owner {
         Ok(Self {
             socket,
             python: Some(sock.clone().unbind()),
+            alone: false,
         })
     }
 
@@ -53,6 +62,17 @@ impl Owner {
     #[inline]
     pub fn is_native(&self) -> bool {
         self.python.is_none()
+    }
+
+    /// Whether nobody else can have closed the descriptor. `shown`: the program may have got the Python socket from us.
+    #[inline]
+    pub fn is_certain(&self, shown: bool) -> bool {
+        self.python.is_none() || (self.alone && !shown)
+    }
+
+    /// The Python socket has its descriptor, and is [known](is_known) to nobody else.
+    pub fn trust(&mut self) {
+        self.alone = true;
     }
 
     /// The Python socket, to be asked by [`is_still`], if one owns the descriptor.
@@ -116,4 +136,34 @@ pub fn is_still(sock: &Bound<'_, PyAny>, source: RawSource) -> bool {
             .extract::<RawSource>()
             .is_ok_and(|number| number == source)
     })
+}
+
+/// Whether somebody may do something with a Python socket who has got it elsewhere than from us. `references`: how many
+/// there are that we know of, the caller's among them.
+pub fn is_known(sock: &Bound<'_, PyAny>, references: isize) -> bool {
+    static CLASS: PyOnceLock<Option<Py<PyAny>>> = PyOnceLock::new();
+    let py = sock.py();
+    let class = CLASS.get_or_init(py, || {
+        let module = py.import(intern!(py, "socket")).ok()?;
+        Some(module.getattr(intern!(py, "socket")).ok()?.unbind())
+    });
+    let Some(class) = class else {
+        return true;
+    };
+    // The methods of a class of the program's own may know other ways.
+    let plain = sock.get_type().is(class.bind(py));
+    // SAFETY: a live object, and the GIL is held.
+    let count = unsafe { ffi::Py_REFCNT(sock.as_ptr()) };
+    !plain || count > references || is_known_weakly(sock)
+}
+
+/// Whether there are weak references to an object.
+fn is_known_weakly(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: a live object, and the GIL is held. Where its type says that the list of weak references is, at whatever
+    // side of the object's beginning, there is a pointer to the first one, or null.
+    unsafe {
+        let offset = (*ffi::Py_TYPE(object.as_ptr())).tp_weaklistoffset;
+        let place = object.as_ptr().byte_offset(offset);
+        offset != 0 && !(*place.cast::<*mut ffi::PyObject>()).is_null()
+    }
 }
