@@ -233,7 +233,7 @@ def cases():
         yield pytest.param(program, id=name, marks=since)
 
 
-@pytest.mark.parametrize("program", cases())
+@pytest.mark.parametrize("program", list(cases()))
 def test_what_is_nested_deeply_does_not_overflow_a_stack(program):
     whole = f"{PREAMBLE}\nsizes = {KIB}\n{SAY}\n{textwrap.dedent(program)}"
     done = subprocess.run(

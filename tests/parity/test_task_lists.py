@@ -48,7 +48,7 @@ def test_functions_that_were_imported_first_see_them(backend):
     assert (done.returncode, done.stdout) == (0, "seen\n"), done.stderr
 
 
-def test_each_threads_loop_has_its_own(new_event_loop):
+def test_each_threads_loop_has_its_own(backend):
     inside = threading.Barrier(3)
     seen = {}
 
@@ -66,7 +66,7 @@ def test_each_threads_loop_has_its_own(new_event_loop):
         await asyncio.wait(tasks)
 
     def work(name):
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=backend.new_event_loop) as runner:
             runner.run(main(name))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]

@@ -156,11 +156,7 @@ pub unsafe fn nested(object: *mut PyObject, body: unsafe fn(*mut PyObject)) {
 /// Destroys what was put off; that may put off more.
 #[cold]
 fn catch_up() {
-    while let Some(late) = LATE
-        .try_with(|all| all.borrow_mut().pop())
-        .ok()
-        .flatten()
-    {
+    while let Some(late) = LATE.try_with(|all| all.borrow_mut().pop()).ok().flatten() {
         // SAFETY: it was kept for this by `put_off`, whose caller vouches for the body; nothing is borrowed meanwhile.
         unsafe {
             if late.tracked {

@@ -48,9 +48,9 @@ use pyo3::types::{PyString, PyTuple, PyType};
 use tideloop_core::waiters::Ticket;
 
 use super::cell::LoopCell;
+use super::depth::Level;
 use super::function::{FunctionObject, KEPT};
 use super::park::{self, Outcome};
-use super::depth::Level;
 use super::{call, depth, guard, refcheck, shadows, task};
 
 /// What happened since the last step.
