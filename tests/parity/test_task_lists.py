@@ -84,10 +84,9 @@ async def who():
     return before
 
 
-@pytest.mark.parametrize("kind", ["Task", "_PyTask"])
-async def test_a_stock_task_among_the_loops_own(loop, kind):
+async def test_a_stock_task_among_the_loops_own(loop):
     me = asyncio.current_task()
-    task = getattr(asyncio.tasks, kind)(who(), loop=loop)
+    task = asyncio.Task(who(), loop=loop)
     assert await task is task
     assert asyncio.current_task() is me
 
