@@ -1,7 +1,7 @@
 """Objects that are nested more deeply than a stack is deep: an error where something can be refused, and never a crash.
 
-Each program runs in threads with small stacks, and in the main thread, of one child interpreter for each subject. asyncio's own
-tasks and futures overflow such stacks on Pythons before 3.14 in most of these.
+Each program runs in the main thread and in threads with small stacks, of a child interpreter for each subject.
+asyncio's own tasks and futures overflow such stacks on Pythons before 3.14 in most of these.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import textwrap
 import pytest
 
 KIB = (0, 64, 128, 256, 512)
-"""Sizes of the stacks. 0: the main thread, whose stack is that of the process; it comes first, since importing what is used
-takes more than the smallest one."""
+"""Sizes of the stacks. 0: the main thread, whose stack is that of the process; it comes first, since importing what is
+used takes more than the smallest one."""
 
 PREAMBLE = """
 import asyncio, gc, sys, threading, warnings

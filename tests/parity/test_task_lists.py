@@ -10,7 +10,6 @@ import threading
 
 import pytest
 
-
 IMPORTED_FIRST = """
 import sys
 from asyncio import all_tasks, current_task

@@ -729,7 +729,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 /// # Safety
 ///
 /// The rest of the dealloc slot.
-#[inline]
+#[inline(always)]
 unsafe fn die(object: *mut PyObject) {
     let future = object.cast::<FutureObject>();
     // SAFETY: passed on to the caller.

@@ -1746,7 +1746,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
 /// # Safety
 ///
 /// The rest of the dealloc slot.
-#[inline]
+#[inline(always)]
 unsafe fn die(object: *mut PyObject) {
     let task = object.cast::<Task>();
     // SAFETY: passed on to the caller.
