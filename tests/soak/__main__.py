@@ -3,8 +3,8 @@
     python -m tests.soak [--tasks 1000000] [--rounds 3] [--variants tideloop,...] [--loads alive,...]
 
 Every load of task_loads.py runs `--rounds` times on one loop of each variant, in a process of its own, and must not
-leave more behind in its last round than in its second; if it does, as many rounds again have to show the same. A million tasks alive need about 1.5 GB. The exit code
-is 1 if something has grown or failed.
+leave more behind in its last round than in its second; if it does, as many rounds again have to show the same. A
+million tasks alive need about 1.5 GB. The exit code is 1 if something has grown or failed.
 """
 
 from __future__ import annotations
