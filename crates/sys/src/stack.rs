@@ -108,7 +108,7 @@ fn bounds() -> Option<(usize, usize)> {
     None
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(target_os = "linux", target_vendor = "apple", windows)))]
 mod tests {
     use super::{RESERVE, bounds, here, is_low};
 
@@ -122,10 +122,12 @@ mod tests {
         descend(top) + usize::from(ballast[0])
     }
 
-    fn used_by_a_thread_of(size: usize) -> usize {
+    /// What a thread uses until there is little room, and how large its stack is: that of an earlier one, maybe, which was
+    /// larger.
+    fn used_by_a_thread_of(size: usize) -> (usize, usize) {
         let thread = std::thread::Builder::new().stack_size(size);
-        let used = thread.spawn(|| descend(here())).unwrap();
-        used.join().unwrap()
+        let used = thread.spawn(|| (descend(here()), bounds().unwrap().1));
+        used.unwrap().join().unwrap()
     }
 
     #[test]
@@ -134,18 +136,16 @@ mod tests {
     }
 
     #[test]
-    #[cfg(any(target_os = "linux", target_vendor = "apple", windows))]
     fn a_stack_is_low_before_its_end() {
         for size in [64, 128, 512, 4096].map(|kib| kib * 1024) {
-            let used = used_by_a_thread_of(size);
+            let (used, size) = used_by_a_thread_of(size);
             let reserve = (size / 4).min(RESERVE);
             assert!(used <= size - reserve + 4096, "{used} of {size}");
-            assert!(used >= size / 2, "{used} of {size}");
+            assert!(used >= size / 2 - 8192, "{used} of {size}");
         }
     }
 
     #[test]
-    #[cfg(any(target_os = "linux", target_vendor = "apple", windows))]
     fn a_thread_is_on_its_stack() {
         let (end, size) = bounds().unwrap();
         assert!((end..end + size).contains(&here()));
