@@ -123,11 +123,11 @@ mod tests {
     }
 
     /// What a thread uses until there is little room, and how large its stack is: that of an earlier one, maybe, which was
-    /// larger.
-    fn used_by_a_thread_of(size: usize) -> (usize, usize) {
+    /// larger. None where the system does not say.
+    fn used_by_a_thread_of(size: usize) -> Option<(usize, usize)> {
         let thread = std::thread::Builder::new().stack_size(size);
-        let used = thread.spawn(|| (descend(here()), bounds().unwrap().1));
-        used.unwrap().join().unwrap()
+        let used = thread.spawn(|| bounds().map(|(_, size)| (descend(here()), size)));
+        used.ok()?.join().ok()?
     }
 
     #[test]
@@ -138,7 +138,10 @@ mod tests {
     #[test]
     fn a_stack_is_low_before_its_end() {
         for size in [64, 128, 512, 4096].map(|kib| kib * 1024) {
-            let (used, size) = used_by_a_thread_of(size);
+            let Some((used, size)) = used_by_a_thread_of(size) else {
+                assert!(bounds().is_none(), "a thread has failed");
+                return;
+            };
             let reserve = (size / 4).min(RESERVE);
             assert!(used <= size - reserve + 4096, "{used} of {size}");
             assert!(used >= size / 2 - 8192, "{used} of {size}");
@@ -147,7 +150,8 @@ mod tests {
 
     #[test]
     fn a_thread_is_on_its_stack() {
-        let (end, size) = bounds().unwrap();
-        assert!((end..end + size).contains(&here()));
+        if let Some((end, size)) = bounds() {
+            assert!((end..end + size).contains(&here()));
+        }
     }
 }
