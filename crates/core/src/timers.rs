@@ -8,7 +8,9 @@
 //!
 //! **FIFO and heap.** Most programs give most timers one of a few delays, so within a lane deadlines
 //! mostly arrive sorted. Such a deadline is appended to a plain FIFO in O(1); only one that is earlier
-//! than the newest in the FIFO goes to the heap beside it. Every entry carries a sequence number, so that
+//! than the newest in the FIFO goes to the heap beside it. Taking thousands of entries out of a heap one by
+//! one costs more than sorting them does, so a heap that is not small beside the FIFO is sorted into it when
+//! its turn comes, unless that would keep the loop for long. Every entry carries a sequence number, so that
 //! two timers with one deadline fire in the order in which they were made (asyncio's heap does not
 //! promise that; uvloop does, and programs have come to rely on it).
 //!
@@ -26,6 +28,12 @@ use crate::timeout::Slack;
 /// Below this many cancelled entries a sweep is not worth its walk.
 const SWEEP_MIN: usize = 64;
 
+/// Below this many entries a heap is as good as a sorted run.
+const SORT_MIN: usize = if cfg!(test) { 4 } else { 64 };
+
+/// Above this many entries a lane is not sorted, which would take longer than a millisecond.
+const SORT_MAX: usize = 1 << 15;
+
 #[derive(Debug)]
 struct Entry<T> {
     deadline: u64,
@@ -34,8 +42,9 @@ struct Entry<T> {
 }
 
 impl<T> Entry<T> {
-    fn rank(&self) -> (u64, u64) {
-        (self.deadline, self.seq)
+    /// By deadline, then by age, in one number: comparing it takes no branch.
+    fn rank(&self) -> u128 {
+        u128::from(self.deadline) << 64 | u128::from(self.seq)
     }
 }
 
@@ -102,9 +111,32 @@ impl<T> Lane<T> {
     fn pop(&mut self) -> Option<Entry<T>> {
         if self.first_is_in_fifo() {
             self.fifo.pop_front()
+        } else if self.is_worth_sorting() {
+            self.sort();
+            self.fifo.pop_front()
         } else {
             self.heap.pop()
         }
+    }
+
+    /// Whether the heap is at least as long as the FIFO, so that each entry is moved once or twice in its life.
+    fn is_worth_sorting(&self) -> bool {
+        let late = self.heap.len();
+        late >= SORT_MIN.max(self.fifo.len()) && self.len() <= SORT_MAX
+    }
+
+    /// Moves what is in the heap to its places in the FIFO.
+    #[cold]
+    fn sort(&mut self) {
+        let mut late = std::mem::take(&mut self.heap).into_vec();
+        late.sort_unstable_by_key(Entry::rank);
+        if self.fifo.is_empty() {
+            self.fifo = late.into();
+            return;
+        }
+        self.fifo.extend(late);
+        // Two sorted runs: finding that and merging them is what a stable sort does best.
+        self.fifo.make_contiguous().sort_by_key(Entry::rank);
     }
 
     fn len(&self) -> usize {
@@ -192,7 +224,7 @@ impl<T> Timers<T> {
     }
 
     fn pop_first_if(&mut self, wanted: impl Fn(&Entry<T>) -> bool) -> Option<Entry<T>> {
-        let mut best: Option<(usize, (u64, u64))> = None;
+        let mut best: Option<(usize, u128)> = None;
         for (index, lane) in self.lanes.iter().enumerate() {
             if let Some(first) = lane.first()
                 && best.is_none_or(|(_, rank)| first.rank() < rank)

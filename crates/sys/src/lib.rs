@@ -12,6 +12,7 @@
 //! * [`pipe`]: pipes whose ends never block.
 //! * [`clock`]: monotonic nanoseconds.
 //! * [`fork`]: whether we are in a forked child.
+//! * [`stack`]: how much room a thread's stack has left.
 //! * [`thread`]: a thread as another one sees it.
 //! * [`bell`]: what a thread waits for, and a signal rings.
 //! * [`precision`]: timers without slack while a loop runs.
@@ -28,4 +29,5 @@ pub mod process;
 pub mod selector;
 pub mod serving;
 pub mod socket;
+pub mod stack;
 pub mod thread;

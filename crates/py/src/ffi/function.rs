@@ -12,6 +12,7 @@
 
 use std::cell::Cell;
 use std::os::raw::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -251,6 +252,9 @@ unsafe fn coroutine_diverted<C: Coroutine>(receiver: &Bound<'_, PyAny>) -> bool 
     C::diverted(unsafe { receiver.cast_unchecked() })
 }
 
+/// A panic, which would be a bug of ours, means that nothing was done. It is caught here, where the compiler knows the body
+/// and mostly that there is none.
+///
 /// # Safety
 ///
 /// See [`coroutine_diverted`].
@@ -260,7 +264,9 @@ unsafe fn at_once<'py, C: Coroutine>(
 ) -> *mut PyObject {
     // SAFETY: as above. The value is handed over as a new reference.
     unsafe {
-        match C::at_once(receiver.cast_unchecked(), frame) {
+        let receiver = receiver.cast_unchecked();
+        let done = catch_unwind(AssertUnwindSafe(|| C::at_once(receiver, frame)));
+        match done.unwrap_or(AtOnce::No) {
             AtOnce::No => null_mut(),
             // Immortal since 3.12.
             #[cfg(Py_3_12)]

@@ -27,7 +27,7 @@ use super::entry::Entry;
 use super::layout::{CANCELLED, FINISHED, FutureObject, PENDING};
 use super::native::{Native, native};
 use super::spare::Spare;
-use super::{handle, hidden, refcheck, task, told};
+use super::{depth, handle, hidden, refcheck, task, told};
 use crate::event_loop::{LoopCore, Queue};
 
 /// Makes a future of a loop that is not in debug mode.
@@ -714,11 +714,51 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     // SAFETY: the interpreter calls this once, when the last reference is gone.
     unsafe {
         refcheck::dying(object);
+        if is_light(future) {
+            die(object);
+        } else if depth::is_deep() {
+            depth::put_off(object, die);
+        } else {
+            depth::nested(object, die);
+        }
+    }
+}
+
+/// The end of a future, after which there is none.
+///
+/// # Safety
+///
+/// The rest of the dealloc slot.
+#[inline(always)]
+unsafe fn die(object: *mut PyObject) {
+    let future = object.cast::<FutureObject>();
+    // SAFETY: passed on to the caller.
+    unsafe {
         if !finalise(object, (*future).logs_traceback() || !is_exact(object)) {
             return;
         }
         release(future);
         free(object, |queue| &mut queue.spare_futures);
+    }
+}
+
+/// Whether a future has ended as most do, with nothing whose destruction would destroy futures again ([`depth`]).
+///
+/// # Safety
+///
+/// `future` is alive, or being destroyed.
+#[inline(always)]
+pub unsafe fn is_light(future: *mut FutureObject) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let is_plain = |object: *mut PyObject| {
+            object.is_null() || (*ffi::Py_TYPE(object)).tp_flags & ffi::Py_TPFLAGS_HAVE_GC == 0
+        };
+        (*future).state != PENDING
+            && (*future).exception.is_null()
+            && (*future).cancelled_error.is_null()
+            && is_plain((*future).cancel_message)
+            && is_plain((*future).result)
     }
 }
 
@@ -852,6 +892,28 @@ unsafe extern "C" fn py_cancel(
             Ok(cancelled.into_pyobject(py)?.to_owned().into_any())
         })
     }
+}
+
+/// asyncio's `repr()`, which asks what the future refers to for theirs.
+///
+/// # Safety
+///
+/// `object` is a live instance of the stock class.
+pub unsafe fn repr_of(object: *mut PyObject, stock: fn(&Native) -> &Py<PyType>) -> *mut PyObject {
+    // SAFETY: passed on to the caller; the slot is that of a class which the object's derives from.
+    unsafe {
+        super::guard(|py| {
+            depth::room(c" while getting the repr of a future")?;
+            let class = stock(native(py)?).as_ptr().cast::<ffi::PyTypeObject>();
+            let repr = (*class).tp_repr.unwrap_or(ffi::PyObject_Repr);
+            Bound::from_owned_ptr_or_err(py, repr(object))
+        })
+    }
+}
+
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a slot of a type that derives from asyncio.Future.
+    unsafe { repr_of(object, |native| &native.stock_future) }
 }
 
 // --- the type ----------------------------------------------------------------------------------
@@ -1006,6 +1068,7 @@ pub fn make_type<'py>(base: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyType>>
         slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
         slot(ffi::Py_tp_traverse, traverse_slot(&collector)),
         slot(ffi::Py_tp_clear, collector.clear as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
         slot(ffi::Py_am_await, am_await as *mut c_void),
         slot(ffi::Py_am_send, am_send as *mut c_void),
         slot(ffi::Py_tp_iternext, iternext as *mut c_void),

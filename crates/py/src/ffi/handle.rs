@@ -35,7 +35,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
 use super::spare::{self, Spare};
-use super::{call, future, guard, handed, refcheck, snapshot};
+use super::{call, depth, future, guard, handed, refcheck, snapshot};
 use crate::event_loop::LoopCore;
 
 /// Arguments stored in the handle itself; more are stored as one tuple.
@@ -764,9 +764,38 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         if !(*handle).weakrefs.is_null() {
             ffi::PyObject_ClearWeakRefs(object);
         }
-        if !((*handle).callback.is_null() && (*handle).source_traceback.is_null()) {
-            clear(object);
+        if (*handle).callback.is_null() && (*handle).source_traceback.is_null() {
+            free(object);
+        } else if depth::is_deep() {
+            depth::put_off(object, die);
+        } else {
+            depth::nested(object, die);
         }
+    }
+}
+
+/// The end of a handle that owns something.
+///
+/// # Safety
+///
+/// As [`free`], but for what it owns.
+unsafe fn die(object: *mut PyObject) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        clear(object);
+        free(object);
+    }
+}
+
+/// Gives the memory of a handle back, to the loop that this thread runs or to the interpreter.
+///
+/// # Safety
+///
+/// The rest of the dealloc slot: the handle is untracked and owns nothing.
+#[inline]
+unsafe fn free(object: *mut PyObject) {
+    // SAFETY: passed on to the caller.
+    unsafe {
         let kind = ffi::Py_TYPE(object);
         let is_timer = TYPES
             .get(Python::assume_attached())
@@ -838,6 +867,7 @@ unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
     // SAFETY: called by the interpreter with the GIL held and a live object.
     unsafe {
         guard(|py| {
+            depth::room(c" while getting the repr of a handle")?;
             let handle = Bound::from_borrowed_ptr(py, object);
             py.import(intern!(py, "tideloop.loop.handles"))?
                 .call_method1(intern!(py, "describe"), (handle,))

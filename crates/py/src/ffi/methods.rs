@@ -15,7 +15,7 @@ use super::classes::classes;
 use super::handle::{self, Call};
 use super::native::{self, Native};
 use super::task::{self, WakeCall};
-use super::{call, future, guard, handed, snapshot};
+use super::{call, depth, future, guard, handed, snapshot};
 use crate::event_loop::{LoopCore, When, seconds_of};
 use crate::loop_clock::LoopClock;
 use crate::observe::tasks;
@@ -625,7 +625,9 @@ unsafe extern "C" fn create_task(
                     }
                 }
             }
-            // A factory, debug mode, a replaced class: as this Python's asyncio does it.
+            // A factory, debug mode, a replaced class: as this Python's asyncio does it. A task that is eager runs at once, and
+            // may create another one.
+            depth::room(c" while creating a task")?;
             let slow = core.getattr(intern!(py, "_create_task"))?;
             Bound::from_owned_ptr_or_err(
                 py,

@@ -19,6 +19,7 @@ pub mod call;
 pub mod cell;
 pub mod classes;
 pub mod current;
+pub mod depth;
 pub mod entry;
 pub mod frames;
 pub mod function;

@@ -34,10 +34,8 @@
 //! becomes a part of.) A program that empties `gc.callbacks` has at most one operation for each function that a
 //! collection does not see until the next call.
 
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::os::raw::{c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, null_mut};
 
 use pyo3::Borrowed;
@@ -50,9 +48,10 @@ use pyo3::types::{PyString, PyTuple, PyType};
 use tideloop_core::waiters::Ticket;
 
 use super::cell::LoopCell;
+use super::depth::Level;
 use super::function::{FunctionObject, KEPT};
 use super::park::{self, Outcome};
-use super::{call, guard, refcheck, shadows, task};
+use super::{call, depth, guard, refcheck, shadows, task};
 
 /// What happened since the last step.
 pub enum Input {
@@ -121,6 +120,9 @@ const NO_FRAME: u64 = if cfg!(Py_3_15) {
 } else {
     0
 };
+/// [`OperationObject::rest`] of one that has not begun, and of one that has ended, if there is nothing else to say of it.
+const FRESH: u64 = State::Created as u64 | NO_FRAME;
+const ENDED: u64 = State::Done as u64 | NO_FRAME;
 const _: () = assert!(
     cfg!(not(target_pointer_width = "64")) || std::mem::offset_of!(OperationObject, rest) == 64
 );
@@ -243,10 +245,6 @@ impl<'py> Frame<'_, 'py> {
 /// Dead operations kept to be filled again; each is 96 bytes.
 const MAX_SPARE: usize = 256;
 
-/// How many operations are destroyed by each other's destruction before the next one has to wait: those that hold each
-/// other, as in `wait_for(wait_for(...))`, may be more than the stack has room for.
-const MAX_DYING: u32 = 40;
-
 /// What operations leave for each other.
 struct Pool {
     /// Dead operations: whole but for their fields, with a count of 0 and a reference to their class.
@@ -255,10 +253,6 @@ struct Pool {
     stop: *mut PyObject,
     /// Whether there is a value in it.
     filled: bool,
-    /// How many operations are being destroyed, each by the destruction of the one before.
-    dying: u32,
-    /// Those that are to be destroyed once the stack is not as deep any more.
-    late: Vec<*mut OperationObject>,
 }
 
 // SAFETY: the pointers are only touched through a LoopCell, so with the GIL held.
@@ -268,8 +262,6 @@ static POOL: LoopCell<Pool> = LoopCell::new(Pool {
     spare: Vec::new(),
     stop: null_mut(),
     filled: false,
-    dying: 0,
-    late: Vec::new(),
 });
 
 /// A new operation of a coroutine function; null with an exception set if there is no memory.
@@ -300,8 +292,7 @@ pub unsafe fn new(
         for (index, &value) in kept.iter().enumerate() {
             (&mut (*operation).kept)[index] = ffi::Py_XNewRef(value);
         }
-        (*operation).ticket = u64::MAX;
-        (*operation).rest = State::Created as u64 | NO_FRAME;
+        (*operation).rest = FRESH;
         if reused {
             (*function).hand_out(operation.cast());
         }
@@ -314,7 +305,8 @@ pub unsafe fn new(
 ///
 /// # Safety
 ///
-/// `function` is a live FunctionObject with a coroutine body; `array` holds so many live objects, at most [`KEPT`].
+/// `function` is a live FunctionObject with a coroutine body; `array` holds so many live objects, at least one and at most
+/// [`KEPT`].
 #[inline(always)]
 pub unsafe fn refill(
     function: *mut FunctionObject,
@@ -324,15 +316,17 @@ pub unsafe fn refill(
     // SAFETY: as in `new`.
     unsafe {
         let last: *mut OperationObject = (*function).last().cast();
-        if last.is_null() || !is_reusable(last) || ffi::Py_REFCNT(last.cast()) != 1 {
+        // It was reusable when it was kept, and who has got hold of it since then can only have made a weak reference.
+        if last.is_null() || !(*last).weakrefs.is_null() || ffi::Py_REFCNT(last.cast()) != 1 {
             return null_mut();
         }
         (*function).take_last();
-        for index in 0..kept.min(KEPT) {
-            (&mut (*last).kept)[index] = ffi::Py_NewRef(*array.add(index));
+        let fields = (&raw mut (*last).kept).cast::<*mut PyObject>();
+        fields.write(ffi::Py_NewRef(*array));
+        for index in 1..kept.min(KEPT) {
+            fields.add(index).write(ffi::Py_NewRef(*array.add(index)));
         }
-        (*last).ticket = u64::MAX;
-        (*last).rest = State::Created as u64 | NO_FRAME;
+        (*last).rest = FRESH;
         (*function).hand_out(last.cast());
         last.cast()
     }
@@ -347,7 +341,7 @@ pub unsafe fn refill(
 #[inline(always)]
 unsafe fn is_reusable(operation: *mut OperationObject) -> bool {
     // SAFETY: as above. An object is finalized once in its life, and a reused one would live on as such.
-    unsafe { (*operation).rest == State::Done as u64 | NO_FRAME && (*operation).weakrefs.is_null() }
+    unsafe { (*operation).rest == ENDED && (*operation).weakrefs.is_null() }
 }
 
 /// An operation with empty fields; null with an exception set if there is no memory.
@@ -382,7 +376,7 @@ unsafe fn blank(
         (*object).kept = [null_mut(); KEPT];
         (*object).awaited = null_mut();
         (*object).ticket = u64::MAX;
-        (*object).rest = State::Created as u64 | NO_FRAME;
+        (*object).rest = FRESH;
         ffi::PyObject_GC_Track(object.cast());
         refcheck::born(refcheck::Kind::Operation);
         object
@@ -409,7 +403,7 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
         let py = Python::assume_attached();
         refcheck::dying(object);
         if refcheck::ON || !is_reusable(operation) || !(*(*operation).function).wants_last() {
-            return die(py, operation);
+            return die(operation);
         }
         ffi::Py_INCREF(object);
         (*(*operation).function).keep_last(object);
@@ -419,36 +413,23 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     }
 }
 
-/// The end of an operation that its function does not keep.
+/// The end of an operation that its function does not keep. One that has not ended has others, as in
+/// `wait_for(wait_for(...))`, which may be more than the stack has room for ([`super::depth`]).
 ///
 /// # Safety
 ///
 /// The dealloc slot of an operation.
 #[inline(never)]
-unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
-    // SAFETY: passed on to the caller. One that has to wait is nothing to the collector meanwhile.
+unsafe fn die(operation: *mut OperationObject) {
+    // SAFETY: passed on to the caller. One that has to wait is no longer its function's.
     unsafe {
         (*(*operation).function).show(operation.cast());
-        let waits = POOL.with(py, |pool| {
-            let deep = pool.dying >= MAX_DYING;
-            if deep {
-                pool.late.push(operation);
-            } else {
-                pool.dying += 1;
-            }
-            deep
-        });
-        if waits {
-            return ffi::PyObject_GC_UnTrack(operation.cast());
-        }
-        die_now(py, operation);
-        while let Some(late) = POOL.with(py, |pool| {
-            let late = (pool.dying == 1).then(|| pool.late.pop()).flatten();
-            pool.dying -= u32::from(late.is_none());
-            late
-        }) {
-            ffi::PyObject_GC_Track(late.cast());
-            die_now(py, late);
+        if (*operation).state() == State::Done {
+            die_now(operation.cast());
+        } else if depth::is_deep() {
+            depth::put_off(operation.cast(), die_now);
+        } else {
+            depth::nested(operation.cast(), die_now);
         }
     }
 }
@@ -456,11 +437,12 @@ unsafe fn die(py: Python<'_>, operation: *mut OperationObject) {
 /// # Safety
 ///
 /// See [`die`].
-unsafe fn die_now(py: Python<'_>, operation: *mut OperationObject) {
-    let object = operation.cast::<PyObject>();
+unsafe fn die_now(object: *mut PyObject) {
+    let operation = object.cast::<OperationObject>();
     // SAFETY: as above. An operation that has not ended gets to leave its queue, or to warn, while it is
     // still whole; that may revive it.
     unsafe {
+        let py = Python::assume_attached();
         let ended = (*operation).state() == State::Done;
         if !ended && ffi::PyObject_CallFinalizerFromDealloc(object) < 0 {
             return;
@@ -792,49 +774,6 @@ enum Passed<'py> {
     Over(PyResult<Bound<'py, PyAny>>),
 }
 
-thread_local! {
-    /// How many operations drive each other.
-    static LEVELS: Cell<u32> = const { Cell::new(0) };
-}
-
-/// As many are let be; the stack has room for more.
-const MAX_LEVELS: u32 = 5000;
-
-/// One operation that drives what it delegates to, which may be an operation that delegates, too, and so on. asyncio's
-/// coroutines would be counted by the interpreter as any function is.
-struct Level;
-
-impl Level {
-    /// Nothing, with a RecursionError set, if there are too many.
-    fn enter() -> Option<Self> {
-        let levels = LEVELS.get();
-        // SAFETY: the GIL is held wherever an operation is driven.
-        unsafe {
-            if levels > 100 {
-                let limit = u32::try_from(ffi::Py_GetRecursionLimit()).unwrap_or(MAX_LEVELS);
-                if levels >= limit.min(MAX_LEVELS) {
-                    let message = c"maximum recursion depth exceeded in a coroutine";
-                    ffi::PyErr_SetString(ffi::PyExc_RecursionError, message.as_ptr());
-                    return None;
-                }
-            }
-            if ffi::Py_EnterRecursiveCall(c" in a coroutine".as_ptr()) != 0 {
-                return None;
-            }
-        }
-        LEVELS.set(levels + 1);
-        Some(Self)
-    }
-}
-
-impl Drop for Level {
-    fn drop(&mut self) {
-        LEVELS.set(LEVELS.get() - 1);
-        // SAFETY: it was entered in this thread.
-        unsafe { ffi::Py_LeaveRecursiveCall() }
-    }
-}
-
 /// Drives what an operation delegates to. The operation is running meanwhile, and afterwards unless a value was
 /// yielded.
 ///
@@ -851,9 +790,7 @@ unsafe fn pass_on<'py>(
         (*operation).set_state(State::Running);
         let iterator = Bound::<PyAny>::from_borrowed_ptr(py, (*operation).awaited);
         let mut result = null_mut();
-        let level = Level::enter();
-        let status = match drive {
-            _ if level.is_none() => Err(PyErr::fetch(py)),
+        let status = Level::enter(py).and_then(|_level| match drive {
             Drive::Send(value) => {
                 let value = value.unwrap_or_else(|| py.None().into_bound(py));
                 Ok(ffi::PyIter_Send(
@@ -863,8 +800,7 @@ unsafe fn pass_on<'py>(
                 ))
             }
             Drive::Throw(error) => throw_into(&iterator, error, &mut result),
-        };
-        drop(level);
+        });
         let ended = match status {
             Ok(ffi::PySendResult::PYGEN_NEXT) => {
                 (*operation).set_state(State::Suspended);
@@ -980,6 +916,7 @@ pub enum Begun<'py> {
 pub fn begin<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Begun<'py>> {
     let py = iterator.py();
     let mut result = null_mut();
+    let _level = Level::enter(py)?;
     // SAFETY: a live iterator; the result is a new reference unless there is an error.
     unsafe {
         match ffi::PyIter_Send(iterator.as_ptr(), ffi::Py_None(), &mut result) {
@@ -997,9 +934,10 @@ pub fn begin<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Begun<'py>> {
 /// A live operation that has taken its last step.
 #[inline(always)]
 unsafe fn end(operation: *mut OperationObject) {
-    // SAFETY: as above.
+    // SAFETY: as above. The next call of its function finds it with no place in any queue.
     unsafe {
         (*operation).set_state(State::Done);
+        (*operation).ticket = u64::MAX;
         release(operation);
     }
 }
@@ -1137,9 +1075,9 @@ fn empty_stop_iteration(py: Python<'_>) {
 #[inline(always)]
 unsafe fn end_at_once(py: Python<'_>, operation: *mut OperationObject) -> *mut PyObject {
     // SAFETY: as above. No Python code runs before the operation has ended, so its state need not
-    // say that it is running. One that has not begun awaits nothing.
+    // say that it is running. One that has not begun awaits nothing, and nobody has looked at its frames.
     unsafe {
-        if (*operation).state() != State::Created {
+        if (*operation).rest != FRESH {
             return null_mut();
         }
         let receiver = Borrowed::from_ptr(py, (*operation).kept[0]);
@@ -1148,21 +1086,15 @@ unsafe fn end_at_once(py: Python<'_>, operation: *mut OperationObject) -> *mut P
             object: operation,
             step: PhantomData,
         };
-        let value = catch_unwind(AssertUnwindSafe(|| {
-            (*(*operation).function).at_once(&receiver, &frame)
-        }))
-        .unwrap_or(null_mut());
+        let value = (*(*operation).function).at_once(&receiver, &frame);
         if value.is_null() {
             return null_mut();
         }
-        (*operation).rest |= State::Done as u64;
+        (*operation).rest = ENDED;
         // Mostly there is the receiver and nothing else.
         let receiver = ptr::replace(&raw mut (*operation).kept[0], null_mut());
         ffi::Py_DECREF(receiver);
-        if !(*operation).kept[1].is_null()
-            || !(*operation).kept[2].is_null()
-            || (*operation).rest & LOOKED != 0
-        {
+        if !(*operation).kept[1].is_null() || !(*operation).kept[2].is_null() {
             release_kept(operation);
         }
         value

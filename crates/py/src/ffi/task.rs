@@ -38,7 +38,9 @@ use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::Borrowed;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyTypeError};
+use pyo3::exceptions::{
+    PyKeyboardInterrupt, PyRecursionError, PyRuntimeError, PySystemExit, PyTypeError,
+};
 use pyo3::ffi::{self, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -49,7 +51,7 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{CANCELLED, FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::{call, guard, hidden, operation, refcheck};
+use super::{call, depth, guard, hidden, operation, refcheck};
 use crate::event_loop::LoopCore;
 use tideloop_core::observe::book::{End, Place};
 
@@ -118,7 +120,9 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The name of a task that was given none: its number, which get_name() spells out.
 fn numbered(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+    // The GIL orders these; an atomic addition would cost a tenth of what we do for a task.
+    let number = NUMBER.load(Ordering::Relaxed) + 1;
+    NUMBER.store(number, Ordering::Relaxed);
     // SAFETY: returns a new reference, or null with an exception set.
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyLong_FromUnsignedLongLong(number)) }
 }
@@ -484,6 +488,9 @@ unsafe fn construct(
 ) -> PyResult<()> {
     let native = native(py)?;
     let given = parse(args, keywords)?;
+    if given.eager {
+        depth::room(c" while starting a task eagerly")?;
+    }
     let Some(coro) = given.coro else {
         return Err(PyTypeError::new_err(
             "Task() missing required argument 'coro' (pos 1)",
@@ -1578,33 +1585,77 @@ unsafe extern "C" fn py_cancel(
     count: ffi::Py_ssize_t,
     names: *mut PyObject,
 ) -> *mut PyObject {
-    let task = object.cast::<Task>();
-    // SAFETY: a method of this type: `object` is a task, kept alive during the call.
+    // SAFETY: a method of this type: `object` is a task, kept alive during the call as the arguments are.
     unsafe {
         guard(|py| {
             let message = future::message_of(py, array, count, names)?;
-            let _alive = Bound::from_borrowed_ptr(py, object);
-            (*task).base.future.set_logs_traceback(false);
-            let truth = |value: bool| Ok(value.into_pyobject(py)?.to_owned().into_any());
-            if (*task).base.future.state != PENDING {
-                return truth(false);
-            }
-            (*task).base.cancel_requests += 1;
-            let awaited = Bound::from_borrowed_ptr_or_opt(py, (*task).base.waiter);
-            if let Some(awaited) = awaited {
-                let message = Bound::from_borrowed_ptr(py, message);
-                if cancel_of(py, &awaited, &message)? {
-                    return truth(true);
-                }
-            }
-            (*task).base.set_must_cancel(true);
-            let before = ptr::replace(
-                &raw mut (*task).base.future.cancel_message,
-                ffi::Py_NewRef(message),
-            );
-            ffi::Py_XDECREF(before);
-            truth(true)
+            let message = Bound::from_borrowed_ptr(py, message);
+            let cancelled = cancel(py, Bound::from_borrowed_ptr(py, object), &message)?;
+            Ok(cancelled.into_pyobject(py)?.to_owned().into_any())
         })
+    }
+}
+
+/// Cancels what a task waits for, or the task if that cannot be cancelled; false: the task is done.
+///
+/// Where a task of ours waits for another one, and that for a third, nothing but tasks of ours is asked, so a chain is
+/// followed without a call for each. All but the last can be cancelled if that can. Tasks that wait for each other in a
+/// ring are an error, as they are in asyncio.
+///
+/// # Safety
+///
+/// `object` is a task of ours.
+unsafe fn cancel<'py>(
+    py: Python<'py>,
+    object: Bound<'py, PyAny>,
+    message: &Bound<'py, PyAny>,
+) -> PyResult<bool> {
+    let native = native(py)?;
+    // SAFETY: passed on to the caller. Tasks own what they wait for, and no other code runs while the chain is followed;
+    // its end is held while others are asked.
+    unsafe {
+        let mut task = object.as_ptr().cast::<Task>();
+        (*task).base.future.set_logs_traceback(false);
+        if (*task).base.future.state != PENDING {
+            return Ok(false);
+        }
+        // A ring is found by meeting a task again that was remembered: the one at the last power of two.
+        let (mut remembered, mut hops) = (task, 0_usize);
+        loop {
+            (*task).base.cancel_requests += 1;
+            let next = (*task).base.waiter;
+            if next.is_null() || !ptr::eq(ffi::Py_TYPE(next), native.task.as_ptr().cast()) {
+                break;
+            }
+            let next = next.cast::<Task>();
+            (*next).base.future.set_logs_traceback(false);
+            if (*next).base.future.state != PENDING {
+                break;
+            }
+            if next == remembered {
+                return Err(PyRecursionError::new_err(
+                    "maximum recursion depth exceeded while cancelling tasks that wait for each other",
+                ));
+            }
+            task = next;
+            hops += 1;
+            if hops.is_power_of_two() {
+                remembered = task;
+            }
+        }
+        let _alive = Bound::from_borrowed_ptr(py, task.cast());
+        if let Some(awaited) = Bound::from_borrowed_ptr_or_opt(py, (*task).base.waiter)
+            && cancel_of(py, native, &awaited, message)?
+        {
+            return Ok(true);
+        }
+        (*task).base.set_must_cancel(true);
+        let before = ptr::replace(
+            &raw mut (*task).base.future.cancel_message,
+            message.clone().into_ptr(),
+        );
+        ffi::Py_XDECREF(before);
+        Ok(true)
     }
 }
 
@@ -1615,10 +1666,10 @@ unsafe extern "C" fn py_cancel(
 /// `awaited` is what a task waits for.
 unsafe fn cancel_of<'py>(
     py: Python<'py>,
+    native: &Native,
     awaited: &Bound<'py, PyAny>,
     message: &Bound<'py, PyAny>,
 ) -> PyResult<bool> {
-    let native = native(py)?;
     // SAFETY: a future of exactly our type has FutureObject's layout.
     unsafe {
         if ptr::eq(
@@ -1628,6 +1679,7 @@ unsafe fn cancel_of<'py>(
             return future::cancel(py, native, awaited.as_ptr().cast(), message.as_ptr());
         }
     }
+    depth::room(c" while cancelling what a task waits for")?;
     call::method1(awaited, intern!(py, "cancel"), message)?.is_truthy()
 }
 
@@ -1668,11 +1720,37 @@ unsafe extern "C" fn py_name(object: *mut PyObject, _: *mut PyObject) -> *mut Py
 
 // --- the type ----------------------------------------------------------------------------------
 
+unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
+    // SAFETY: a slot of a type that derives from asyncio.Task.
+    unsafe { future::repr_of(object, |native| &native.stock_task) }
+}
+
 unsafe extern "C" fn dealloc(object: *mut PyObject) {
     let task = object.cast::<Task>();
     // SAFETY: the interpreter calls this once, when the last reference is gone.
     unsafe {
         refcheck::dying(object);
+        if future::is_light(task.cast()) {
+            die(object);
+        } else if depth::is_deep() {
+            unlink(node_of(task));
+            depth::put_off(object, die);
+        } else {
+            depth::nested(object, die);
+        }
+    }
+}
+
+/// The end of a task, after which there is none.
+///
+/// # Safety
+///
+/// The rest of the dealloc slot.
+#[inline(always)]
+unsafe fn die(object: *mut PyObject) {
+    let task = object.cast::<Task>();
+    // SAFETY: passed on to the caller.
+    unsafe {
         let future = &(*task).base.future;
         let has_to_report = future.state == PENDING && (*task).base.logs_destroyed()
             || future.logs_traceback()
@@ -1804,6 +1882,7 @@ pub fn make_type<'py>(
         slot(ffi::Py_tp_traverse, future::traverse_slot(&collector)),
         slot(ffi::Py_tp_clear, clear as *mut c_void),
         slot(ffi::Py_tp_init, init as *mut c_void),
+        slot(ffi::Py_tp_repr, repr as *mut c_void),
         slot(ffi::Py_am_await, future::am_await as *mut c_void),
         slot(ffi::Py_am_send, future::am_send as *mut c_void),
         slot(ffi::Py_tp_iternext, future::iternext as *mut c_void),
