@@ -4,7 +4,9 @@ Written after the document "Trace Event Format" (JSON object form): which fields
 nest, and that both ends of a flow are in a slice.
 """
 
+import bisect
 import collections
+import itertools
 import json
 import numbers
 
@@ -98,7 +100,16 @@ def _check_flows(begins, ends, slices):
         assert event["bp"] == "e", event
         assert (event["cat"], event["name"]) == (start["cat"], start["name"]), event
         assert _time(start, "ts") <= _time(event, "ts"), event
+    tracks = {key: _covered(track) for key, track in slices.items()}
     for event in (*begins, *ends):
         at = _time(event, "ts")
-        track = slices[event["pid"], event["tid"]]
-        assert any(began <= at <= ended for began, ended, _ in track), event
+        began, ended = tracks[event["pid"], event["tid"]]
+        before = bisect.bisect_right(began, at)
+        assert before, event
+        assert at <= ended[before - 1], event
+
+
+def _covered(track):
+    """When the slices of a track begin, in order, and until when at most those that have begun by then last."""
+    spans = sorted((began, ended) for began, ended, _ in track)
+    return [began for began, _ in spans], list(itertools.accumulate((ended for _, ended in spans), max))

@@ -187,7 +187,8 @@ def test_who_looks_from_outside_sees_it(make, threshold, tmp_path, monkeypatch):
     block = max((one for one in blocks["blocks"] if one["loop"] == number), key=lambda one: one["duration"])
     assert (block["ended"], block["task"]) == (True, None)
     if STACKS:
-        assert (block["what"], block["stack"][0][2]) == ("the_culprit", "the_culprit")
+        assert block["what"] == block["stack"][0][2]
+        assert "the_culprit" in [function for _file, _line, function in block["stack"]]
     (of_loop,) = [one for one in tasks["loops"] if one["id"] == number]
     assert "of a foreign loop" in {task["name"] for task in of_loop["tasks"]}
     assert f'tideloop_eventloop_running{{loop="{number}"}} 1' in text

@@ -235,13 +235,17 @@ def test_traces_tell_functions_and_generators_apart():
         loop.call_soon(functools.partial(second))
         loop.call_soon([].append, 1)
         loop.call_soon([].clear)
-        await asyncio.gather(loop.create_task(first_generator()), loop.create_task(second_generator()))
+        if sys.version_info < (3, 12):
+            # Later ones take no generators for coroutines.
+            await asyncio.gather(loop.create_task(first_generator()), loop.create_task(second_generator()))
         await asyncio.sleep(0)
         return loop.trace()
 
     with asyncio.Runner(loop_factory=lambda: tideloop.EventLoop(observe="trace")) as runner:
         names = {event["name"].rpartition(".")[2] for event in json.loads(runner.run(main()))["traceEvents"]}
-    assert {"first", "second", "append", "clear", "first_generator", "second_generator"} <= names
+    assert {"first", "second", "append", "clear"} <= names
+    if sys.version_info < (3, 12):
+        assert {"first_generator", "second_generator"} <= names
 
 
 class TestAttached:

@@ -260,12 +260,12 @@ impl Chrome {
     /// A task was ready from `came` until it took a step.
     fn ready(&mut self, track: Track, came: u64, until: u64) {
         // What has woken it was over at that time, or not yet.
-        let waker = self.done.partition_point(|&(_, ended, _)| ended <= came);
+        let waker = self.done.partition_point(|&(_, ended, _)| ended < came);
         let waker = self.done.get(waker);
         // Or it is not known any more.
-        let waker = waker.filter(|&&(began, ..)| began <= came);
-        let is_known = waker.is_some();
-        if came < until && came.max(track.until) < until {
+        let waker = waker.filter(|&&(began, ended, _)| began <= came && began < ended);
+        let woken = waker.map(|&(_, ended, _)| came.min(ended - 1));
+        if came.max(track.until) < until {
             let by = waker.map(|(.., what)| what.clone());
             self.slice(track.tid, "ready", came.max(track.until), until);
             if let Some(by) = by {
@@ -275,10 +275,12 @@ impl Chrome {
             }
             self.out.push('}');
         }
-        // One that has woken itself needs no arrow.
-        if is_known && came >= track.until && came < until {
+        // One that has woken itself needs no arrow. An arrow begins within what has woken the task, which may be over by then.
+        if let Some(woken) = woken
+            && came >= track.until
+        {
             self.arrows += 1;
-            self.arrow('s', self.of_loop, came);
+            self.arrow('s', self.of_loop, woken);
             self.arrow('f', track.tid, until);
         }
     }
