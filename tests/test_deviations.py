@@ -342,3 +342,37 @@ def test_a_write_that_fails_is_known_when_the_callback_returns(runner):
             assert isinstance(await mine.lost, ConnectionError)
 
     runner.run(main())
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_what_a_delivery_schedules_runs_before_the_loop_stops(kind):
+    log = []
+
+    class Stops(asyncio.Protocol, asyncio.DatagramProtocol):
+        def data_received(self, data):
+            log.append("read")
+            loop = asyncio.get_running_loop()
+            loop.stop()
+            loop.call_soon(log.append, "told")
+
+        def datagram_received(self, data, addr):
+            self.data_received(data)
+
+    async def begin():
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair(type=socket.SOCK_STREAM if kind == "stream" else socket.SOCK_DGRAM)
+        near.setblocking(False)
+        if kind == "stream":
+            transport, _ = await loop.create_connection(Stops, sock=near)
+        else:
+            transport, _ = await loop.create_datagram_endpoint(Stops, sock=near)
+        return transport, far
+
+    with asyncio.Runner(loop_factory=tideloop.new_event_loop) as runner:
+        transport, far = runner.run(begin())
+        with far:
+            far.send(b"x")
+            runner.get_loop().run_forever()
+            assert log == ["read", "told"]
+            transport.abort()
+            runner.run(settled(runner.get_loop()))

@@ -25,6 +25,7 @@ from tideloop._tideloop import (
     watchdog_asks,
     watchdog_collects,
     watchdog_forked,
+    watchdog_resume,
     watchdog_stop,
     watchdog_threshold,
 )
@@ -153,7 +154,7 @@ def watch(traced: bool = False) -> None:
     _started = True
     if hasattr(os, "register_at_fork"):
         # It is started again by the loop that runs on, or by the next one that runs.
-        os.register_at_fork(before=_before_fork, after_in_child=watchdog_forked)
+        os.register_at_fork(before=_before_fork, after_in_parent=watchdog_resume, after_in_child=watchdog_forked)
     atexit.register(watchdog_stop, True)
     watchdog_threshold(int(_threshold / _NANO))
 

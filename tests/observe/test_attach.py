@@ -1,6 +1,7 @@
 """tideloop.observe.attach(): a loop that is not tideloop's."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -216,3 +217,30 @@ def test_a_loop_of_another_thread_is_attached_to_there():
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def test_a_thread_that_ends_within_a_run_is_watched_no_longer(make):
+    kept = []
+
+    def runs():
+        loop = make()
+        kept.append(loop)
+
+        async def main():
+            kept.append(observe.attach(loop))
+            loop.call_soon(sys.exit)
+            await asyncio.Event().wait()
+
+        with contextlib.suppress(SystemExit):
+            loop.run_until_complete(main())
+
+    thread = threading.Thread(target=runs)
+    thread.start()
+    thread.join()
+    loop, attached = kept
+    assert attached._thread is None, "a signal would be sent to a thread that is no more"
+    assert attached.metrics().blocked_for is None
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()

@@ -11,6 +11,7 @@ import weakref
 import pytest
 import tideloop
 from tideloop import observe
+from tideloop.observe import exposition
 from tideloop.testing import new_virtual_loop
 
 
@@ -226,3 +227,11 @@ def test_a_cycle_through_one_is_collected():
 def test_what_is_made_without_its_constructor_is_none():
     made = tideloop.Breaker.__new__(tideloop.Breaker)
     assert id(made) not in {gauge.id for gauge in observe.gauges()}
+
+
+def test_what_a_programs_own_class_tells_spoils_nothing():
+    told = exposition.Exposition()
+    stats = {"hit rate": 1, "two\nlines": 2, "vast": 10**400, "good": 3, "none": None}
+    exposition.add_gauge(told, {"kind": "cache", "name": None, "id": 1, "stats": stats})
+    lines = [line for line in told.text().decode().splitlines() if not line.startswith("#")]
+    assert lines == ['tideloop_cache_good{name="",id="1"} 3']

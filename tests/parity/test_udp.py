@@ -937,3 +937,75 @@ class TestWhatItTells:
         async with endpoint(loop) as one:
             with pytest.raises(RuntimeError, match="is used by transport"):
                 loop.add_reader(one.transport.get_extra_info("socket").fileno(), print)
+
+
+class TestOrder:
+    """Of what several endpoints are told that have data in one turn."""
+
+    def test_what_one_schedules_comes_behind_all_others(self, runner):
+        async def main():
+            loop = asyncio.get_running_loop()
+            log = []
+
+            class Noted(asyncio.DatagramProtocol):
+                def __init__(self, name):
+                    self.name = name
+
+                def datagram_received(self, data, addr):
+                    log.append(f"{self.name} read")
+                    loop.call_soon(log.append, f"{self.name} told")
+
+            ends = []
+            for name in "abc":
+                end, _ = await loop.create_datagram_endpoint(lambda name=name: Noted(name), local_addr=(LOOPBACK, 0))
+                ends.append(end)
+            addresses = [end.get_extra_info("sockname") for end in ends]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for address in addresses:
+                    sender.sendto(b"x", address)
+                while len(log) < 6:  # noqa: ASYNC110  no event tells
+                    await asyncio.sleep(0)
+            for end in ends:
+                end.close()
+            await turns(2)
+            return log
+
+        log = runner.run(main())
+        assert all(entry.endswith("read") for entry in log[:3]), log
+        assert all(entry.endswith("told") for entry in log[3:]), log
+
+
+def test_a_socket_that_is_closed_behind_our_back_sends_to_nobody_else(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        there, _ = await loop.create_datagram_endpoint(lambda: Recorder(loop), local_addr=(LOOPBACK, 0))
+        errors = []
+
+        class Told(asyncio.DatagramProtocol):
+            def error_received(self, exc):
+                errors.append(exc)
+
+        end, _ = await loop.create_datagram_endpoint(Told, remote_addr=there.get_extra_info("sockname"))
+        number = end.get_extra_info("socket").fileno()
+        end.sendto(b"first")
+        await turns(3)
+        # As fixtures do that close what a test has left open.
+        for found in gc.get_objects():
+            if type(found) is socket.socket and found.fileno() == number:
+                found.close()
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        far.setblocking(False)
+        with near, far:
+            taken = near if near.fileno() == number else far if far.fileno() == number else None
+            other = far if taken is near else near
+            other.setblocking(False)
+            end.sendto(b"secret")
+            await turns(3)
+            with contextlib.suppress(BlockingIOError):
+                assert other.recv(10) == b"", "a stranger has got it"
+        end.abort()
+        there.close()
+        await turns(3)
+
+    runner.get_loop().set_exception_handler(lambda loop, context: None)
+    runner.run(main())

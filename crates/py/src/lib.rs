@@ -61,8 +61,8 @@ mod _tideloop {
     };
     #[pymodule_export]
     use crate::observe::watchdog::{
-        signal_handler, watchdog_asks, watchdog_collects, watchdog_forked, watchdog_stop,
-        watchdog_threshold,
+        signal_handler, watchdog_asks, watchdog_collects, watchdog_forked, watchdog_resume,
+        watchdog_stop, watchdog_threshold,
     };
     #[pymodule_export]
     use crate::primitives::barrier::BarrierCore;

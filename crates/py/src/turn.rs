@@ -149,8 +149,10 @@ fn turn<'py, const LEVEL: u8>(
         if LEVEL != level::OFF {
             watch.polled::<LEVEL>(core);
         }
+        // As in asyncio: what one delivery schedules comes behind the others of this poll, and behind what was scheduled before.
+        let alone = batch.len() == 1 && state.queue(py, |queue| queue.ready.is_empty());
         for index in 0..batch.len() {
-            deliver::<LEVEL>(core, batch, index, watch)?;
+            deliver::<LEVEL>(core, batch, index, alone, watch)?;
         }
         batch.clear();
         timers = state.queue(py, |queue| !queue.timers.is_empty());
@@ -425,6 +427,7 @@ fn deliver<const LEVEL: u8>(
     core: &Bound<'_, LoopCore>,
     batch: &Batch,
     index: usize,
+    alone: bool,
     watch: &mut Watch,
 ) -> PyResult<()> {
     let py = core.py();
@@ -443,7 +446,7 @@ fn deliver<const LEVEL: u8>(
         }
         Delivery::Datagram(endpoint) => {
             let endpoint = endpoint.into_bound(py);
-            DatagramTransport::deliver(&endpoint, event)?;
+            DatagramTransport::deliver(&endpoint, event, alone)?;
             Some(endpoint.into_any())
         }
         Delivery::Listener(listener) => {

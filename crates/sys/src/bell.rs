@@ -75,7 +75,8 @@ impl Bell {
     /// What the system says, if it cannot be read from.
     pub fn wait(&self) -> io::Result<()> {
         (&self.reader).read_exact(&mut [0])?;
-        RUNG.store(false, Ordering::Release);
+        // A swap, to see what whoever has rung before had set.
+        RUNG.swap(false, Ordering::AcqRel);
         Ok(())
     }
 }

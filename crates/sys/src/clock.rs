@@ -194,8 +194,10 @@ impl CoarseClock {
         #[cfg(target_arch = "x86_64")]
         if self.ns_per_tick > 0 {
             let (ns, at) = self.last;
-            let ticks = u128::from(ticks().saturating_sub(at));
-            return ns + ((ticks * u128::from(self.ns_per_tick)) >> 32) as u64;
+            // A counter that went back (a suspend, another machine) says nothing until it is set again.
+            if let Some(ticks) = ticks().checked_sub(at) {
+                return ns + ((u128::from(ticks) * u128::from(self.ns_per_tick)) >> 32) as u64;
+            }
         }
         monotonic_ns()
     }

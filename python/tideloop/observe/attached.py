@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -39,6 +40,21 @@ class AttachedMetrics(NamedTuple):
     running: bool
     blocked_for: float | None
     """So long it has been blocked now; None: it is not."""
+
+
+class _Ends:
+    """Goes with its thread, and with it the runs in it whose end nobody has told: it must not be signalled any more."""
+
+    def __init__(self) -> None:
+        self.begun: weakref.WeakSet[Attached] = weakref.WeakSet()
+
+    def __del__(self, this_thread: Any = threading.get_ident) -> None:
+        for attached in tuple(self.begun):
+            if attached._thread == this_thread():
+                attached._pause()
+
+
+_here = threading.local()
 
 
 class Attached:
@@ -95,6 +111,9 @@ class Attached:
         watch()
         self._thread = threading.get_ident()
         self._pulse.begin(observed.name_of_thread())
+        if not hasattr(_here, "ends"):
+            _here.ends = _Ends()
+        _here.ends.begun.add(self)
         observed.serve_if_asked()
         self._timer = self._loop.call_later(self._interval, self._beat)
 

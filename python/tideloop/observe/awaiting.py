@@ -105,11 +105,14 @@ def awaited_tasks(
 ) -> dict[asyncio.Task[Any], list[asyncio.Task[Any]]]:
     """Of each of these tasks that awaits others of them: which ones; `go_on` is called before each is looked at."""
     by_future: dict[int, asyncio.Task[Any]] = {}
+    # Known by their addresses, they must not leave these to others meanwhile.
+    waiters: list[object] = []
     for task in tasks:
         go_on()
         waiter = getattr(task, "_fut_waiter", None)
         if waiter is not None:
             by_future[id(waiter)] = task
+            waiters.append(waiter)
     here = {id(task) for task in tasks}
     found: dict[asyncio.Task[Any], dict[asyncio.Task[Any], None]] = {}
 

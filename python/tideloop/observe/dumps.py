@@ -57,7 +57,9 @@ def dump_traces(
         _hooked = True
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
-                before=lambda: dumps_stop(False), after_in_parent=dumps_resume, after_in_child=dumps_forked
+                before=lambda: dumps_stop(False),
+                after_in_parent=lambda: dumps_resume(True),
+                after_in_child=dumps_forked,
             )
         atexit.register(dumps_stop, True)
 
@@ -81,7 +83,7 @@ def dump_if_asked() -> None:
     folder = os.environ.get("TIDELOOP_TRACE_DUMPS")
     if _hooked or not folder:
         # In a forked child.
-        dumps_resume()
+        dumps_resume(False)
         return
     asked = os.environ.get("TIDELOOP_TRACE_SIGNAL")
     number = getattr(signal, asked, None) if asked else None

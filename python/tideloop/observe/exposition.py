@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,10 @@ _TIMES = {
     "busy": "How long the steps of a coroutine function's tasks ran.",
     "scheduled": "How long they were ready and waited behind others.",
 }
+_FIELD = re.compile(r"[a-zA-Z0-9_:]+")
+_MOST = 1 << 1023
+"""Numbers from here on are none of a float's."""
+
 _QUANTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 
 
@@ -55,7 +60,9 @@ def add_gauge(to: Exposition, gauge: dict[str, Any]) -> None:
 
 def _add_numbers(to: Exposition, name: str, stats: dict[str, Any], labels: dict[str, str]) -> None:
     for field, value in stats.items():
-        if isinstance(value, bool | int | float):
+        # What a program's own class tells may have any names, and any numbers.
+        is_number = isinstance(value, float) or (isinstance(value, int) and -_MOST < value < _MOST)
+        if is_number and _FIELD.fullmatch(field):
             to.family(f"{name}_{field}", "gauge").add(value, **labels)
 
 

@@ -107,11 +107,11 @@ impl DatagramTransport {
 
     /// Readiness, from the turn. As in asyncio the protocol hears of it after the callbacks that were
     /// scheduled before: they may be about to prepare for what has arrived. Where there are none it is its turn.
-    pub fn deliver(slf: &Bound<'_, Self>, event: Event) -> PyResult<()> {
+    pub fn deliver(slf: &Bound<'_, Self>, event: Event, alone: bool) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
         let core = this.core.get();
-        if !core.debug() && core.queue(py, |queue| queue.ready.is_empty()) {
+        if alone && !core.debug() {
             let told = call::in_context(this.context.bind(py), |_| {
                 Self::on_ready(slf, event.readable, event.writable)
             });

@@ -10,8 +10,9 @@
 //!
 //! A socket that nobody else knows need not be asked. The loop makes most of them itself and lets go of them when the
 //! transport has begun; from then on ours is the only reference (and that of what `get_extra_info("socket")` would
-//! show). Whoever has none, strong or weak, can get one only by that way, which the transport notes
-//! ([`Owner::is_certain`]).
+//! show). Whoever has none, strong or weak, can get one only by that way, which the transport notes, or from the garbage
+//! collector (`gc.get_objects()`). Who has closed or detached it then has done so to the object, whose first field says so:
+//! that is looked at before each call ([`Owner::is_certain`]).
 
 use std::mem::ManuallyDrop;
 
@@ -67,12 +68,19 @@ impl Owner {
     /// Whether nobody else can have closed the descriptor. `shown`: the program may have got the Python socket from us.
     #[inline]
     pub fn is_certain(&self, shown: bool) -> bool {
-        self.python.is_none() || (self.alone && !shown)
+        match &self.python {
+            None => true,
+            Some(sock) => self.alone && !shown && told(sock) == self.socket.raw(),
+        }
     }
 
     /// The Python socket has its descriptor, and is [known](is_known) to nobody else.
     pub fn trust(&mut self) {
-        self.alone = true;
+        // Which field that is, is seen by what it has.
+        self.alone = self
+            .python
+            .as_ref()
+            .is_some_and(|sock| told(sock) == self.socket.raw());
     }
 
     /// The Python socket, to be asked by [`is_still`], if one owns the descriptor.
@@ -126,6 +134,15 @@ impl Drop for Owner {
             unsafe { ManuallyDrop::drop(&mut self.socket) };
         }
     }
+}
+
+/// The descriptor in a socket of exactly the class `socket.socket`: its first field, which is no descriptor any more once it
+/// is closed or detached.
+#[inline]
+fn told(sock: &Py<PyAny>) -> RawSource {
+    // SAFETY: `is_known` has seen its class, whose instances have more than a descriptor behind their head; the object
+    // is alive, and the GIL is held by whoever has the transport.
+    unsafe { sock.as_ptr().add(1).cast::<RawSource>().read() }
 }
 
 /// Whether a Python socket still has the descriptor that it had.

@@ -27,6 +27,9 @@ use crate::errors::os_error;
 /// A block that begins so soon after another one was dumped is not, in nanoseconds.
 const REST: u64 = 1_000_000_000;
 
+/// Blocks of different loops that are under way at one time and get the file that was begun for them.
+const LOOPS: usize = 16;
+
 #[derive(Clone)]
 struct Plan {
     folder: PathBuf,
@@ -49,8 +52,11 @@ struct State {
     jobs: VecDeque<(Job, Vec<Arc<Observed>>)>,
     thread: Option<(JoinHandle<()>, Arc<Bell>)>,
     stopping: bool,
-    /// The block that was dumped last, and when.
-    last: (u64, u64),
+    /// A fork is under way: nobody starts the thread until it is over.
+    forking: bool,
+    /// The blocks whose files were begun last, and when the last one was.
+    last: VecDeque<u64>,
+    at: u64,
     signals: u64,
     files: VecDeque<PathBuf>,
 }
@@ -60,7 +66,9 @@ static STATE: Mutex<State> = Mutex::new(State {
     jobs: VecDeque::new(),
     thread: None,
     stopping: false,
-    last: (0, 0),
+    forking: false,
+    last: VecDeque::new(),
+    at: 0,
     signals: 0,
     files: VecDeque::new(),
 });
@@ -79,12 +87,17 @@ pub fn of_block(number: u64) {
     // Those that there are now: the process may be about to end.
     let loops = known::loops();
     let mut state = locked();
-    let (last, at) = state.last;
-    let now = clock::monotonic_ns();
-    if number != last && at != 0 && now.saturating_sub(at) < REST {
-        return;
+    if !state.last.contains(&number) {
+        let now = clock::monotonic_ns();
+        if state.at != 0 && now.saturating_sub(state.at) < REST {
+            return;
+        }
+        state.at = now;
+        state.last.push_back(number);
+        if state.last.len() > LOOPS {
+            state.last.pop_front();
+        }
     }
-    state.last = (number, now);
     let job = Job::Block(number);
     if !state.jobs.iter().any(|(other, _)| *other == job) {
         state.jobs.push_back((job, loops));
@@ -164,7 +177,7 @@ fn keep(path: PathBuf, most: usize) {
 }
 
 fn start(state: &mut State) -> std::io::Result<()> {
-    if state.thread.is_some() || state.plan.is_none() {
+    if state.thread.is_some() || state.plan.is_none() || state.forking {
         return Ok(());
     }
     state.stopping = false;
@@ -180,10 +193,11 @@ fn start(state: &mut State) -> std::io::Result<()> {
 }
 
 /// Ends the thread, which writes what it was told to before, and waits for that.
-fn stop(py: Python<'_>) {
+fn stop(py: Python<'_>, forks: bool) {
     let thread = {
         let mut state = locked();
         state.stopping = true;
+        state.forking = forks;
         if let Some((_, bell)) = &state.thread {
             bell.ring();
         }
@@ -191,7 +205,11 @@ fn stop(py: Python<'_>) {
     };
     if let Some((thread, _)) = thread {
         // It cannot have panicked in a way that matters here.
-        py.detach(|| drop(thread.join()));
+        match forks {
+            // Others would start again what was stopped for the fork; the thread never takes the GIL.
+            true => drop(thread.join()),
+            false => py.detach(|| drop(thread.join())),
+        }
     }
 }
 
@@ -232,10 +250,11 @@ pub fn dumps_begin(
     }
 }
 
-/// Starts the thread if it should run and does not: it was stopped for a fork.
+/// Starts the thread if it should run and does not: it was stopped for a fork, which `is_over` says is over.
 #[pyfunction]
-pub fn dumps_resume() {
+pub fn dumps_resume(is_over: bool) {
     let mut state = locked();
+    state.forking &= !is_over;
     if start(&mut state).is_ok()
         && let Some(plan) = &state.plan
     {
@@ -246,7 +265,7 @@ pub fn dumps_resume() {
 /// Stops the thread when it has written what it was told to, and waits until it has ended; `over`: for good.
 #[pyfunction]
 pub fn dumps_stop(py: Python<'_>, over: bool) {
-    stop(py);
+    stop(py, !over);
     if over {
         ON_BLOCK.store(false, Ordering::Relaxed);
         let mut state = locked();
@@ -266,5 +285,7 @@ pub fn dumps_forked() {
     state.jobs.clear();
     // Those are the parent's, too.
     state.files.clear();
-    state.last = (0, 0);
+    state.last.clear();
+    state.at = 0;
+    state.forking = false;
 }

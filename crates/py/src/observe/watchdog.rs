@@ -148,6 +148,8 @@ struct Registry {
     asking: Option<Arc<Asking>>,
     thread: Option<JoinHandle<()>>,
     stopping: bool,
+    /// A fork is under way: nobody starts the thread until it is over.
+    forking: bool,
     /// The interpreter ends.
     over: bool,
 }
@@ -158,6 +160,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     asking: None,
     thread: None,
     stopping: false,
+    forking: false,
     over: false,
 });
 static CHANGED: Condvar = Condvar::new();
@@ -247,6 +250,7 @@ fn start(registry: &mut Registry) {
     if registry.thread.is_some()
         || registry.threshold == 0
         || registry.over
+        || registry.forking
         || registry.watched.is_empty()
     {
         return;
@@ -525,13 +529,14 @@ pub fn signal_handler(signal: i32) -> Option<usize> {
     thread::handler_of(signal)
 }
 
-/// Stops the thread and waits until it has ended; `over`: for good.
+/// Stops the thread and waits until it has ended; `over`: for good, or else for a fork.
 #[pyfunction]
 pub fn watchdog_stop(over: bool) {
     let thread = {
         let mut registry = locked(&REGISTRY);
         registry.stopping = true;
         registry.over |= over;
+        registry.forking = !over;
         CHANGED.notify_all();
         registry.thread.take()
     };
@@ -541,11 +546,18 @@ pub fn watchdog_stop(over: bool) {
     }
 }
 
+/// In the parent, after a fork: the next loop that waits starts the thread.
+#[pyfunction]
+pub fn watchdog_resume() {
+    locked(&REGISTRY).forking = false;
+}
+
 /// In a forked child: the parent's loops are not run here.
 #[pyfunction]
 pub fn watchdog_forked() {
     let mut registry = locked(&REGISTRY);
     registry.watched.clear();
+    registry.forking = false;
     // Its file is the parent's.
     registry.asking = None;
     probe::forget();
