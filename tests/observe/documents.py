@@ -74,7 +74,11 @@ def task(number, name=None, coroutine="handle", **changed):
 
 def function(coroutine="handle", **changed):
     document = {"coroutine": coroutine, "file": "/srv/app.py", "line": 30, "live": 2, "created": 200, "ok": 195}
-    return document | {"failed": 2, "cancelled": 1, "busy": 0.5, "scheduled": 0.1, "longest": 0.01} | changed
+    return (
+        document
+        | {"failed": 2, "cancelled": 1, "steps": 40, "busy": 0.5, "scheduled": 0.1, "idle": 9.0, "longest": 0.01}
+        | changed
+    )
 
 
 def tasks(*each, functions=(), unretrieved=(), number=1, truncated=False, **changed):

@@ -78,10 +78,13 @@ def test_busy_scheduled_and_idle(loop):
     assert first.stack[-1].function == "works"
     assert "Event.wait" in first.waiting_on
     live = function(seen, "works")
-    assert (live.live, live.created) == (3, 3)
+    assert (live.live, live.created, live.steps) == (3, 3, 12)
     assert live.busy >= 0.036
     after = function(loop.tasks(), "works")
     assert (after.live, after.created, after.ok, after.failed, after.cancelled) == (0, 3, 0, 0, 3)
+    # One more step each, in which they were cancelled.
+    assert after.steps == 15
+    assert after.idle >= live.idle
     assert after.busy >= live.busy
 
 

@@ -67,8 +67,8 @@ _FUNCTION = {
     "live": int,
     "file?": str,
     "line?": int,
-    **dict.fromkeys(("created?", "ok?", "failed?", "cancelled?"), int),
-    **dict.fromkeys(("busy?", "scheduled?", "longest?"), float),
+    **dict.fromkeys(("created?", "ok?", "failed?", "cancelled?", "steps?"), int),
+    **dict.fromkeys(("busy?", "scheduled?", "idle?", "longest?"), float),
 }
 _UNRETRIEVED = {"task": str, "coroutine": str, "exception": str, "age?": float}
 _COLLECTED = {"age?": float, "error?": str}

@@ -52,8 +52,11 @@ pub struct Function {
     pub ok: u64,
     pub failed: u64,
     pub cancelled: u64,
+    pub steps: u64,
     pub busy: u64,
     pub scheduled: u64,
+    /// Their ages together, at their ends or now.
+    pub lived: u64,
     pub longest: u64,
 }
 
@@ -141,24 +144,30 @@ impl Book {
             .filter(|record| record.key != 0)
     }
 
-    /// A step of the task at this place took so long, for which it had waited so long behind others; `end`: it was the last
-    /// one.
+    /// A step of the task at this place has ended `now`. It took so long, for which it had waited so long behind others;
+    /// `end`: it was the last one.
     #[inline]
-    pub fn stepped(&mut self, place: Place, took: u64, waited: u64, end: Option<End>) {
+    pub fn stepped(
+        &mut self,
+        place: Place,
+        (took, waited): (u64, u64),
+        end: Option<End>,
+        now: u64,
+    ) {
         if let Some(record) = self.slot(place) {
             record.steps = record.steps.saturating_add(1);
             record.busy += took;
             record.scheduled += waited;
             record.longest = record.longest.max(took);
             if let Some(end) = end {
-                self.end(place, end);
+                self.end(place, end, now);
             }
         }
     }
 
-    /// The task has ended, and its place is free.
+    /// The task has ended `now`, and its place is free.
     #[inline]
-    pub fn end(&mut self, place: Place, end: End) {
+    pub fn end(&mut self, place: Place, end: End, now: u64) {
         let free = self.free;
         let Some(record) = self.slot(place) else {
             return;
@@ -166,6 +175,7 @@ impl Book {
         record.key = 0;
         record.id = free.into();
         let (busy, scheduled, longest) = (record.busy, record.scheduled, record.longest);
+        let (steps, lived) = (record.steps, now.saturating_sub(record.created));
         let function = record.function;
         self.free = place.get();
         self.live -= 1;
@@ -176,8 +186,10 @@ impl Book {
                 End::Failed => counts.failed += 1,
                 End::Cancelled | End::Dropped => counts.cancelled += 1,
             }
+            counts.steps += u64::from(steps);
             counts.busy += busy;
             counts.scheduled += scheduled;
+            counts.lived += lived;
             counts.longest = counts.longest.max(longest);
         }
     }
@@ -210,9 +222,9 @@ impl Book {
         self.live == 0
     }
 
-    /// The functions by number, with the times of those of their tasks that live.
+    /// The functions by number, with the times of those of their tasks that live `now`.
     #[must_use]
-    pub fn functions(&self) -> Vec<Function> {
+    pub fn functions(&self, now: u64) -> Vec<Function> {
         let mut functions = self.functions.clone();
         for (_, record) in self.records() {
             let index = record.function as usize;
@@ -222,8 +234,10 @@ impl Book {
             if let Some(counts) = functions.get_mut(index) {
                 counts.live += 1;
                 counts.created += 1;
+                counts.steps += u64::from(record.steps);
                 counts.busy += record.busy;
                 counts.scheduled += record.scheduled;
+                counts.lived += now.saturating_sub(record.created);
                 counts.longest = counts.longest.max(record.longest);
             }
         }
@@ -305,7 +319,7 @@ mod tests {
         let mut book = Book::default();
         let first = book.begin(1, 10, None, (1, 0), 0).unwrap();
         let second = book.begin(2, 11, Some(first), (1, 0), 5).unwrap();
-        book.end(first, End::Ok);
+        book.end(first, End::Ok, 5);
         let third = book.begin(3, 12, Some(second), (1, 0), 6).unwrap();
         let parent = |place, key| book.get(place, key).unwrap().parent;
         assert_eq!((parent(second, 2), parent(third, 3)), (10, 11));
@@ -345,8 +359,8 @@ mod tests {
     fn functions_beyond_the_last_number_are_not_counted() {
         let mut book = Book::default();
         let place = book.begin(1, 1, None, (u16::MAX, 0), 0).unwrap();
-        book.end(place, End::Ok);
-        assert!(book.is_empty() && book.functions().is_empty());
+        book.end(place, End::Ok, 1);
+        assert!(book.is_empty() && book.functions(1).is_empty());
     }
 
     proptest! {
@@ -357,24 +371,28 @@ mod tests {
             let mut plain: HashMap<usize, (Place, u64, u64)> = HashMap::new();
             let mut order = Vec::new();
             let (mut busy, mut ended, mut next) = (0, 0, 1);
+            let (mut stepped, mut lived, mut began) = (0, 0, HashMap::new());
             for (op, which, time) in ops {
                 let known = order.get(which % order.len().max(1)).copied();
                 match (op, known) {
                     (0, _) | (_, None) => {
                         let place = book.begin(next, next as u64, None, (3, 0), time).unwrap();
                         plain.insert(next, (place, 0, 0));
+                        began.insert(next, time);
                         order.push(next);
                         next += 1;
                     }
                     (1 | 2, Some(key)) => {
                         let entry = plain.get_mut(&key).unwrap();
-                        book.stepped(entry.0, time, 2 * time, None);
+                        book.stepped(entry.0, (time, 2 * time), None, time);
+                        stepped += 1;
                         entry.1 += time;
                         entry.2 += 1;
                         busy += time;
                     }
                     (_, Some(key)) => {
-                        book.end(plain.remove(&key).unwrap().0, End::Ok);
+                        book.end(plain.remove(&key).unwrap().0, End::Ok, 1000 + time);
+                        lived += 1000 + time - began[&key];
                         order.retain(|&other| other != key);
                         ended += 1;
                     }
@@ -388,7 +406,9 @@ mod tests {
             let count = book.records().count();
             prop_assert_eq!(count, plain.len());
             if next > 1 {
-                let function = book.functions()[3];
+                let function = book.functions(2000)[3];
+                lived += plain.keys().map(|key| 2000 - began[key]).sum::<u64>();
+                prop_assert_eq!((function.steps, function.lived), (stepped, lived));
                 prop_assert_eq!((function.busy, function.ok, function.live), (busy, ended, plain.len() as u64));
             }
         }

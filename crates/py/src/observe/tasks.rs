@@ -174,13 +174,16 @@ impl Register {
     /// A step of the task at this place has taken and waited so long; `end`: it was its last one.
     #[inline(always)]
     pub fn stepped(&self, py: Python<'_>, place: Place, took: u64, waited: u64, end: Option<End>) {
-        self.kept
-            .with(py, |kept| kept.book.stepped(place, took, waited, end));
+        let now = self.time();
+        self.kept.with(py, |kept| {
+            kept.book.stepped(place, (took, waited), end, now)
+        });
     }
 
     /// The task at this place has ended otherwise than with a step of the ring.
     pub fn ended(&self, py: Python<'_>, place: Place, end: End) {
-        self.kept.with(py, |kept| kept.book.end(place, end));
+        let now = self.time();
+        self.kept.with(py, |kept| kept.book.end(place, end, now));
     }
 
     /// The number of the task that was made last; 0: none was.
@@ -210,11 +213,16 @@ impl Register {
     /// The task that makes another one now, and the time.
     #[inline(always)]
     fn moment(&self) -> (Option<Place>, u64) {
-        let now = match self.now.load(Relaxed) {
+        (Place::new(self.running.load(Relaxed)), self.time())
+    }
+
+    /// When the last step has ended, or the time if the loop does not run.
+    #[inline(always)]
+    fn time(&self) -> u64 {
+        match self.now.load(Relaxed) {
             0 => clock::monotonic_ns(),
             now => now,
-        };
-        (Place::new(self.running.load(Relaxed)), now)
+        }
     }
 }
 
@@ -442,11 +450,11 @@ pub fn begins_stock(core: &LoopCore, task: &Bound<'_, PyAny>) -> PyResult<()> {
     }
     let coro = task.call_method0(intern!(py, "get_coro"))?;
     if let (Some(place), Some(register)) = (begins(core, task, &coro), core.register()) {
-        let address = task.as_ptr() as usize;
+        let (address, now) = (task.as_ptr() as usize, register.time());
         register.kept.with(py, |kept| {
             // One that was destroyed before its end has left the address to this one.
             if let Some(before) = kept.stock.insert(address, place) {
-                kept.book.end(before, End::Dropped);
+                kept.book.end(before, End::Dropped, now);
             }
         });
     }
@@ -471,10 +479,10 @@ pub fn handle_stepped(
         End::Failed
     };
     if let Some(register) = core.register() {
-        let address = task.as_ptr() as usize;
+        let (address, now) = (task.as_ptr() as usize, register.time());
         register.kept.with(py, |kept| {
             kept.stock.remove(&address);
-            kept.book.end(place, end);
+            kept.book.end(place, end, now);
         });
     }
     if task::place_of(task).is_some() {
@@ -493,7 +501,7 @@ pub fn forget_others(core: &LoopCore, tasks: &[Bound<'_, PyAny>], up_to: u64, py
     let Some(register) = core.register() else {
         return;
     };
-    let running = Place::new(register.running.load(Relaxed));
+    let (running, now) = register.moment();
     register.kept.with(py, |kept| {
         let Kept { stock, book, .. } = kept;
         if stock.is_empty() {
@@ -509,7 +517,7 @@ pub fn forget_others(core: &LoopCore, tasks: &[Bound<'_, PyAny>], up_to: u64, py
                     .get(*place, *address)
                     .is_some_and(|record| record.id > up_to);
             if !lives {
-                book.end(*place, End::Dropped);
+                book.end(*place, End::Dropped, now);
             }
             lives
         });
@@ -580,15 +588,16 @@ pub fn records(
 }
 
 /// Of a function: what tells it apart, and its counts.
-type Counts<'py> = (Option<Bound<'py, PyAny>>, [u64; 8]);
+type Counts<'py> = (Option<Bound<'py, PyAny>>, [u64; 10]);
 
 /// The coroutine functions and what their tasks did.
 pub fn functions<'py>(core: &LoopCore, py: Python<'py>) -> Vec<Counts<'py>> {
     let Some(register) = core.register() else {
         return Vec::new();
     };
+    let now = clock::monotonic_ns();
     register.kept.with(py, |kept| {
-        let counts = kept.book.functions();
+        let counts = kept.book.functions(now);
         let rows = counts.iter().enumerate().map(|(number, function)| {
             let key = number
                 .checked_sub(1)
@@ -600,8 +609,10 @@ pub fn functions<'py>(core: &LoopCore, py: Python<'py>) -> Vec<Counts<'py>> {
                 function.ok,
                 function.failed,
                 function.cancelled,
+                function.steps,
                 function.busy,
                 function.scheduled,
+                function.lived,
                 function.longest,
             ];
             (key, row)
