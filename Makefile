@@ -15,11 +15,12 @@ PY := $(VENV)/bin/python
 # An extension of each interpreter has its own build folder: switching between them rebuilds nothing.
 BUILD_DIR := target/$(patsubst .%,%,$(notdir $(VENV)))
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find crates -name '*.rs' -o -name '*.html' -o -name Cargo.toml)
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PYTEST_ARGS ?=
 # Python tests run in so many processes; JOBS=0 runs them in one, as a debugger wants it.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: help demo test build bench bench-toolkit bench-sockets loom lint lint-rust lint-python fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
+.PHONY: help demo test build profile bench bench-toolkit bench-sockets loom lint lint-rust lint-python fmt docs clean conformance fuzz fuzz-tasks soak memcheck sanitize refcheck check-python check-cargo test-rust test-python test-real test-stubs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,9 +66,15 @@ $(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
 # The load client speaks TLS where its library builds with any C compiler.
 LOAD_FEATURES := $(if $(filter Windows_NT,$(OS)),,--features tls)
 
-$(VENV)/.built: $(RUST) $(VENV_STAMP) | check-cargo
+# What a run of pgo/train.py has counted tells the compiler what is hot: a tenth less CPU time and more (docs/tasks.md).
+# Names in a profile are one compiler's, so that another one builds without; so does PROFILE=.
+PROFILE ?= $(shell [ "$$(rustc -V 2>/dev/null)" = "$$(cat pgo/rustc 2>/dev/null)" ] && echo pgo/tideloop.profdata)
+PROFILE_USE := $(if $(PROFILE),RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(abspath $(PROFILE))")
+
+$(VENV)/.built: $(RUST) $(PROFILE) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
-	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
+	@[ -n "$(PROFILE)" ] || echo "make: without a profile: pgo/tideloop.profdata is for $$(cat pgo/rustc)"
+	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PROFILE_USE) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \
 	  || { cat $(VENV)/build.log >&2; exit 1; }
 	@touch $@
 
@@ -78,6 +85,26 @@ $(VENV)/.load: $(RUST) $(VENV_STAMP) | check-cargo
 	@touch $@
 
 build: check-python check-cargo $(VENV)/.built $(VENV)/.load ## release build, installed in VENV
+
+# The raw counts of build scripts, which are compiled in the same way, are thrown away. Each interpreter has code of its
+# own; what was counted under another one, in its VENV, is merged in.
+PROFILED := $(abspath target/profile/$(patsubst .%,%,$(notdir $(VENV))))
+PROFDATA = $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/bin/llvm-profdata
+
+profile: check-python check-cargo $(VENV)/.lab $(VENV)/.load ## counts anew what the release build is optimised for
+	@[ -x "$(PROFDATA)" ] || { echo "make: no llvm-profdata; 'rustup component add llvm-tools' gets it" >&2; exit 1; }
+	@echo "make: building an extension that counts, for Python $(VENV_TAG)"
+	@LLVM_PROFILE_FILE=/dev/null PYO3_PYTHON=$(abspath $(PY)) CARGO_TARGET_DIR=$(PROFILED) \
+	  RUSTFLAGS=-Cprofile-generate=$(PROFILED)/raw cargo build --locked --release --quiet -p tideloop-py
+	@rm -rf $(PROFILED)/raw $(PROFILED)/python && mkdir -p $(PROFILED)/python
+	@cp -r python/tideloop $(PROFILED)/python && rm -f $(PROFILED)/python/tideloop/*.so
+	@cp $(PROFILED)/release/lib_tideloop.so \
+	  $(PROFILED)/python/tideloop/_tideloop$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+	@PYTHONPATH=$(PROFILED)/python PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) pgo/train.py
+	@$(PROFDATA) merge -sparse -o $(PROFILED)/tideloop.profdata $(PROFILED)/raw/*.profraw
+	@$(PROFDATA) merge -sparse -o pgo/tideloop.profdata target/profile/*/tideloop.profdata
+	@rustc -V > pgo/rustc
+	@echo "make: pgo/tideloop.profdata has the counts of: $(notdir $(patsubst %/tideloop.profdata,%,$(wildcard target/profile/*/tideloop.profdata)))"
 
 # --- for people ---------------------------------------------------------------------------------
 
@@ -159,7 +186,6 @@ fuzz: build ## random programs of tasks and of transports against stock asyncio,
 	  $(UNSTABLE) cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=1024 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # The folder of the sanitizers' runtimes; a toolchain of another system may have none.
 SANITIZERS = $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/lib
 RUST_TESTS := --target $(HOST) -p tideloop-core -p tideloop-sys --lib --tests
