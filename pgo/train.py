@@ -1,6 +1,6 @@
 """What the release build is optimised for: runs that fill a profile; ``make profile`` calls it (CONTRIBUTING.md).
 
-    PYTHONPATH=… python pgo/train.py [--quick]
+    PYTHONPATH=… python pgo/train.py
 
 Runs the benches and the lab's scenarios that the figures in ``docs`` are of, tideloop alone and each once, on an
 extension that counts. Their times mean nothing here. A part that fails ends it: what has not run would be taken for
@@ -30,11 +30,9 @@ PARTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first part only")
-    chosen = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as results:
-        for name, arguments in list(PARTS.items())[: 1 if chosen.quick else None]:
+        for name, arguments in PARTS.items():
             print(f"train: {name}", flush=True)
             output = ["--output", f"{results}/{len(name)}.json"] if "lab" in arguments else []
             ended = subprocess.run(
@@ -42,7 +40,9 @@ def main() -> int:
             )
             if ended.returncode != 0:
                 command = " ".join(["python", *arguments])
-                print(f"train: '{command}' ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}", file=sys.stderr)
+                print(
+                    f"train: '{command}' ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}", file=sys.stderr
+                )
                 return 1
     return 0
 
