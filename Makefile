@@ -69,7 +69,8 @@ LOAD_FEATURES := $(if $(filter Windows_NT,$(OS)),,--features tls)
 # What a run of pgo/train.py has counted tells the compiler what is hot: a tenth less CPU time and more (docs/tasks.md).
 # Names in a profile are one compiler's, so that another one builds without; so does PROFILE=.
 PROFILE ?= $(shell [ "$$(rustc -V 2>/dev/null)" = "$$(cat pgo/rustc 2>/dev/null)" ] && echo pgo/tideloop.profdata)
-PROFILE_USE := $(if $(PROFILE),RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(abspath $(PROFILE))")
+# Code that is newer than the profile is no news, least of all between the errors of a build.
+PROFILE_USE := $(if $(PROFILE),RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(abspath $(PROFILE)) -Cllvm-args=-no-pgo-warn-mismatch")
 
 $(VENV)/.built: $(RUST) $(PROFILE) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
