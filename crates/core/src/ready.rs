@@ -38,6 +38,12 @@ impl<T> Ready<T> {
         self.entries.pop_front()
     }
 
+    /// The entry that is taken after so many others, if there are as many.
+    #[inline]
+    pub fn after(&self, others: usize) -> Option<&T> {
+        self.entries.get(others)
+    }
+
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -208,6 +208,13 @@ impl<T> Timers<T> {
             .map(|entry| (now - entry.deadline, entry.item))
     }
 
+    /// What comes up after so many others, in each lane, as far as that is known: a hint what to fetch from memory.
+    #[inline]
+    pub fn after(&self, others: usize) -> impl Iterator<Item = &T> {
+        let lanes = self.lanes.iter();
+        lanes.filter_map(move |lane| Some(&lane.fifo.get(others)?.item))
+    }
+
     /// Takes the earliest timer of a lane if it is stale, due or not, so that a cancelled timer does not
     /// wake the loop for nothing.
     pub fn pop_stale(&mut self, stale: impl Fn(&T) -> bool) -> Option<T> {
@@ -380,6 +387,22 @@ mod tests {
             Some((1_000, ())),
             "awake anyway: no need to wait for the grid"
         );
+    }
+
+    #[test]
+    fn what_comes_later_is_known_as_far_as_it_is_sorted() {
+        let mut timers = Timers::default();
+        for (deadline, slack) in [
+            (3, Slack::Fine),
+            (4, Slack::Fine),
+            (2, Slack::Fine),
+            (9, Slack::Coarse),
+        ] {
+            timers.insert(deadline, slack, deadline);
+        }
+        assert_eq!(timers.after(0).collect::<Vec<_>>(), [&3, &9]);
+        assert_eq!(timers.after(1).collect::<Vec<_>>(), [&4]);
+        assert_eq!(timers.after(2).count(), 0);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::errors::os_error;
 use crate::event_loop::LoopCore;
 use crate::ffi::current::Current;
 use crate::ffi::entry::{Entry, Run};
-use crate::ffi::{call, future, handed, handle, native, park, task, told};
+use crate::ffi::{ahead, call, future, handed, handle, native, park, task, told};
 use crate::held;
 use crate::listener::Listener;
 use crate::observe::{Watch, Who, level};
@@ -175,7 +175,14 @@ fn turn<'py, const LEVEL: u8>(
     }
     let debug = state.debug();
     for _ in 0..count {
-        let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
+        let next = state.queue(py, |queue| {
+            let next = queue.ready.pop();
+            if queue.ready.len() >= ahead::MANY {
+                ahead::ring(&queue.ready);
+            }
+            next
+        });
+        let Some(next) = next else {
             break;
         };
         let due = LEVEL != level::OFF && (watch.is_due() || LEVEL >= level::TASKS);
@@ -401,6 +408,7 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
     let state = core.get();
     loop {
         let stale = state.queue(py, |queue| {
+            let many = queue.timers.len() >= ahead::MANY;
             while let Some((late, timer)) = queue.timers.pop_due(now) {
                 if timer.is_stale() {
                     queue.timers.forget_cancelled();
@@ -411,6 +419,9 @@ fn fire_due(core: &Bound<'_, LoopCore>, watch: &Watch, now: u64) {
                 }
                 watch.fired(late);
                 queue.ready.push(timer);
+                if many {
+                    ahead::timers(&queue.timers);
+                }
             }
             None
         });

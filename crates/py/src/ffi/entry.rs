@@ -12,7 +12,7 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::layout::{FutureObject, PENDING};
-use super::{future, handle, refcheck, task};
+use super::{ahead, future, handle, refcheck, task};
 
 const KIND: usize = 0b111;
 const HANDLE: usize = 0;
@@ -96,6 +96,29 @@ impl Entry {
             // SAFETY: a sleeper is a future of ours, kept alive by the entry.
             SLEEPER => unsafe { (*self.pointer().cast::<FutureObject>()).state != PENDING },
             _ => false,
+        }
+    }
+
+    /// Asks for the memory of the object ([`super::ahead`]).
+    #[inline(always)]
+    pub fn ask(&self) {
+        match self.0.get() & KIND {
+            STEP | WAKE => ahead::task(self.pointer()),
+            HANDED => {}
+            _ => ahead::future(self.pointer()),
+        }
+    }
+
+    /// Asks for what the object refers to and its turn will touch. The object itself should be there.
+    #[inline(always)]
+    pub fn ask_further(&self) {
+        // SAFETY: the entry owns the object.
+        unsafe {
+            match self.0.get() & KIND {
+                STEP | WAKE => task::ask_further(self.pointer()),
+                HANDLE => handle::ask_further(self.pointer()),
+                _ => {}
+            }
         }
     }
 

@@ -424,6 +424,7 @@ impl FunctionObject {
             }
             let fits = kind == self.owner
                 || kind == self.receiver
+                || self.receiver == &raw mut ffi::PyBaseObject_Type
                 || ffi::PyType_IsSubtype(kind, self.receiver) != 0;
             fits && !(self.diverted)(&Bound::from_borrowed_ptr(py, receiver))
         }
@@ -662,7 +663,8 @@ unsafe fn call_coroutine_plainly(
         let function = &*callable.cast::<FunctionObject>();
         let count = ffi::PyVectorcall_NARGS(flags) as usize;
         if names.is_null()
-            && count == usize::from(function.positional)
+            && count >= usize::from(function.least)
+            && count <= usize::from(function.positional)
             && function.keeps_plainly != 0
             && function.serves(py, *array)
         {

@@ -710,13 +710,24 @@ libpython! {
 }
 
 unsafe extern "C" fn dealloc(object: *mut PyObject) {
-    let future = object.cast::<FutureObject>();
     // SAFETY: the interpreter calls this once, when the last reference is gone.
+    unsafe { destroy(object, || (), die) }
+}
+
+/// Destroys a future or a task by `die`, now or later ([`depth`]); one that has to wait `leaves` its lists before.
+///
+/// # Safety
+///
+/// The whole of a dealloc slot.
+#[inline(always)]
+pub unsafe fn destroy(object: *mut PyObject, leaves: impl FnOnce(), die: unsafe fn(*mut PyObject)) {
+    // SAFETY: passed on to the caller.
     unsafe {
         refcheck::dying(object);
-        if is_light(future) {
+        if is_light(object.cast()) {
             die(object);
         } else if depth::is_deep() {
+            leaves();
             depth::put_off(object, die);
         } else {
             depth::nested(object, die);

@@ -35,7 +35,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
 use super::spare::{self, Spare};
-use super::{call, depth, future, guard, handed, refcheck, snapshot};
+use super::{ahead, call, depth, future, guard, handed, refcheck, snapshot};
 use crate::event_loop::LoopCore;
 
 /// Arguments stored in the handle itself; more are stored as one tuple.
@@ -463,6 +463,23 @@ pub fn callback<'py>(handle: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
     let object = handle.as_ptr().cast::<HandleObject>();
     // SAFETY: `handle` was made by `new` and is alive; the field is null or owns a reference.
     unsafe { Bound::from_borrowed_ptr_or_opt(handle.py(), (*object).callback) }
+}
+
+/// Asks for the memory of what running a handle touches beside the handle ([`ahead`]).
+///
+/// # Safety
+///
+/// A live handle.
+#[inline(always)]
+pub unsafe fn ask_further(object: *mut PyObject) {
+    // SAFETY: passed on to the caller. A field that is null is asked for in vain.
+    unsafe {
+        let object = &*object.cast::<HandleObject>();
+        ahead::context(object.context);
+        if object.count > 0 {
+            ahead::future(object.args[0]);
+        }
+    }
 }
 
 /// Runs a handle's callback in its context, unless it was cancelled.

@@ -14,6 +14,7 @@
 #[macro_use]
 mod libpython;
 
+pub mod ahead;
 pub mod buffer;
 pub mod call;
 pub mod cell;

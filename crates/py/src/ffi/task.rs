@@ -51,7 +51,7 @@ use super::entry::Entry;
 use super::future::{self, Outcome, core_of, slot};
 use super::layout::{CANCELLED, FutureObject, Node, PENDING, TaskObject};
 use super::native::{Native, native};
-use super::{call, depth, guard, hidden, operation, refcheck};
+use super::{ahead, call, depth, guard, hidden, operation, refcheck};
 use crate::event_loop::LoopCore;
 use tideloop_core::observe::book::{End, Place};
 
@@ -695,6 +695,24 @@ unsafe fn start_eagerly(py: Python<'_>, native: &Native, task: *mut Task) -> PyR
 }
 
 // --- running -----------------------------------------------------------------------------------
+
+/// Asks for the memory of what a task's next step touches beside the task ([`ahead`]).
+///
+/// # Safety
+///
+/// A live task of ours.
+#[inline(always)]
+pub unsafe fn ask_further(object: *mut PyObject) {
+    // SAFETY: passed on to the caller. A field that is null is asked for in vain.
+    unsafe {
+        let base = &(*object.cast::<Task>()).base;
+        ahead::coroutine(base.coro);
+        ahead::context(base.context);
+        if !base.waiter.is_null() {
+            ahead::future(base.waiter);
+        }
+    }
+}
 
 /// Runs one entry of the ring: a step, or (`woken`) a step after the future that the task awaited.
 ///
@@ -1726,19 +1744,8 @@ unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
 }
 
 unsafe extern "C" fn dealloc(object: *mut PyObject) {
-    let task = object.cast::<Task>();
     // SAFETY: the interpreter calls this once, when the last reference is gone.
-    unsafe {
-        refcheck::dying(object);
-        if future::is_light(task.cast()) {
-            die(object);
-        } else if depth::is_deep() {
-            unlink(node_of(task));
-            depth::put_off(object, die);
-        } else {
-            depth::nested(object, die);
-        }
-    }
+    unsafe { future::destroy(object, || unlink(node_of(object.cast())), die) }
 }
 
 /// The end of a task, after which there is none.

@@ -53,20 +53,29 @@ impl Coroutine for Sleep {
 
 fn begin<'py>(delay: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Step<'py>> {
     let py = frame.py();
-    if delay.le(0)? {
+    let float = delay
+        .cast_exact::<PyFloat>()
+        .ok()
+        .map(|delay| delay.value());
+    // Comparing a float with an integer takes Python longer than all of this.
+    let is_over = match float {
+        Some(seconds) => seconds <= 0.0,
+        None => delay.le(0)?,
+    };
+    if is_over {
         return Ok(Step::Yield);
     }
-    if refuses_nan(py)?
-        && delay
-            .cast::<PyFloat>()
-            .is_ok_and(|delay| delay.value().is_nan())
+    if delay
+        .cast::<PyFloat>()
+        .is_ok_and(|delay| delay.value().is_nan())
+        && refuses_nan(py)?
     {
         return Err(PyValueError::new_err("Invalid delay: NaN (not a number)"));
     }
     let event_loop = park::running_loop(py)?;
     let future = park::new_future(&event_loop)?;
-    if let Ok(delay) = delay.extract::<f64>()
-        && park::wake_later(&event_loop, delay, &future)
+    if let Ok(seconds) = float.map_or_else(|| delay.extract::<f64>(), Ok)
+        && park::wake_later(&event_loop, seconds, &future)
     {
         return Ok(Step::Wait(future));
     }

@@ -13,6 +13,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyFrozenSet, PyList, PySet, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
+use crate::ffi::ahead;
 use crate::ffi::call::{self, Callback, Definition};
 use crate::ffi::cell::LoopCell;
 use crate::ffi::function::Coroutine;
@@ -167,11 +168,12 @@ fn has_failed(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 /// The coroutine.
 ///
 /// Its arguments are the futures, as a set of ours once it has begun, the timeout and return_when. The latter
-/// is replaced by the callback.
+/// is replaced by the callback, the timeout by a list of what is in the set.
 pub struct Wait;
 
 const TIMEOUT: usize = 1;
 const RETURN_WHEN: usize = 2;
+const MEMBERS: usize = TIMEOUT;
 const CALLBACK: usize = RETURN_WHEN;
 
 impl Coroutine for Wait {
@@ -189,11 +191,11 @@ impl Coroutine for Wait {
             Input::Resumed => {
                 // begin() has put a set there.
                 let futures = futures.cast::<PySet>()?;
-                let all_done = leave(futures, frame)?;
+                let all_done = leave(frame)?;
                 result(futures, all_done).map(Step::Return)
             }
             Input::Thrown(error) => {
-                leave(futures.cast::<PySet>()?, frame)?;
+                leave(frame)?;
                 Err(error)
             }
         }
@@ -217,7 +219,8 @@ fn begin<'py>(given: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
     let until = Until::named(frame.argument(RETURN_WHEN).as_ref())?;
     let futures = set_of(given)?;
     let members = members(&futures)?;
-    for future in members.iter() {
+    for (index, future) in members.iter().enumerate() {
+        ahead::member(&members, index);
         if park::look(&future) == Seen::Nothing
             && stock(py)?
                 .is_coroutine
@@ -266,13 +269,15 @@ fn begin<'py>(given: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<Ste
     )?;
     let callback = call::bound_function(&COMPLETED, waiting.as_any())?;
     let context = call::copy_context(py)?;
-    for future in members.iter() {
+    for (index, future) in members.iter().enumerate() {
+        ahead::member(&members, index);
         park::add_callback(&future, &callback, &context)?;
         if let Some(task) = &task {
             park::note_awaiting(&future, task)?;
         }
     }
     drop(frame.replace(0, Some(futures.into_any())));
+    drop(frame.replace(MEMBERS, Some(members.into_any())));
     drop(frame.replace(CALLBACK, Some(callback)));
     Ok(Step::Wait(waiter))
 }
@@ -305,17 +310,20 @@ fn members<'py>(futures: &Bound<'py, PySet>) -> PyResult<Bound<'py, PyList>> {
 }
 
 /// Takes back what was left at the futures and the loop; says whether all futures are seen to be done.
-fn leave<'py>(futures: &Bound<'py, PySet>, frame: &Frame<'_, 'py>) -> PyResult<bool> {
+fn leave(frame: &Frame<'_, '_>) -> PyResult<bool> {
     let py = frame.py();
-    let Some(callback) = frame.argument(CALLBACK) else {
+    let (Some(callback), Some(members)) = (frame.argument(CALLBACK), frame.replace(MEMBERS, None))
+    else {
         return Ok(false);
     };
+    let members = members.cast_into::<PyList>()?;
     let waiting = callback.getattr(intern!(py, "__self__"))?;
     let waiting = waiting.cast::<Waiting>()?.get();
     waiting.cancel_timer(py)?;
     let task = waiting.task(py);
     let mut all_done = true;
-    for future in members(futures)?.iter() {
+    for (index, future) in members.iter().enumerate() {
+        ahead::member(&members, index);
         park::remove_callback(&future, &callback)?;
         if let Some(task) = &task {
             park::forget_awaiting(&future, task)?;
