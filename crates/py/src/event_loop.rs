@@ -436,9 +436,8 @@ impl LoopCore {
 
     /// Lets go of the context that calls of other threads have shared.
     pub fn discard_snapshot(&self, py: Python<'_>) {
-        if let Some(last) = self.queue.with(py, |queue| queue.snapshots.take()) {
-            last.discard(py);
-        }
+        let removed = self.queue.with(py, |queue| queue.snapshots.take());
+        removed.discard(py);
     }
 
     fn check_can_run(&self) -> PyResult<()> {

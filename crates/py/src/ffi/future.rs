@@ -446,6 +446,7 @@ unsafe fn call_soon(
                 args: &[future.cast()],
                 owner: (*future).owner,
                 context,
+                shared: false,
                 when: None,
             };
             handle::reuse_or_new(py, spare, call)

@@ -408,12 +408,13 @@ impl Stored {
         let context = self.context.into_bound(py);
         let args = self.args.map(|arg| arg.map(|arg| arg.into_bound(py)));
         let shared = self.shared;
-        let mut ran_in = None;
-        let entered = match shared {
-            true => snapshot::lend(state, &context),
-            false => Ok(context.clone()),
+        let (mut done, mut ran_in) = (None, None);
+        let lent = match shared {
+            true => snapshot::lend(state, &context).map(Some),
+            false => Ok(None),
         };
-        let outcome = entered.and_then(|entered| {
+        let outcome = lent.and_then(|loan| {
+            let entered = loan.as_ref().map_or(&context, |loan| &loan.context);
             let mut stack = [null_mut(); INLINE + 1];
             for (place, arg) in stack[1..].iter_mut().zip(&args) {
                 *place = arg.as_ref().map_or(null_mut(), Bound::as_ptr);
@@ -426,14 +427,17 @@ impl Stored {
             };
             // SAFETY: what is called, and with what, is owned by this frame.
             let result = unsafe { handle::invoke(py, &call, &mut stack) };
-            match (&result, shared) {
-                (Ok(()), true) => snapshot::take_back(state, &context, entered),
-                (Err(_), true) => ran_in = Some(entered),
+            match (&result, loan) {
+                (Ok(()), Some(loan)) => done = Some(loan),
+                (Err(_), Some(loan)) => ran_in = Some(loan.context),
                 _ => {}
             }
             result
         });
         let Err(error) = outcome else {
+            if let Some(loan) = done {
+                snapshot::take_back(state, context, loan);
+            }
             return Ok(());
         };
         // For the report: the handle that the call would have had, with the context that it ran in.

@@ -17,9 +17,10 @@
 //! When the loop stops, it tracks whatever is still pending ([`track`]); handles made while it does
 //! not run are tracked at once. So a loop that is dropped with work in it is collected with it.
 //!
-//! The handle of a call that a thread has handed over is not owned by the loop while that runs, and may share its
-//! context with others: see [`super::handed`] and [`super::snapshot`]. It gets a context of its own
-//! ([`own_context`]) before that is entered or shown to anybody.
+//! The handle of a call that a thread has handed over is not owned by the loop while that runs: see [`super::handed`].
+//!
+//! **Contexts.** A handle that was given none shares one with others ([`super::snapshot`]). It gets a context of its
+//! own ([`own_context`]) before that is shown to anybody, and runs in one that nobody shares.
 //!
 //! **Identity.** `type(h)` is ours, `h.__class__` is asyncio's Handle or TimerHandle, so that
 //! `isinstance` holds without carrying the slots of asyncio's Python class.
@@ -27,6 +28,7 @@
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr::{self, null_mut};
 
+use pyo3::Borrowed;
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::ffi::{self, PyObject};
 use pyo3::intern;
@@ -212,6 +214,9 @@ pub unsafe fn reuse_or_new<'py>(
             call.owner,
             call.context,
         )?;
+        if call.shared {
+            (*object).flags |= SHARED;
+        }
         Ok(handle)
     }
 }
@@ -229,6 +234,7 @@ pub fn of_call<'py>(
         args: &[argument.as_ptr()],
         owner: owner.as_ptr(),
         context,
+        shared: false,
         when: None,
     };
     // SAFETY: live objects; the queue keeps handles of this kind only.
@@ -241,6 +247,8 @@ pub struct Call<'a, 'py> {
     pub args: &'a [*mut PyObject],
     pub owner: *mut PyObject,
     pub context: Bound<'py, PyAny>,
+    /// The context is a snapshot.
+    pub shared: bool,
     /// Seconds, for a timer.
     pub when: Option<f64>,
 }
@@ -500,10 +508,17 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             // Run by somebody else than its loop, which has nothing left to run then.
             handed::forget(object);
         }
-        if (*object).flags & CANCELLED == 0
-            && let Err(error) = own_context(py, object)
-        {
-            return report(handle, error);
+        let mut loan = None;
+        if (*object).flags & (CANCELLED | SHARED) == SHARED {
+            // Not a Bound: whether anybody else has a reference is looked at.
+            let context = Borrowed::from_ptr(py, (*object).context);
+            let lent = match future::any_core_of(py, (*object).owner) {
+                Some(core) => snapshot::lend(core, &context).map(|lent| loan = Some((core, lent))),
+                None => own_context(py, object),
+            };
+            if let Err(error) = lent {
+                return report(handle, error);
+            }
         }
         let flags = (*object).flags;
         if flags & CANCELLED != 0 || (*object).callback.is_null() {
@@ -529,9 +544,13 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             (*object).flags |= RUNNING;
         }
 
+        let entered = loan
+            .as_ref()
+            .map_or(context, |(_, loan)| loan.context.as_ptr());
+        (*object).flags &= !SHARED;
         let call = Invocation {
             callback,
-            context,
+            context: entered,
             count,
             spilled: flags & SPILLED != 0,
         };
@@ -539,7 +558,7 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             if flags & PERSISTENT == 0 && (*object).flags & CANCELLED == 0 {
                 // For the report, and for whoever keeps it: the handle shows what it ran.
                 (*object).callback = ffi::Py_NewRef(callback);
-                (*object).context = ffi::Py_NewRef(context);
+                (*object).context = ffi::Py_NewRef(entered);
                 for (slot, &argument) in (*object).args.iter_mut().zip(&stack[1..]) {
                     *slot = ffi::Py_XNewRef(argument);
                 }
@@ -559,12 +578,16 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
                 core.get().handoff().finished();
             }
         }
+        let context = Bound::from_owned_ptr(py, context);
+        match loan {
+            Some((core, loan)) if outcome.is_ok() => snapshot::take_back(core, context, loan),
+            _ => drop(context),
+        }
         if flags & PERSISTENT == 0 {
             let owner = std::mem::replace(&mut (*object).owner, null_mut());
             ffi::Py_XDECREF(owner);
         }
         ffi::Py_DECREF(callback);
-        ffi::Py_DECREF(context);
         for &argument in &stack[1..] {
             ffi::Py_XDECREF(argument);
         }

@@ -257,12 +257,12 @@ unsafe fn call_soon_fast<'py>(
                 return Ok(None);
             }
         }
-        let context = if context == ffi::Py_None() {
-            call::copy_context(py)?
+        let (context, shared) = if context == ffi::Py_None() {
+            snapshot::share(state, py, |queue| queue.ready.len())?
         } else {
-            Bound::from_borrowed_ptr(py, context)
+            (Bound::from_borrowed_ptr(py, context), false)
         };
-        let handle = plain_handle(&core, types, array, count, context)?;
+        let handle = plain_handle(&core, types, array, count, (context, shared))?;
         state.push_ready(py, handle.clone().unbind());
         Ok(Some(handle))
     }
@@ -279,7 +279,7 @@ unsafe fn plain_handle<'py>(
     types: &handle::Types,
     array: *const *mut PyObject,
     count: Py_ssize_t,
-    context: Bound<'py, PyAny>,
+    (context, shared): (Bound<'py, PyAny>, bool),
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = core.py();
     let used = core.get().queue(py, |queue| queue.spare_handle(types));
@@ -290,6 +290,7 @@ unsafe fn plain_handle<'py>(
             args: std::slice::from_raw_parts(array.add(1), count as usize - 1),
             owner: core.as_ptr(),
             context,
+            shared,
             when: None,
         };
         handle::reuse_or_new(py, used, call)
@@ -317,11 +318,8 @@ unsafe fn hand_over<'py>(
             return Ok(None);
         }
         let types = handle::types(py)?;
-        let (context, shared) = match state.queue(py, |queue| queue.snapshots.current(py)) {
-            Some(snapshot) => (snapshot, true),
-            None => snapshot::new(state, py)?,
-        };
-        let handle = plain_handle(&core, types, array, count, context)?;
+        let (context, shared) = snapshot::share_always(state, py)?;
+        let handle = plain_handle(&core, types, array, count, (context, shared))?;
         handle::make_thread_safe(&handle)?;
         handed::push(state, &handle, shared);
         state.wake(py)?;
@@ -367,8 +365,8 @@ unsafe fn timer_fast<'py>(
         // asyncio.sleep() needs no context for what its timer does to a future.
         let sleeper = future::sleeper_of(py, callback, args);
         let context = match sleeper {
-            Some(_) => call::callback_context(py)?,
-            None => call::copy_context(py)?,
+            Some(_) => (call::callback_context(py)?, false),
+            None => snapshot::share(state, py, |queue| queue.timers.len())?,
         };
         let timer = push_timer(&core, when(state.clock(), delay), callback, args, context)?;
         if let Some((_, future)) = sleeper {
@@ -389,7 +387,7 @@ unsafe fn push_timer<'py>(
     when: When,
     callback: *mut PyObject,
     args: &[*mut PyObject],
-    context: Bound<'py, PyAny>,
+    (context, shared): (Bound<'py, PyAny>, bool),
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = core.py();
     let state = core.get();
@@ -400,6 +398,7 @@ unsafe fn push_timer<'py>(
         args,
         owner: core.as_ptr(),
         context,
+        shared,
         when: Some(when.seconds),
     };
     // SAFETY: passed on to the caller; what the queue keeps of timers is a timer.
@@ -416,7 +415,7 @@ pub fn call_at_natively<'py>(
     callback: &Bound<'py, PyAny>,
     argument: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let context = call::callback_context(core.py())?;
+    let context = (call::callback_context(core.py())?, false);
     // SAFETY: live objects.
     unsafe { push_timer(core, when, callback.as_ptr(), &[argument.as_ptr()], context) }
 }
