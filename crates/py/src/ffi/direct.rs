@@ -50,10 +50,16 @@ impl Behind {
             .unbind();
         let said = |attribute| -> PyResult<String> {
             let value = behind.bind(py).getattr(attribute)?;
-            value.extract::<Option<String>>().map(Option::unwrap_or_default)
+            value
+                .extract::<Option<String>>()
+                .map(Option::unwrap_or_default)
         };
         // As the interpreter finds it in the words of a method: the signature, and what follows.
-        let words = format!("{name}{}\n--\n\n{}", said("__text_signature__")?, said("__doc__")?);
+        let words = format!(
+            "{name}{}\n--\n\n{}",
+            said("__text_signature__")?,
+            said("__doc__")?
+        );
         // The class lives as long as the process, and its methods do.
         let definition = Box::leak(Box::new(ffi::PyMethodDef {
             ml_name: CString::new(name)?.into_raw(),
@@ -90,10 +96,9 @@ impl Behind {
         // SAFETY: `array` holds `count` arguments and then one for each of the names; all outlive the call.
         unsafe {
             guard(|py| {
-                let behind = self
-                    .0
-                    .get(py)
-                    .ok_or_else(|| PyRuntimeError::new_err("a bug in tideloop: no method behind"))?;
+                let behind = self.0.get(py).ok_or_else(|| {
+                    PyRuntimeError::new_err("a bug in tideloop: no method behind")
+                })?;
                 let keywords = match names.is_null() {
                     true => 0,
                     false => ffi::PyTuple_GET_SIZE(names),
