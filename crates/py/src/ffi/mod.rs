@@ -38,6 +38,7 @@ pub mod origin;
 pub mod owner;
 pub mod park;
 pub mod piece;
+pub mod prefetch;
 pub mod probe;
 pub mod recent;
 pub mod refcheck;
