@@ -332,6 +332,22 @@ class TestSending:
             one.transport.sendto(b"works", name_of(one))
             assert await one.received(1) == [b"works"]
 
+    async def test_by_keyword(self, loop):
+        async with endpoint(loop) as one:
+            one.transport.sendto(data=b"both", addr=name_of(one))
+            one.transport.sendto(b"address", addr=name_of(one))
+            assert await one.received(2) == [b"both", b"address"]
+
+    async def test_other_arguments_are_refused(self, loop):
+        async with endpoint(loop) as one:
+            name = name_of(one)
+            refused = (((), {}), ((b"a", name, 0), {}), ((b"a",), {"data": b"b"}), ((b"a",), {"else": name}))
+            for arguments, keywords in refused:
+                with pytest.raises(TypeError):
+                    one.transport.sendto(*arguments, **keywords)
+            one.transport.sendto(b"works", name)
+            assert await one.received(1) == [b"works"]
+
     @deviates("uvloop", "never sends empty datagrams", when=SENDS_EMPTY)
     async def test_empty(self, loop):
         async with endpoint(loop) as two, endpoint(loop, remote_addr=name_of(two)) as one:
@@ -601,6 +617,16 @@ class TestAnswering:
             await one.received(200)
             for number, sock in enumerate(socks):
                 assert [sock.recv(10), sock.recv(10)] == [bytes([number])] * 2
+
+    async def test_more_peers_than_are_remembered(self, loop):
+        async with endpoint(loop, lambda: self.Answers(loop)) as one, contextlib.AsyncExitStack() as stack:
+            socks = [stack.enter_context(plain()) for _ in range(400)]
+            for start in [*range(0, 400, 100)] * 2:
+                some = socks[start : start + 100]
+                for number, sock in enumerate(some, start):
+                    sock.sendto(str(number).encode(), name_of(one))
+                await one.received(len(one.datagrams) + 100)
+                assert [sock.recv(10) for sock in some] == [str(number).encode() for number in range(start, start + 100)]
 
     async def test_small_and_large_ones_keep_their_order(self, loop):
         class Mixed(self.Answers):
