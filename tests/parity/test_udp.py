@@ -626,7 +626,9 @@ class TestAnswering:
                 for number, sock in enumerate(some, start):
                     sock.sendto(str(number).encode(), name_of(one))
                 await one.received(len(one.datagrams) + 100)
-                assert [sock.recv(10) for sock in some] == [str(number).encode() for number in range(start, start + 100)]
+                assert [sock.recv(10) for sock in some] == [
+                    str(number).encode() for number in range(start, start + 100)
+                ]
 
     async def test_small_and_large_ones_keep_their_order(self, loop):
         class Mixed(self.Answers):
