@@ -38,12 +38,6 @@ impl<T> Ready<T> {
         self.entries.pop_front()
     }
 
-    /// The oldest entry, which stays.
-    #[inline]
-    pub fn first(&self) -> Option<&T> {
-        self.entries.front()
-    }
-
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -177,13 +177,7 @@ fn turn<'py, const LEVEL: u8>(
     }
     let debug = state.debug();
     for _ in 0..count {
-        let Some(next) = state.queue(py, |queue| {
-            let entry = queue.ready.pop();
-            if let Some(next) = queue.ready.first() {
-                next.fetch();
-            }
-            entry
-        }) else {
+        let Some(next) = state.queue(py, |queue| queue.ready.pop()) else {
             break;
         };
         let due = LEVEL != level::OFF && (watch.is_due() || LEVEL >= level::TASKS);

@@ -12,7 +12,7 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::layout::{FutureObject, PENDING};
-use super::{future, handle, prefetch, refcheck, task};
+use super::{future, handle, refcheck, task};
 
 const KIND: usize = 0b111;
 const HANDLE: usize = 0;
@@ -142,13 +142,6 @@ impl Entry {
             let object = Bound::from_owned_ptr(py, self.pointer()).unbind();
             Some(ManuallyDrop::new(object))
         }
-    }
-
-    /// It is the next to run: has the processor fetch its object.
-    #[inline]
-    pub fn fetch(&self) {
-        // As large as a task is.
-        prefetch::lines(self.pointer(), 240);
     }
 
     /// Takes the entry apart.

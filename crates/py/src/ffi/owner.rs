@@ -202,7 +202,7 @@ pub fn is_still(sock: &Bound<'_, PyAny>, source: RawSource) -> bool {
 
 /// Whether somebody may do something with a Python socket who has got it elsewhere than from us. `references`: how many
 /// there are that we know of, the caller's among them.
-fn is_known(sock: &Bound<'_, PyAny>, references: isize) -> bool {
+pub fn is_known(sock: &Bound<'_, PyAny>, references: isize) -> bool {
     static CLASS: PyOnceLock<Option<Py<PyAny>>> = PyOnceLock::new();
     let py = sock.py();
     let class = CLASS.get_or_init(py, || {

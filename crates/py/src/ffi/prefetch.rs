@@ -32,17 +32,11 @@ pub fn place<T>(value: &T) {
     line(std::ptr::from_ref(value).cast());
 }
 
-/// Has the processor fetch a Python object of a class of ours, and what the interpreter keeps in front of it.
+/// Has the processor fetch a Python object of a class of ours.
 #[inline(always)]
 pub fn object<T>(object: &Py<T>) {
-    lines(object.as_ptr(), size_of::<T>());
-}
-
-/// Has the processor fetch so many bytes of an object, with its head.
-#[inline(always)]
-pub fn lines(object: *const PyObject, bytes: usize) {
-    let start = object.cast::<u8>();
-    for offset in (0..size_of::<PyObject>() + bytes).step_by(LINE) {
+    let start = object.as_ptr().cast::<u8>();
+    for offset in (0..size_of::<PyObject>() + size_of::<T>()).step_by(LINE) {
         line(start.wrapping_add(offset));
     }
 }
