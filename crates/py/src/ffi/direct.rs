@@ -13,16 +13,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::{Borrowed, PyTypeInfo};
 
+use super::methods::FastCall;
 use super::{attached, guard};
 use crate::datagram::DatagramTransport;
 use crate::transport::StreamTransport;
-
-type FastCall = unsafe extern "C" fn(
-    *mut PyObject,
-    *const *mut PyObject,
-    Py_ssize_t,
-    *mut PyObject,
-) -> *mut PyObject;
 
 /// The method that PyO3 has made, behind the one that stands in front of it.
 struct Behind(PyOnceLock<Py<PyAny>>);
