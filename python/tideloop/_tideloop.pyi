@@ -245,12 +245,15 @@ class ReaderCore:
     transport: Any
     waiter: Any
     def divert(self) -> None: ...
+    def replaced(self) -> None: ...
 
 @final
 class FlowCore:
     def __new__(cls) -> FlowCore: ...
     lost: Any
     paused: Any
+    reader: Any
+    def replaced(self) -> None: ...
 
 @final
 class WriterCore:

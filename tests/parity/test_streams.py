@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
+from unittest import mock
 
 import pytest
 
+from tests.backends import deviates
 from tests.peers import LOOPBACK, settled, turns
 
 
@@ -131,6 +135,51 @@ class TestRead:
             while received < total:
                 received += len(await reader.read(1 << 20))
             await drain
+
+
+class TestReplaced:
+    """Methods that a program has replaced on one reader or one protocol."""
+
+    async def test_feed_data(self, loop):
+        async with streams() as ((_, writer), (reader, _)):
+            original = reader.feed_data
+            reader.feed_data = lambda data: original(data.upper())
+            assert "feed_data" in vars(reader)
+            writer.write(b"first")
+            assert await reader.readexactly(5) == b"FIRST"
+            del reader.feed_data
+            with pytest.raises(AttributeError):
+                del reader.feed_data
+            assert reader.feed_data == original
+            writer.write(b"second")
+            assert await reader.readexactly(6) == b"second"
+
+    @deviates("uvloop", "keeps the method that the protocol had in the beginning")
+    async def test_data_received(self, loop):
+        async with streams() as ((_, writer), (reader, theirs)):
+            protocol = theirs.transport.get_protocol()
+            with mock.patch.object(protocol, "data_received", wraps=protocol.data_received) as received:
+                writer.write(b"first")
+                assert await reader.readexactly(5) == b"first"
+            received.assert_called_once_with(b"first")
+            writer.write(b"second")
+            assert await reader.readexactly(6) == b"second"
+            assert received.call_count == 1
+
+    async def test_a_reader_that_is_dropped_is_fed_no_more(self, loop):
+        async with streams() as ((_, writer), (reader, theirs)):
+            protocol = theirs.transport.get_protocol()
+            other = type(reader)()
+            protocol._stream_reader_wr = weakref.ref(other)
+            assert protocol._stream_reader is other
+            writer.write(b"first")
+            assert await other.readexactly(5) == b"first"
+            del other
+            gc.collect()
+            assert protocol._stream_reader is None
+            writer.write(b"to nobody")
+            await settled(loop)
+            assert not theirs.transport.is_closing()
 
 
 class TestWrite:

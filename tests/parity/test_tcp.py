@@ -160,6 +160,21 @@ class TestTold:
 
 
 class TestWrite:
+    @deviates("uvloop", "its parameter has another name")
+    async def test_by_keyword(self, loop):
+        async with connected(loop) as (client, server):
+            client.transport.write(data=b"text")
+            assert await server.received(4) == b"text"
+
+    async def test_other_arguments_are_refused(self, loop):
+        async with connected(loop) as (client, server):
+            refused = (((), {}), ((b"a", b"b"), {}), ((b"a",), {"data": b"b"}), ((), {"else": b"a"}), (("text",), {}))
+            for arguments, keywords in refused:
+                with pytest.raises(TypeError):
+                    client.transport.write(*arguments, **keywords)
+            client.transport.write(b"text")
+            assert await server.received(4) == b"text"
+
     async def test_writes_arrive_in_order(self, loop):
         parts = [b"%d," % i for i in range(2000)]
         async with connected(loop) as (client, server):

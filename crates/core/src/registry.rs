@@ -70,6 +70,12 @@ impl<T> Registry<T> {
         }
     }
 
+    /// Where the registration of a key lies, if it does, without a look at it.
+    #[inline]
+    pub fn place(&self, key: Key) -> Option<&impl Sized> {
+        self.slots.get(key.slot as usize)
+    }
+
     #[inline]
     pub fn entry(&self, key: Key) -> Option<&T> {
         match self.slots.get(key.slot as usize) {

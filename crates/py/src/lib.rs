@@ -157,6 +157,7 @@ mod _tideloop {
             module.add("Task", native.task.bind(py))?;
         }
         ffi::roll::install(module)?;
+        ffi::direct::install(py)?;
         ffi::methods::install(&py.get_type::<LoopCore>())
     }
 }

@@ -25,6 +25,7 @@ use crate::datagram::DatagramTransport;
 use crate::errors::os_error;
 use crate::ffi::call::closed_error;
 use crate::ffi::cell::LoopCell;
+use crate::ffi::prefetch;
 use crate::listener::Listener;
 use crate::transport::StreamTransport;
 
@@ -508,6 +509,25 @@ impl Reactor {
     #[must_use = "it may own Python objects, which are dropped outside of the cell"]
     pub fn unregister(&self, py: Python<'_>, key: Key) -> Option<Target> {
         self.inner.with(py, |inner| inner.unregister(key))
+    }
+
+    /// The events that come next: has the processor fetch what their deliveries begin with.
+    #[inline]
+    pub fn expect(&self, py: Python<'_>, next: Option<Event>, after: Option<Event>) {
+        let Some(next) = next else {
+            return;
+        };
+        self.inner.with(py, |inner| {
+            if let Some(after) = after
+                && let Some(place) = inner.registry.place(Key::from_u64(after.key))
+            {
+                prefetch::place(place);
+            }
+            let entry = inner.registry.entry(Key::from_u64(next.key));
+            if let Some(Target::Stream(transport)) = entry.map(|entry| &entry.target) {
+                prefetch::object(transport);
+            }
+        });
     }
 
     /// Whom an event is for.

@@ -36,10 +36,10 @@ use crate::event_loop::LoopCore;
 use crate::ffi::buffer::{self, Bytes};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::owner::{Owner, is_known, is_still};
+use crate::ffi::owner::{self, Owner, Owns, is_still};
 use crate::held;
 use crate::reactor::Target;
-use crate::streams;
+use crate::streams::{self, FlowCore};
 use crate::tls::TlsCore;
 
 /// Queued pieces sent by one system call.
@@ -63,6 +63,8 @@ struct Connection {
     socket: Option<Owner>,
     key: Option<Key>,
     protocol: Option<Py<PyAny>>,
+    /// Of a stream protocol of ours: by which its reader is found.
+    flow: Option<Py<FlowCore>>,
     intake: Intake,
     room: Room,
     queue: VecDeque<Chunk>,
@@ -77,6 +79,15 @@ struct Connection {
     view: Option<Py<PyAny>>,
     local: Option<Address>,
     peer: Option<Address>,
+}
+
+impl Owns for Connection {
+    /// The owner's.
+    const REFERENCES: isize = 1;
+
+    fn owner(&mut self) -> (Option<&mut Owner>, bool) {
+        (self.socket.as_mut(), self.shown)
+    }
 }
 
 impl Connection {
@@ -139,6 +150,8 @@ enum Received {
     /// Not yet: the protocol has to be asked for a buffer.
     Asking,
     Data(Py<PyAny>, Py<PyBytes>),
+    /// Of a stream protocol of ours.
+    Fed(Py<FlowCore>, Py<PyBytes>),
     Eof(Py<PyAny>),
     Failed(PyErr),
 }
@@ -261,10 +274,10 @@ impl StreamTransport {
                 Ok(bytes) => {
                     let len = bytes.as_bytes(py).len();
                     connection.room.received(len);
-                    let protocol = protocol.clone_ref(py);
-                    match len {
-                        0 => Received::Eof(protocol),
-                        _ => Received::Data(protocol, bytes),
+                    match (len, &connection.flow) {
+                        (0, _) => Received::Eof(protocol.clone_ref(py)),
+                        (_, Some(flow)) => Received::Fed(flow.clone_ref(py), bytes),
+                        (_, None) => Received::Data(protocol.clone_ref(py), bytes),
                     }
                 }
                 Err(error) if would_block(&error) => Received::Nothing,
@@ -284,12 +297,19 @@ impl StreamTransport {
                     Intake::Tls => call::in_context(context, |_| {
                         TlsCore::received(protocol.cast::<TlsCore>()?, &bytes)
                     }),
-                    _ => streams::fed(&protocol, &bytes).unwrap_or_else(|| {
-                        call::in_context(context, |py| {
-                            call::method1(&protocol, intern!(py, "data_received"), bytes.as_any())
-                                .map(drop)
-                        })
-                    }),
+                    _ => state.data_received(&protocol, &bytes),
+                };
+                match told {
+                    Ok(()) => Ok(()),
+                    Err(error) => Self::fail(slf, error, intake.failed()),
+                }
+            }
+            Received::Fed(flow, bytes) => {
+                let (flow, bytes) = (flow.into_bound(py), bytes.into_bound(py));
+                let told = match (flow.get().feed(&bytes), state.protocol(py)) {
+                    (Some(told), _) => told,
+                    (None, Some(protocol)) => state.data_received(&protocol, &bytes),
+                    (None, None) => Ok(()),
                 };
                 match told {
                     Ok(()) => Ok(()),
@@ -301,6 +321,16 @@ impl StreamTransport {
                 Self::fail(slf, error, "Fatal read error on socket transport")
             }
         }
+    }
+
+    fn data_received<'py>(
+        &self,
+        protocol: &Bound<'py, PyAny>,
+        bytes: &Bound<'py, PyBytes>,
+    ) -> PyResult<()> {
+        call::in_context(self.context.bind(protocol.py()), |py| {
+            call::method1(protocol, intern!(py, "data_received"), bytes.as_any()).map(drop)
+        })
     }
 
     fn on_readable_buffered(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -763,6 +793,7 @@ impl StreamTransport {
         let (socket, key, released) = self.with(py, |connection| {
             let released = Released {
                 _protocol: connection.protocol.take().map(|p| p.into_bound(py)),
+                _flow: connection.flow.take().map(|f| f.into_bound(py)),
                 server: connection.server.take().map(|s| s.into_bound(py)),
                 view: connection.view.take().map(|v| v.into_bound(py)),
                 writable: connection.writable.take().map(|w| w.into_bound(py)),
@@ -806,36 +837,7 @@ impl StreamTransport {
     /// Fails if somebody has closed our descriptor: its number may be another connection's by now.
     #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
-        let certain = self.with(py, |connection| {
-            let owner = connection.socket.as_ref();
-            owner.is_none_or(|owner| owner.is_certain(connection.shown))
-        });
-        match certain {
-            true => Ok(()),
-            false => self.ask_owner(py),
-        }
-    }
-
-    #[cold]
-    fn ask_owner(&self, py: Python<'_>) -> io::Result<()> {
-        let Some((sock, source)) = self.python_socket(py) else {
-            return Ok(());
-        };
-        let sock = sock.into_bound(py);
-        if !is_still(&sock, source) {
-            return Err(socket::closed_underneath());
-        }
-        // The owner's reference and this one.
-        if !is_known(&sock, 2) {
-            self.with(py, |connection| {
-                if let Some(owner) = &mut connection.socket
-                    && !connection.shown
-                {
-                    owner.trust();
-                }
-            });
-        }
-        Ok(())
+        owner::check(py, &self.connection)
     }
 
     /// Fails if somebody has closed our descriptor by way of the socket that we have shown.
@@ -1058,6 +1060,7 @@ impl Offer {
 /// What a closed connection leaves to be told or, outside of the cell, dropped.
 struct Released<'py> {
     _protocol: Option<Bound<'py, PyAny>>,
+    _flow: Option<Bound<'py, FlowCore>>,
     server: Option<Bound<'py, PyAny>>,
     view: Option<Bound<'py, PyAny>>,
     writable: Option<Bound<'py, PyAny>>,
@@ -1176,6 +1179,7 @@ impl StreamTransport {
                 socket: None,
                 key: None,
                 intake: Intake::of(protocol)?,
+                flow: streams::flow_of(protocol).map(Bound::unbind),
                 room: Room::default(),
                 protocol: Some(protocol.clone().unbind()),
                 queue: VecDeque::new(),
@@ -1359,9 +1363,11 @@ impl StreamTransport {
         let intake = Intake::of(protocol)?;
         // The old one is told how its own bytes fare.
         Self::release_held(slf)?;
+        let flow = streams::flow_of(protocol).map(Bound::unbind);
         let old = slf.get().with(slf.py(), |connection| {
             connection.intake = intake;
-            connection.protocol.replace(protocol.clone().unbind())
+            let flow = std::mem::replace(&mut connection.flow, flow);
+            (connection.protocol.replace(protocol.clone().unbind()), flow)
         });
         drop(old);
         Ok(())
@@ -1411,7 +1417,7 @@ impl StreamTransport {
     /// data: bytes, bytearray or a contiguous memoryview; mutable data may be changed afterwards.
     /// Raises TypeError for anything else, RuntimeError after write_eof(). Never blocks; data for a
     /// connection that is lost is dropped.
-    fn write<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>) -> PyResult<()> {
+    pub fn write<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>) -> PyResult<()> {
         Self::send(slf, &[Payload::of(data)?])
     }
 
@@ -1501,6 +1507,7 @@ impl StreamTransport {
         visit.call(&self.extra)?;
         let visited = self.connection.try_with(|connection| {
             visit.call(&connection.protocol)?;
+            visit.call(&connection.flow)?;
             visit.call(&connection.server)?;
             visit.call(&connection.writable)?;
             for chunk in &connection.queue {

@@ -152,6 +152,8 @@ fn turn<'py, const LEVEL: u8>(
         // As in asyncio: what one delivery schedules comes behind the others of this poll, and behind what was scheduled before.
         let alone = batch.len() == 1 && state.queue(py, |queue| queue.ready.is_empty());
         for index in 0..batch.len() {
+            let (next, after) = (batch.get(index + 1), batch.get(index + 2));
+            state.reactor().expect(py, next, after);
             deliver::<LEVEL>(core, batch, index, alone, watch)?;
         }
         batch.clear();

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from asyncio import streams as _streams
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from tideloop._tideloop import FlowCore, ReaderCore, WriterCore, function
@@ -36,6 +37,34 @@ else:
             setattr(getattr(self, core), name, value)
 
         return property(get, put)
+
+    class Replaceable:
+        """A method that a program may replace on one object; that object's core is told, and asks from then on."""
+
+        __slots__ = ("_core", "_function", "_name")
+
+        def __init__(self, function, core):
+            self._function = function
+            self._core = core
+
+        def __set_name__(self, owner, name):
+            self._name = name
+
+        def __get__(self, owned, owner=None):
+            if owned is None:
+                return self._function
+            try:
+                return vars(owned)[self._name]
+            except KeyError:
+                return MethodType(self._function, owned)
+
+        def __set__(self, owned, value):
+            vars(owned)[self._name] = value
+            getattr(owned, self._core).replaced()
+
+        def __delete__(self, owned):
+            if vars(owned).pop(self._name, self) is self:
+                raise AttributeError(self._name)
 
     # What asyncio's reader calls on itself, so that a subclass may override it.
     _HOOKS = (
@@ -82,7 +111,7 @@ else:
         __anext__ = function("StreamReader.__anext__", StockReader.__anext__)
         at_eof = function("StreamReader.at_eof", StockReader.at_eof)
         exception = function("StreamReader.exception", StockReader.exception)
-        feed_data = function("StreamReader.feed_data", StockReader.feed_data)
+        feed_data = Replaceable(function("StreamReader.feed_data", StockReader.feed_data), "_core")
         feed_eof = function("StreamReader.feed_eof", StockReader.feed_eof)
         set_exception = function("StreamReader.set_exception", StockReader.set_exception)
 
@@ -133,10 +162,13 @@ else:
 
         _connection_lost = _shown("lost", "_flow")
         _paused = _shown("paused", "_flow")
+        _stream_reader_wr = _shown("reader", "_flow")
 
         connection_made = adopt(StockProtocol.connection_made, StreamWriter=StreamWriter)
         _drain_helper = function("StreamReaderProtocol._drain_helper", StockProtocol._drain_helper)
-        data_received = function("StreamReaderProtocol.data_received", StockProtocol.data_received)
+        data_received = Replaceable(
+            function("StreamReaderProtocol.data_received", StockProtocol.data_received), "_flow"
+        )
 
     # What a stock reader has of its own before it is used; the core has the same under its own names.
     _FRESH = {"_eof": False, "_waiter": None, "_exception": None, "_transport": None, "_paused": False}
@@ -165,5 +197,10 @@ else:
         flow = FlowCore()
         fields = vars(protocol)
         flow.paused, flow.lost = fields.pop("_paused"), fields.pop("_connection_lost")
+        flow.reader = fields.pop("_stream_reader_wr")
+        if "data_received" in fields:
+            flow.replaced()
+        if "feed_data" in vars(reader):
+            core.replaced()
         protocol.__class__ = StreamReaderProtocol
         protocol._flow = flow

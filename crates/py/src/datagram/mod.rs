@@ -27,7 +27,7 @@ use tideloop_core::datagram::{CloseStep, Endpoint, Resumed};
 use tideloop_core::registry::Key;
 use tideloop_sys::datagram::Name;
 use tideloop_sys::selector::{Event, Interest};
-use tideloop_sys::socket::{self, Address, RawSource};
+use tideloop_sys::socket::{Address, RawSource};
 
 use self::origins::Origins;
 use self::sending::Corked;
@@ -36,7 +36,7 @@ use crate::errors::{ends_the_loop, os_error};
 use crate::event_loop::LoopCore;
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::owner::{Owner, is_known, is_still};
+use crate::ffi::owner::{self, Owner, Owns};
 use crate::reactor::Target;
 use crate::transport::{Payload, release_waiter};
 
@@ -73,6 +73,15 @@ struct State {
     batch: Batch,
     /// Whether the socket was asked for.
     shown: bool,
+}
+
+impl Owns for State {
+    /// The owner's, and that of what get_extra_info("socket") shows.
+    const REFERENCES: isize = 2;
+
+    fn owner(&mut self) -> (Option<&mut Owner>, bool) {
+        (self.socket.as_mut(), self.shown)
+    }
 }
 
 /// A datagram endpoint: the link between a protocol and a datagram socket.
@@ -235,36 +244,7 @@ impl DatagramTransport {
     /// Fails if somebody has closed our descriptor: its number may be another socket's by now.
     #[inline]
     fn check_owner(&self, py: Python<'_>) -> io::Result<()> {
-        let certain = self.with(py, |state| {
-            let owner = state.socket.as_ref();
-            owner.is_none_or(|owner| owner.is_certain(state.shown))
-        });
-        match certain {
-            true => Ok(()),
-            false => self.ask_owner(py),
-        }
-    }
-
-    #[cold]
-    fn ask_owner(&self, py: Python<'_>) -> io::Result<()> {
-        let Some((sock, source)) = self.python_socket(py) else {
-            return Ok(());
-        };
-        let sock = sock.into_bound(py);
-        if !is_still(&sock, source) {
-            return Err(socket::closed_underneath());
-        }
-        // The owner's reference, this one, and that of what get_extra_info("socket") shows.
-        if !is_known(&sock, 3) {
-            self.with(py, |state| {
-                if let Some(owner) = &mut state.socket
-                    && !state.shown
-                {
-                    owner.trust();
-                }
-            });
-        }
-        Ok(())
+        owner::check(py, &self.state)
     }
 
     /// Brings the selector in line with what the machine wants.
@@ -535,10 +515,10 @@ impl DatagramTransport {
     /// ValueError for an address that is not the endpoint's own. Never blocks, except to look up a name
     /// that is no numeric address. Errors of the system are told to protocol.error_received().
     #[pyo3(signature = (data, addr = None))]
-    fn sendto<'py>(
+    pub fn sendto<'py>(
         slf: &Bound<'py, Self>,
         data: &Bound<'py, PyAny>,
-        addr: Option<Bound<'py, PyAny>>,
+        addr: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
@@ -550,7 +530,7 @@ impl DatagramTransport {
         let addr = match &this.address {
             Some(fixed) => {
                 let fixed = fixed.bind(py);
-                if let Some(addr) = &addr
+                if let Some(addr) = addr
                     && !addr.is(fixed)
                     && !addr.eq(fixed)?
                 {
@@ -559,11 +539,11 @@ impl DatagramTransport {
                         fixed.str()?
                     )));
                 }
-                Some(fixed.clone())
+                Some(fixed)
             }
             None => addr,
         };
-        Self::send(slf, data, &payload, addr.as_ref())
+        Self::send(slf, data, &payload, addr)
     }
 
     /// Bytes that wait to be sent, from Python 3.13 on with eight for each datagram's header.

@@ -225,7 +225,8 @@ impl DatagramTransport {
             let Some(owner) = &state.socket else {
                 return;
             };
-            let parcels: Vec<Parcel<'_>> = held.iter().map_while(|o| o.parcel(py)).collect();
+            let mut parcels: Vec<Parcel<'_>> = Vec::with_capacity(held.len());
+            parcels.extend(held.iter().map_while(|outgoing| outgoing.parcel(py)));
             while done < parcels.len() {
                 match datagram::send(owner.socket(), &parcels[done..]) {
                     Ok(sent) => done += sent,

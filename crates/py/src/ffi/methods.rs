@@ -37,7 +37,8 @@ pub fn install(class: &Bound<'_, PyType>) -> PyResult<()> {
     Ok(())
 }
 
-type FastCall = unsafe extern "C" fn(
+/// A METH_FASTCALL | METH_KEYWORDS function.
+pub(super) type FastCall = unsafe extern "C" fn(
     *mut PyObject,
     *const *mut PyObject,
     Py_ssize_t,

@@ -14,13 +14,15 @@
 //! collector (`gc.get_objects()`). Who has closed or detached it then has done so to the object, whose first field says so:
 //! that is looked at before each call ([`Owner::is_certain`]).
 
+use std::io;
 use std::mem::ManuallyDrop;
 
 use pyo3::sync::PyOnceLock;
 use pyo3::{ffi, intern, prelude::*};
-use tideloop_sys::socket::{RawSource, Socket};
+use tideloop_sys::socket::{self, RawSource, Socket};
 
 use super::call;
+use super::cell::LoopCell;
 use crate::reactor::source_from;
 
 /// A connected socket and the one object that closes it.
@@ -116,6 +118,49 @@ impl Owner {
             }
         }
     }
+}
+
+/// What a transport keeps in its cell, as far as its descriptor goes.
+pub trait Owns {
+    /// References to the Python socket that nobody can use behind our back.
+    const REFERENCES: isize;
+
+    /// The owner, until it has closed, and whether the program was shown the Python socket.
+    fn owner(&mut self) -> (Option<&mut Owner>, bool);
+}
+
+/// Fails if somebody has closed the descriptor: its number may be another socket's by now.
+#[inline]
+pub fn check<S: Owns>(py: Python<'_>, state: &LoopCell<S>) -> io::Result<()> {
+    let certain = state.with(py, |state| match state.owner() {
+        (Some(owner), shown) => owner.is_certain(shown),
+        (None, _) => true,
+    });
+    match certain {
+        true => Ok(()),
+        false => ask(py, state),
+    }
+}
+
+#[cold]
+fn ask<S: Owns>(py: Python<'_>, state: &LoopCell<S>) -> io::Result<()> {
+    let asked = state.with(py, |state| state.owner().0?.python_socket(py));
+    let Some((sock, source)) = asked else {
+        return Ok(());
+    };
+    let sock = sock.into_bound(py);
+    if !is_still(&sock, source) {
+        return Err(socket::closed_underneath());
+    }
+    // This reference is one more.
+    if !is_known(&sock, S::REFERENCES + 1) {
+        state.with(py, |state| {
+            if let (Some(owner), false) = state.owner() {
+                owner.trust();
+            }
+        });
+    }
+    Ok(())
 }
 
 impl Owner {

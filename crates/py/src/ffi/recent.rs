@@ -13,7 +13,9 @@
 //! (a build without the GIL) and where references are checked (`refcheck`), no object is used twice.
 //!
 //! **Which one.** The one that was used last, while it is free: it is in the processor's cache. If it is still in
-//! use, the next of a ring of [`SLOTS`]; that one is replaced if it is in use as well.
+//! use, the next of a ring of [`SLOTS`]; that one is replaced if it is in use as well. Where many messages come before
+//! the first of them is let go of (a poll finds a hundred connections, and what it wakes runs behind it), the ring has
+//! one for each, and once all are free it begins from the first one again: as few as are needed are in use.
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -27,8 +29,11 @@ const SMALLEST: usize = 480;
 /// For what is larger the copy costs more than the allocation, bytes.
 const LARGEST: usize = 16 * 1024;
 
-/// So many objects are remembered: 1 MiB at most.
-const SLOTS: usize = 64;
+/// So many objects are remembered at most: as many as one poll can find.
+const SLOTS: usize = 256;
+
+/// And so many bytes.
+const MOST: usize = 1024 * 1024;
 
 const REUSES: bool = !refcheck::ON && !cfg!(Py_GIL_DISABLED);
 
@@ -44,6 +49,8 @@ pub struct Recent {
     slots: Vec<Slot>,
     /// The one that was used last.
     last: usize,
+    /// The room of all.
+    room: usize,
 }
 
 /// Bytes, and an object that is remembered no more, to be dropped by the caller.
@@ -56,30 +63,35 @@ impl Recent {
         if !REUSES || !(SMALLEST..=LARGEST).contains(&bytes.len()) {
             return (PyBytes::new(py, bytes), None);
         }
-        if let Some(slot) = self.slots.get(self.last)
-            && slot.is_free(py)
-        {
+        if self.is_free(py, self.last) {
+            if self.is_free(py, 0) {
+                self.last = 0;
+            }
             return self.refill(py, bytes);
         }
-        self.last = match self.last + 1 < self.slots.len().max(1) {
-            true => self.last + 1,
-            false if self.slots.len() < SLOTS => {
-                let made = Slot::new(py, bytes);
-                let object = made.bytes.bind(py).clone();
-                self.last = self.slots.len();
-                self.slots.push(made);
-                return (object, None);
-            }
-            false => 0,
-        };
-        match self
-            .slots
-            .get(self.last)
-            .is_some_and(|slot| slot.is_free(py))
-        {
+        let next = self.last + 1;
+        if next < self.slots.len() {
+            self.last = next;
+        } else if self.slots.len() < SLOTS && self.room + bytes.len() <= MOST {
+            let made = Slot::new(py, bytes);
+            let object = made.bytes.bind(py).clone();
+            self.last = self.slots.len();
+            self.room += made.room;
+            self.slots.push(made);
+            return (object, None);
+        } else {
+            self.last = 0;
+        }
+        match self.is_free(py, self.last) {
             true => self.refill(py, bytes),
             false => self.replace(py, bytes),
         }
+    }
+
+    /// Whether nobody but us knows this one.
+    #[inline]
+    fn is_free(&self, py: Python<'_>, index: usize) -> bool {
+        self.slots.get(index).is_some_and(|slot| slot.is_free(py))
     }
 
     /// Fills the free object that `last` says, or puts one in its place that fits.
@@ -91,14 +103,19 @@ impl Recent {
         }
     }
 
+    /// Puts a new object in the place of the one that `last` says, unless all would be too large then.
     fn replace<'py>(&mut self, py: Python<'py>, bytes: &[u8]) -> Filled<'py> {
+        let Some(slot) = self.slots.get_mut(self.last) else {
+            return (PyBytes::new(py, bytes), None);
+        };
+        let room = self.room - slot.room + bytes.len();
+        if room > MOST {
+            return (PyBytes::new(py, bytes), None);
+        }
+        self.room = room;
         let made = Slot::new(py, bytes);
         let object = made.bytes.bind(py).clone();
-        let old = self
-            .slots
-            .get_mut(self.last)
-            .map(|slot| std::mem::replace(slot, made));
-        (object, old.map(|slot| slot.bytes))
+        (object, Some(std::mem::replace(slot, made).bytes))
     }
 }
 

@@ -11,7 +11,9 @@
 //!   whoever looks there, sees what it knows. Whoever looks at `_buffer` gets the bytearray that would be
 //!   there, and the bytes are in it from then on.
 //! * the transport gives what it has received to that core, without a Python call ([`fed`]), and a read
-//!   that finds enough there ends in its first step, without a future.
+//!   that finds enough there ends in its first step, without a future. It finds the core by the protocol's
+//!   [`FlowCore`], which knows the reader, and which is told when a program puts something of its own in the place of
+//!   `data_received` or `feed_data` on one object (`Replaceable` in `tideloop.loop.streams`).
 //!
 //! Subclasses of the stock classes keep asyncio's code: nobody knows which of its methods they override.
 //!
@@ -28,11 +30,13 @@ pub mod messages;
 pub mod reading;
 pub mod writing;
 
+pub use self::writing::{FlowCore, flow_of};
+
 use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyBytes, PyType, PyWeakrefReference};
+use pyo3::types::{PyByteArray, PyBytes, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::inbox::{Inbox, Scan, Taken, scan};
 
@@ -57,6 +61,8 @@ struct State {
     paused: bool,
     /// asyncio's code serves this reader.
     diverted: bool,
+    /// The program has put something of its own in the place of this reader's `feed_data`.
+    replaced: bool,
     waiter: Option<Py<PyAny>>,
     exception: Option<Py<PyAny>>,
     transport: Option<Py<PyAny>>,
@@ -238,6 +244,7 @@ impl ReaderCore {
                 eof: false,
                 paused: false,
                 diverted: false,
+                replaced: false,
                 waiter: None,
                 exception: None,
                 transport: None,
@@ -249,6 +256,11 @@ impl ReaderCore {
     /// From now on asyncio's code serves this reader.
     fn divert(&self, py: Python<'_>) {
         self.state.with(py, |state| state.diverted = true);
+    }
+
+    /// `feed_data` of this reader may be the program's.
+    fn replaced(&self, py: Python<'_>) {
+        self.state.with(py, |state| state.replaced = true);
     }
 
     /// How many bytes are unread.
@@ -467,34 +479,6 @@ pub fn attach(protocol: &Bound<'_, PyAny>) -> PyResult<()> {
 
 /// Gives received bytes to the reader of a stream protocol. Nothing: the protocol is another one, or its
 /// reader is, and wants to be asked.
-#[inline]
 pub fn fed(protocol: &Bound<'_, PyAny>, bytes: &Bound<'_, PyBytes>) -> Option<PyResult<()>> {
-    let py = protocol.py();
-    let classes = CLASSES.get(py)?;
-    if protocol.get_type_ptr() != classes.protocol.as_ptr().cast() {
-        return None;
-    }
-    let fields = attributes(protocol)?;
-    // Somebody has put something of theirs in the way: a counter, a mock.
-    if fields
-        .contains(intern!(py, "data_received"))
-        .unwrap_or(true)
-    {
-        return None;
-    }
-    let reference = fields.get_item(intern!(py, "_stream_reader_wr")).ok()??;
-    let Some(reader) = reference.cast::<PyWeakrefReference>().ok()?.upgrade() else {
-        return Some(Ok(()));
-    };
-    if attributes(&reader)?
-        .contains(intern!(py, "feed_data"))
-        .unwrap_or(true)
-    {
-        return None;
-    }
-    let core = core_of(&reader)?;
-    if core.get().state.with(py, |state| state.diverted) {
-        return None;
-    }
-    Some(core.get().feed_bytes(bytes))
+    flow_of(protocol)?.get().feed(bytes)
 }

@@ -8,6 +8,7 @@ use pyo3::exceptions::{PyAssertionError, PyRuntimeError, PyTypeError, PyValueErr
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyList, PyType};
+use tideloop_core::waiters::Ticket;
 
 use super::{Buffer, ReaderCore, cut, is_diverted, known_core, whole};
 use crate::ffi::call;
@@ -52,6 +53,37 @@ impl ReaderCore {
             Some(cut(py, inbox, count))
         });
         taken.map_or(AtOnce::No, |taken| AtOnce::Return(whole(py, taken)))
+    }
+
+    /// Whether unread bytes are here, and not in a bytearray that a program has got hold of.
+    #[inline]
+    fn has_bytes(&self, py: Python<'_>) -> bool {
+        self.state.with(py, |state| match &state.buffer {
+            Buffer::Native(inbox) => !inbox.is_empty(),
+            Buffer::Shown(_) => false,
+        })
+    }
+
+    /// Begins to wait, if nothing is there and nothing else has to be looked at or done for that: what a read of a
+    /// server's finds.
+    #[inline]
+    fn wait_at_once<'py>(&self, py: Python<'py>) -> Option<PyResult<Step<'py>>> {
+        let event_loop = self.state.with(py, |state| {
+            let Buffer::Native(inbox) = &state.buffer else {
+                return None;
+            };
+            let busy = state.eof || state.paused || state.exception.is_some();
+            if busy || state.waiter.is_some() || !inbox.is_empty() {
+                return None;
+            }
+            Some(state.event_loop.as_ref()?.bind(py).clone())
+        })?;
+        let future = match park::new_future(&event_loop) {
+            Ok(future) => future,
+            Err(error) => return Some(Err(error)),
+        };
+        self.put(py, Some(future.clone()), |state| &mut state.waiter);
+        Some(Ok(Step::Wait(future)))
     }
 
     /// Begins to wait for more, on behalf of a method.
@@ -117,12 +149,19 @@ impl ReaderCore {
     }
 }
 
+/// A number that is an int, as almost all are.
+#[inline]
+fn plain_count(wanted: &Bound<'_, PyAny>) -> Option<i64> {
+    match wanted.is_exact_instance_of::<PyInt>() {
+        true => wanted.extract().ok(),
+        false => None,
+    }
+}
+
 /// A number of bytes as programs give it, or negative.
 #[inline]
 fn count_of(wanted: &Bound<'_, PyAny>) -> PyResult<i64> {
-    if wanted.is_exact_instance_of::<PyInt>()
-        && let Ok(count) = wanted.extract::<i64>()
-    {
+    if let Some(count) = plain_count(wanted) {
         return Ok(count);
     }
     // Anything else is compared first, as asyncio does, so that the same is refused.
@@ -189,11 +228,16 @@ impl Coroutine for Read {
 
     #[inline]
     fn at_once<'py>(reader: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> AtOnce<'py> {
-        let (Some(wanted), Ok(core)) = (frame.argument(WANTED), core(reader, frame)) else {
+        let Ok(core) = core(reader, frame) else {
             return AtOnce::No;
         };
-        match wanted.cast_exact::<PyInt>().map(|wanted| wanted.extract()) {
-            Ok(Ok(count @ 1..)) => core.get().take_at_once(frame.py(), |_, _| Some(count)),
+        if !core.get().has_bytes(frame.py()) {
+            return AtOnce::No;
+        }
+        match frame.argument(WANTED).as_ref().and_then(plain_count) {
+            Some(count @ 1..) => core
+                .get()
+                .take_at_once(frame.py(), |_, _| Some(count as usize)),
             _ => AtOnce::No,
         }
     }
@@ -220,10 +264,23 @@ impl Coroutine for Read {
                 if let Some(blocks) = blocks {
                     return read_on(core, frame, blocks, true);
                 }
-                let count = wanted.as_ref().map_or(Ok(-1), count_of)?;
-                return Ok(Step::Return(core.consume(py, count.max(0) as usize)?));
+                // Known since it began to wait, or else no ticket, which is all ones.
+                let count = match frame.ticket().to_u64() {
+                    u64::MAX => wanted.as_ref().map_or(Ok(-1), count_of)?.max(0) as usize,
+                    count => count as usize,
+                };
+                if let AtOnce::Return(taken) = core.take_at_once(py, |_, _| Some(count)) {
+                    return Ok(Step::Return(taken));
+                }
+                return Ok(Step::Return(core.consume(py, count)?));
             }
             Input::Start => {}
+        }
+        if let Some(count @ 1..) = wanted.as_ref().and_then(plain_count)
+            && let Some(waits) = core.wait_at_once(py)
+        {
+            frame.set_ticket(Ticket::from_u64(count as u64));
+            return waits;
         }
         core.check(py)?;
         let count = wanted.as_ref().map_or(Ok(-1), count_of)?;

@@ -1,7 +1,7 @@
 //! The writer: `write` and `drain`.
 //!
 //! What a drain looks at lies in two objects. The [`FlowCore`] of a protocol knows whether it was told to
-//! pause and whether its connection is lost. The [`WriterCore`] of a writer knows its transport, its
+//! pause and whether its connection is lost, and, for what comes from there, its reader. The [`WriterCore`] of a writer knows its transport, its
 //! protocol and its reader, and by them what is native in these; it is in the writer's slot `_core`.
 //! asyncio's private names show them, as those of the reader do.
 
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pyo3::exceptions::{PyAttributeError, PyConnectionResetError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 use tideloop_core::waiters::Ticket;
 
@@ -28,11 +29,45 @@ use crate::transport::StreamTransport;
 pub struct FlowCore {
     paused: AtomicBool,
     lost: AtomicBool,
+    /// The program has put something of its own in the place of this protocol's `data_received`.
+    replaced: AtomicBool,
+    fed: LoopCell<Fed>,
+}
+
+/// Who is fed by a protocol.
+#[derive(Default)]
+struct Fed {
+    /// asyncio's weak reference to the reader.
+    reference: Option<Py<PyAny>>,
+    /// Another one to that reader's core, if it is one of ours, which lives as long as the reader.
+    core: Option<Py<PyWeakrefReference>>,
 }
 
 impl FlowCore {
     fn is_free(&self) -> bool {
         !self.paused.load(Ordering::Relaxed) && !self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Gives received bytes to the reader. Nothing: the program or asyncio's code is to be asked.
+    #[inline]
+    pub fn feed(&self, bytes: &Bound<'_, PyBytes>) -> Option<PyResult<()>> {
+        if self.replaced.load(Ordering::Relaxed) {
+            return None;
+        }
+        let py = bytes.py();
+        // Taken in the cell: an upgrade runs nothing.
+        let core = self
+            .fed
+            .with(py, |fed| Some(fed.core.as_ref()?.bind(py).upgrade()))?;
+        let Some(core) = core else {
+            // Its owner has dropped the reader.
+            return Some(Ok(()));
+        };
+        let core = core.cast_exact::<ReaderCore>().ok()?.get();
+        let asks = core
+            .state
+            .with(py, |state| state.diverted || state.replaced);
+        (!asks).then(|| core.feed_bytes(bytes))
     }
 }
 
@@ -43,7 +78,38 @@ impl FlowCore {
         Self {
             paused: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            fed: LoopCell::default(),
         }
+    }
+
+    /// `data_received` of this protocol may be the program's.
+    fn replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// asyncio's weak reference to the reader, or None.
+    #[getter]
+    fn reader(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.fed.with(py, |fed| {
+            fed.reference
+                .as_ref()
+                .map(|reference| reference.clone_ref(py))
+        })
+    }
+
+    #[setter]
+    fn set_reader(&self, py: Python<'_>, reference: Option<Bound<'_, PyAny>>) {
+        let reader = reference
+            .as_ref()
+            .and_then(|reference| reference.cast::<PyWeakrefReference>().ok()?.upgrade());
+        let core = reader.and_then(|reader| core_of(&reader));
+        let new = Fed {
+            core: core.and_then(|core| Some(PyWeakrefReference::new(core.as_any()).ok()?.unbind())),
+            reference: reference.map(Bound::unbind),
+        };
+        let old = self.fed.with(py, |fed| std::mem::replace(fed, new));
+        drop(old);
     }
 
     #[getter]
@@ -66,6 +132,18 @@ impl FlowCore {
     fn set_lost(&self, lost: &Bound<'_, PyAny>) -> PyResult<()> {
         self.lost.store(lost.is_truthy()?, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let visited = self.fed.try_with(|fed| {
+            visit.call(&fed.reference)?;
+            visit.call(&fed.core)
+        });
+        visited.unwrap_or(Ok(()))
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        drop(self.fed.with(py, std::mem::take));
     }
 }
 
@@ -136,10 +214,7 @@ impl WriterCore {
     #[setter]
     fn set_protocol(&self, protocol: Bound<'_, PyAny>) {
         let py = protocol.py();
-        let flow = match is_ours(&protocol) {
-            true => flow_of(&protocol),
-            false => None,
-        };
+        let flow = flow_of(&protocol);
         let new = (Some(protocol.unbind()), flow.map(Bound::unbind));
         let old = self.ends.with(py, |ends| {
             (
@@ -364,7 +439,11 @@ fn leave<'py>(protocol: &Bound<'py, PyAny>, frame: &Frame<'_, 'py>) -> PyResult<
 /// `StreamReaderProtocol._drain_helper()`, for writers that are asyncio's.
 pub struct DrainHelper;
 
-fn flow_of<'py>(protocol: &Bound<'py, PyAny>) -> Option<Bound<'py, FlowCore>> {
+/// The core of a stream protocol of ours.
+pub fn flow_of<'py>(protocol: &Bound<'py, PyAny>) -> Option<Bound<'py, FlowCore>> {
+    if !is_ours(protocol) {
+        return None;
+    }
     let flow = attributes(protocol)?
         .get_item(intern!(protocol.py(), "_flow"))
         .ok()??;
