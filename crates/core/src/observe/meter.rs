@@ -140,7 +140,7 @@ impl Meter {
 
     /// What was found for one descriptor was delivered, to a protocol (`called`) or the ring: whether the clock has to be
     /// read, for [`Meter::delivered`].
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn delivers(&mut self, called: bool) -> bool {
         if self.pace == Pace::Each {

@@ -363,15 +363,19 @@ impl Watch {
     }
 
     /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
-    #[inline]
+    #[inline(always)]
     pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
         if self.meter.delivers(to.is_some()) {
-            let now = self.coarse.now();
-            let timed =
-                self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
-            if let Some(transport) = to {
-                self.report(core, timed, now, &Who::Transport(transport));
-            }
+            self.delivered_timed(core, to);
+        }
+    }
+
+    #[inline(never)]
+    fn delivered_timed(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
+        let now = self.coarse.now();
+        let timed = self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
+        if let Some(transport) = to {
+            self.report(core, timed, now, &Who::Transport(transport));
         }
     }
 

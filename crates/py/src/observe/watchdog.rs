@@ -5,9 +5,12 @@
 //! joined by whoever holds the GIL: before a fork, and before the interpreter ends. Nothing of it outlives either.
 //!
 //! **When it looks.** A loop publishes when what it runs began. The watchdog sleeps for a threshold at most; it
-//! finds a step that has begun, and sleeps until that will have run for half of the threshold (a first look at what
-//! the kernel says of the thread) and for all of it (a second look, and the stack), then again every 50 ms. So the
-//! first stack is taken at the threshold whatever the phase of its sleep, and an idle process is woken ten times a second.
+//! finds a step that has begun, and sleeps until that will have run for the threshold: a look at what the kernel says of the thread,
+//! and the stack; then again every 50 ms. So the first stack is taken at the threshold whatever the phase of its sleep, and a process
+//! is woken ten times a second, whether its loop is busy or idle. To be woken is nearly all that the watchdog costs: some 35 µs.
+//! Of a step that has run for half of the threshold there is a look before, so that more of it is known when it has just blocked
+//! its loop. A step that is found to be on its way there is waited for, and a loop of which one was seen is not trusted for a while:
+//! of each of its steps there will be that look, for twice as many wake-ups.
 //! In a look it waits for nothing: what it has asked a thread is looked for every half a millisecond at first, and then with
 //! the next look, so that a thread without a processor keeps it from no other loop. The last look is the loop's
 //! own, when the step has ended.
@@ -63,6 +66,10 @@ const PAUSE: u64 = 500_000;
 /// How long a thread has to have run without an answer of the interpreter's loop until that is not at work, in nanoseconds.
 const UNANSWERED: u64 = 5_000_000;
 
+/// For how long each step of a loop is looked at when it has run for half of the threshold, after one has been seen that had run
+/// for a third of it; in nanoseconds.
+const WARY: u64 = 10_000_000_000;
+
 /// How far two clocks may be apart that tell when a step began, in nanoseconds.
 const NEAR: u64 = 500_000;
 
@@ -75,6 +82,8 @@ pub struct Watched {
     thread: Thread,
     /// Whether something was seen, so that the loop need not take the lock to know that nothing was.
     seen: AtomicBool,
+    /// Until when a step of this loop may well be long; written by the watchdog alone.
+    wary: AtomicU64,
     block: Mutex<Block>,
 }
 
@@ -148,6 +157,8 @@ struct Registry {
     asking: Option<Arc<Asking>>,
     thread: Option<JoinHandle<()>>,
     stopping: bool,
+    /// The thread waits until there is something to watch.
+    resting: bool,
     /// A fork is under way: nobody starts the thread until it is over.
     forking: bool,
     /// The interpreter ends.
@@ -160,6 +171,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     asking: None,
     thread: None,
     stopping: false,
+    resting: false,
     forking: false,
     over: false,
 });
@@ -187,12 +199,16 @@ pub fn enters(observed: &Arc<Observed>) -> Option<Arc<Watched>> {
         observed: Arc::clone(observed),
         thread: Thread::current(),
         seen: AtomicBool::new(false),
+        wary: AtomicU64::new(0),
         block: Mutex::new(Block::default()),
     });
     let mut registry = locked(&REGISTRY);
     registry.watched.push(Arc::clone(&watched));
     start(&mut registry);
-    CHANGED.notify_one();
+    // Otherwise it looks within a threshold anyway.
+    if std::mem::take(&mut registry.resting) {
+        CHANGED.notify_one();
+    }
     Some(watched)
 }
 
@@ -265,9 +281,11 @@ fn watch() {
     let mut registry = locked(&REGISTRY);
     while !registry.stopping {
         if registry.watched.is_empty() || registry.threshold == 0 {
+            registry.resting = true;
             registry = CHANGED
                 .wait(registry)
                 .unwrap_or_else(PoisonError::into_inner);
+            registry.resting = false;
             continue;
         }
         let (threshold, asking) = (registry.threshold, registry.asking.clone());
@@ -296,8 +314,13 @@ fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 
     let Some(began) = watched.observed.instrument.began() else {
         return now + threshold;
     };
-    if now.saturating_sub(began) < threshold / 2 {
-        return began + threshold / 2;
+    let ran = now.saturating_sub(began);
+    if ran >= threshold / 3 {
+        watched.wary.store(now + WARY, Ordering::Relaxed);
+    }
+    if ran < threshold / 2 {
+        let is_wary = now < watched.wary.load(Ordering::Relaxed);
+        return began + if is_wary { threshold / 2 } else { threshold };
     }
     let due = {
         let mut block = locked(&watched.block);
