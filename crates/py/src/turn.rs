@@ -154,6 +154,9 @@ fn turn<'py, const LEVEL: u8>(
         for index in 0..batch.len() {
             deliver::<LEVEL>(core, batch, index, alone, watch)?;
         }
+        if LEVEL != level::OFF {
+            watch.delivered_all(core);
+        }
         batch.clear();
         timers = state.queue(py, |queue| !queue.timers.is_empty());
         now = watch.after_poll(timers);
