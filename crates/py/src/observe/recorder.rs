@@ -283,7 +283,10 @@ impl Scribe {
                 label
             }
         };
-        if let Some(place) = self.recent_methods.get_mut(method.spread() % RECENT_METHODS) {
+        if let Some(place) = self
+            .recent_methods
+            .get_mut(method.spread() % RECENT_METHODS)
+        {
             *place = (method, label);
         }
         label
