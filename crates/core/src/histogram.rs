@@ -266,6 +266,15 @@ mod tests {
     }
 
     #[test]
+    fn an_octave_has_its_buckets_and_no_cell_hides_one() {
+        for (bucket, &split) in (63 * 8..).zip(&SPLITS) {
+            assert_eq!((index(split - 1), index(split)), (bucket - 1, bucket));
+        }
+        let splits = CELLS.iter().filter(|(_, last)| *last != u64::MAX);
+        assert_eq!(splits.count(), PER_OCTAVE);
+    }
+
+    #[test]
     fn zero_is_kept_apart() {
         let histogram = of([0, 0, 5]);
         assert_eq!(histogram.zeros(), 2);

@@ -36,6 +36,7 @@ mod counts;
 mod instrument;
 mod meter;
 pub mod ring;
+mod rounds;
 
 pub use averages::{Averages, Load};
 pub use block::{Cause, Evidence, Frame, Look, frames};
@@ -44,3 +45,4 @@ pub use instrument::{Instrument, Spent};
 pub use meter::{Meter, Timed};
 
 pub use arrivals::Arrivals;
+pub use rounds::{Round, round};

@@ -7,10 +7,8 @@
 //! **When it looks.** A loop publishes when what it runs began. The watchdog sleeps for a threshold at most; it
 //! finds a step that has begun, and sleeps until that will have run for the threshold: a look at what the kernel says of the thread,
 //! and the stack; then again every 50 ms. So the first stack is taken at the threshold whatever the phase of its sleep, and a process
-//! is woken ten times a second, whether its loop is busy or idle. To be woken is nearly all that the watchdog costs: some 35 µs.
-//! Of a step that has run for half of the threshold there is a look before, so that more of it is known when it has just blocked
-//! its loop. A step that is found to be on its way there is waited for, and a loop of which one was seen is not trusted for a while:
-//! of each of its steps there will be that look, for twice as many wake-ups.
+//! is woken ten times a second. Of loops that have had long steps of late there is a look before, at half of the threshold, so that
+//! more of a step is known when it has just become a block ([`round`]).
 //! In a look it waits for nothing: what it has asked a thread is looked for every half a millisecond at first, and then with
 //! the next look, so that a thread without a processor keeps it from no other loop. The last look is the loop's
 //! own, when the step has ended.
@@ -45,7 +43,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tideloop_core::observe::{Cause, Evidence, Frame, Look, frames};
+use tideloop_core::observe::{Cause, Evidence, Frame, Look, Round, frames, round};
 use tideloop_sys::clock;
 use tideloop_sys::thread::{self, Thread};
 
@@ -65,10 +63,6 @@ const PAUSE: u64 = 500_000;
 
 /// How long a thread has to have run without an answer of the interpreter's loop until that is not at work, in nanoseconds.
 const UNANSWERED: u64 = 5_000_000;
-
-/// For how long each step of a loop is looked at when it has run for half of the threshold, after one has been seen that had run
-/// for a third of it; in nanoseconds.
-const WARY: u64 = 10_000_000_000;
 
 /// How far two clocks may be apart that tell when a step began, in nanoseconds.
 const NEAR: u64 = 500_000;
@@ -311,17 +305,14 @@ fn watch() {
 /// Looks at one loop, and says when to look again.
 fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 {
     let now = clock::monotonic_ns();
-    let Some(began) = watched.observed.instrument.began() else {
-        return now + threshold;
+    let mut wary = watched.wary.load(Ordering::Relaxed);
+    let began = watched.observed.instrument.began();
+    let round = round(began, now, threshold, &mut wary);
+    watched.wary.store(wary, Ordering::Relaxed);
+    let began = match round {
+        Round::Look(began) => began,
+        Round::Until(until) => return until,
     };
-    let ran = now.saturating_sub(began);
-    if ran >= threshold / 3 {
-        watched.wary.store(now + WARY, Ordering::Relaxed);
-    }
-    if ran < threshold / 2 {
-        let is_wary = now < watched.wary.load(Ordering::Relaxed);
-        return began + if is_wary { threshold / 2 } else { threshold };
-    }
     let due = {
         let mut block = locked(&watched.block);
         if block.began != began {
