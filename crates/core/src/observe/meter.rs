@@ -48,13 +48,27 @@ enum Pace {
 struct Deliveries {
     /// Whether they are.
     are_short: bool,
-    /// So many more go together; the one behind them is timed on its own. 0: the next one is.
-    ahead: u32,
-    /// Since the last read.
-    loose: u32,
     /// Those of the window, and what they took.
     window: (u32, u64),
     strikes: u32,
+}
+
+/// All that a step or a delivery needs that is not timed, in one line of the processor's cache: what they do leaves little of it.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Next {
+    pace: Pace,
+    /// Steps until the clock is read; never 0 between steps.
+    left: u32,
+    /// The same when it was read last.
+    open: u32,
+    /// Deliveries to protocols since the last read: steps that were not in the ring.
+    outside: u32,
+    /// Of a loop whose steps of the ring are each timed: so many more deliveries go together; the one behind them is timed on its
+    /// own. 0: the next one is.
+    ahead: u32,
+    /// Of these, since the last read.
+    loose: u32,
 }
 
 /// What a read of the clock has told.
@@ -73,19 +87,13 @@ pub enum Timed {
 /// One run's writer. It is told of each step ([`Meter::tick`]), of each read of the clock, and of polls and waits.
 #[derive(Debug)]
 pub struct Meter {
-    /// Steps until the clock is read; never 0 between steps.
-    left: u32,
-    /// The same when it was read last.
-    open: u32,
+    next: Next,
     on: bool,
-    pace: Pace,
     /// The last read.
     last: u64,
     /// Entries that have left the ready ring, but for those since the last read.
     left_ring: u64,
     arrivals: Arrivals,
-    /// Deliveries to protocols since the last read: steps that were not in the ring.
-    outside: u32,
     deliveries: Deliveries,
     /// Steps of the window, and what they took.
     window: (u32, u64),
@@ -110,14 +118,18 @@ impl Meter {
     #[must_use]
     pub fn new(on: bool) -> Self {
         Self {
-            left: 1,
-            open: 1,
+            next: Next {
+                pace: Pace::Each,
+                left: 1,
+                open: 1,
+                outside: 0,
+                ahead: 0,
+                loose: 0,
+            },
             on,
-            pace: Pace::Each,
             last: 0,
             left_ring: 0,
             arrivals: Arrivals::default(),
-            outside: 0,
             deliveries: Deliveries::default(),
             window: (0, 0),
             careful: 0,
@@ -143,15 +155,15 @@ impl Meter {
     #[inline(always)]
     #[must_use]
     pub fn begins(&mut self) -> bool {
-        self.left = self.left.wrapping_sub(1);
-        self.left == 0
+        self.next.left = self.next.left.wrapping_sub(1);
+        self.next.left == 0
     }
 
     /// Of a step that [has begun](Meter::begins): what that has said.
     #[inline(always)]
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.left == 0
+        self.next.left == 0
     }
 
     /// What was found for one descriptor was delivered, to a protocol (`called`) or the ring: whether the clock has to be
@@ -159,17 +171,17 @@ impl Meter {
     #[inline(always)]
     #[must_use]
     pub fn delivers(&mut self, called: bool) -> bool {
-        if self.pace == Pace::Each {
-            let deliveries = &mut self.deliveries;
-            if !called || deliveries.ahead == 0 {
+        if self.next.pace == Pace::Each {
+            let next = &mut self.next;
+            if !called || next.ahead == 0 {
                 return true;
             }
-            deliveries.loose += 1;
-            deliveries.ahead -= 1;
-            return deliveries.ahead == 0;
+            next.loose += 1;
+            next.ahead -= 1;
+            return next.ahead == 0;
         }
         if called {
-            self.outside += 1;
+            self.next.outside += 1;
             return self.begins();
         }
         false
@@ -180,14 +192,14 @@ impl Meter {
     #[inline(always)]
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.deliveries.loose != 0
+        self.next.loose != 0
     }
 
     /// The end of the last step, if that was timed on its own: as good as the time.
     #[inline]
     #[must_use]
     pub fn fresh(&self) -> Option<u64> {
-        (self.on && self.pace == Pace::Each && self.last != 0).then_some(self.last)
+        (self.on && self.next.pace == Pace::Each && self.last != 0).then_some(self.last)
     }
 
     /// The last read, if the clock is read at all.
@@ -207,7 +219,7 @@ impl Meter {
     /// Books what was timed until `now`; its last step was of the ring or a delivery.
     fn book(&mut self, shared: &Instrument, now: u64, of_ring: bool) -> Timed {
         let (began, took) = self.advance(shared, now);
-        match self.pace {
+        match self.next.pace {
             Pace::Each => self.each(shared, began, took, of_ring),
             Pace::Gap => self.gap(shared, took),
             Pace::Sample => self.sample(shared, began, took, of_ring),
@@ -231,7 +243,7 @@ impl Meter {
     #[inline]
     fn each(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
         shared.add_steps(1, took);
-        self.left = 1;
+        self.next.left = 1;
         self.careful = self.careful.saturating_sub(1);
         if of_ring {
             shared.steps.add(took, 1);
@@ -291,14 +303,14 @@ impl Meter {
         deliveries.are_short = deliveries.strikes < strikes && self.careful == 0;
         if deliveries.are_short {
             self.typical = typical;
-            self.deliveries.ahead = self.draw();
+            self.next.ahead = self.draw();
         }
     }
 
     /// Books deliveries that were timed together.
     fn close(&mut self, shared: &Instrument, now: u64) -> Timed {
         let (_, took) = self.advance(shared, now);
-        let count = std::mem::take(&mut self.deliveries.loose);
+        let count = std::mem::take(&mut self.next.loose);
         self.together(shared, took, count)
     }
 
@@ -323,19 +335,19 @@ impl Meter {
 
     /// Books what was timed together, all of a gap or its part before a poll, and says how to go on.
     fn gap(&mut self, shared: &Instrument, took: u64) -> Timed {
-        let count = self.open - self.left;
+        let count = self.next.open - self.next.left;
         if count == 0 {
             shared.add_internal(took);
             return Timed::Short;
         }
-        let of_ring = u64::from(count - std::mem::take(&mut self.outside));
+        let of_ring = u64::from(count - std::mem::take(&mut self.next.outside));
         self.left_ring += of_ring;
         self.owed_delays += of_ring;
         self.ringed |= of_ring != 0;
-        self.open = self.left;
+        self.next.open = self.next.left;
         let timed = self.together(shared, took, count);
-        if timed == Timed::Short && self.left == 0 {
-            self.pace = Pace::Sample;
+        if timed == Timed::Short && self.next.left == 0 {
+            self.next.pace = Pace::Sample;
             self.set(1);
         }
         timed
@@ -371,7 +383,7 @@ impl Meter {
     /// Books a step that stands for those of the gap before it, unless it is a long one.
     fn sample(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
         shared.add_steps(1, took);
-        self.outside = 0;
+        self.next.outside = 0;
         if of_ring {
             let weight = 1 + std::mem::take(&mut self.owed_delays);
             self.delay(shared, began, weight);
@@ -410,8 +422,8 @@ impl Meter {
 
     #[inline]
     fn set(&mut self, left: u32) {
-        self.left = left;
-        self.open = left;
+        self.next.left = left;
+        self.next.open = left;
     }
 
     /// How many steps are timed together now, by chance.
@@ -429,16 +441,18 @@ impl Meter {
 
     #[inline]
     fn begin_gap(&mut self) {
-        self.pace = Pace::Gap;
+        self.next.pace = Pace::Gap;
         self.deliveries = Deliveries::default();
+        self.next.ahead = 0;
         let count = self.draw();
         self.set(count);
     }
 
     fn at_each_step(&mut self) {
         self.ringed = false;
-        self.pace = Pace::Each;
+        self.next.pace = Pace::Each;
         self.deliveries = Deliveries::default();
+        self.next.ahead = 0;
         self.strikes = 0;
         self.set(1);
         self.window = (0, 0);
@@ -465,7 +479,7 @@ impl Meter {
         }
         let (_, took) = self.advance(shared, now);
         shared.runs_nothing();
-        if self.pace == Pace::Gap {
+        if self.next.pace == Pace::Gap {
             return self.gap(shared, took);
         }
         shared.add_internal(took);
