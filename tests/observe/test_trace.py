@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import functools
 import gc
 import itertools
 import json
@@ -98,6 +99,33 @@ def test_the_ring_keeps_the_last_events(loop):
     events = events_of(loop.trace())
     steps = sum(e["name"] == "step" for e in events)
     assert 30_000 < steps <= 65_536
+
+
+def test_callbacks_that_are_builtins_are_told_apart(loop):
+    class Mine(list):
+        pass
+
+    class Other(list):
+        pass
+
+    async def main():
+        mine, other = Mine(), Other()
+        callbacks = [mine.append, other.append, functools.partial(mine.append), Mine().append, mine.extend]
+        for _ in range(3):
+            for callback in callbacks:
+                loop.call_soon(callback, ())
+            loop.call_soon(sorted, ())
+            loop.call_soon(dict.fromkeys, ())
+            await asyncio.sleep(0)
+            future = loop.create_future()
+            loop.call_soon(future.set_result, None)
+            await future
+
+    loop.run_until_complete(main())
+    phases = chrome_format.check(loop.trace())
+    names = collections.Counter(".".join(e["name"].split(".")[-2:]) for e in phases["X"])
+    assert [names[f"{kind}.append"] for kind in ("Mine", "Other")] == [9, 3]
+    assert [names[name] for name in ("Mine.extend", "sorted", "dict.fromkeys", "Future.set_result")] == [3] * 4
 
 
 def test_who_was_made_and_woken_is_shown_with_what_did_it(loop):

@@ -33,7 +33,10 @@ class TaskNode(NamedTuple):
 
 
 class TaskTree(NamedTuple):
-    """The tasks of a loop below those that nobody awaits, or that only await each other. ``str()`` draws a hundred levels of it."""
+    """The tasks of a loop below those that nobody awaits, or that only await each other.
+
+    ``str()`` draws it, a hundred levels at most.
+    """
 
     roots: tuple[TaskNode, ...]
 
