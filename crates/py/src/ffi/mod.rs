@@ -20,6 +20,7 @@ pub mod cell;
 pub mod classes;
 pub mod current;
 pub mod depth;
+pub mod dumping;
 pub mod entry;
 pub mod frames;
 pub mod function;

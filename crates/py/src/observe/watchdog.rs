@@ -49,6 +49,8 @@ use tideloop_sys::thread::{self, Thread};
 
 use super::{Observed, blocks, dumps, recorder};
 use crate::errors::os_error;
+#[cfg(Py_3_13)]
+use crate::ffi::dumping;
 use crate::ffi::probe;
 
 /// Between two looks at a step that goes on blocking, in nanoseconds.
@@ -523,7 +525,11 @@ pub fn watchdog_threshold(nanoseconds: u64) {
 ///
 /// Raises ValueError if the signal has no handler, and OSError if the descriptor cannot be duplicated.
 #[pyfunction]
-pub fn watchdog_asks(signal: i32, descriptor: i32) -> PyResult<()> {
+pub fn watchdog_asks(py: Python<'_>, signal: i32, descriptor: i32) -> PyResult<()> {
+    #[cfg(Py_3_13)]
+    if !dumping::is_safe(py, signal) {
+        return Ok(());
+    }
     let handler = thread::handler_of(signal)
         .filter(|&handler| handler > 1)
         .ok_or_else(|| PyValueError::new_err(format!("signal {signal} has no handler")))?;
