@@ -203,7 +203,7 @@ print(any(block.stack and block.stack[0].function != "returns" for block in bloc
 
 @linux
 def test_a_stack_is_taken_while_what_a_coroutine_leaves_is_destroyed():
-    # Its own frame is gone by then, and the one of the interpreter's before it is the innermost one (python/cpython#123967).
+    # Its own frame is gone by then, and the innermost one is of the interpreter's own (python/cpython#123967).
     done = run(program=("-c", RETURNS), threshold="0.005")
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
