@@ -50,10 +50,10 @@ def work(name: str, level: str, operations: int) -> None:
     import asyncio
 
     import tideloop
-    from tideloop.lab.bodies.observe_overhead import TASKS
+    from tideloop.lab.bodies.observe_overhead import TASKS, WORK
 
     with asyncio.Runner(loop_factory=lambda: tideloop.EventLoop(observe=LEVELS[level])) as runner:
-        runner.run(TASKS[name](operations))
+        runner.run((TASKS.get(name) or WORK[name])(operations))
 
 
 def slow_clock(folder: Path) -> Path:
@@ -81,7 +81,7 @@ def instructions(program: str, name: str, level: str, operations: int, folder: P
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", default="churn,single,many,spawn,wakes")
+    parser.add_argument("--work", default="churn,echo,single,many,spawn,wakes")
     parser.add_argument("--levels", default="off,counts")
     parser.add_argument("--operations", type=int, default=20_000)
     parser.add_argument("--program", default=sys.executable)

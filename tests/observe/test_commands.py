@@ -212,7 +212,7 @@ def test_blocked(process, answers, says):
     library = [["/usr/lib/python3.14/re/__init__.py", 167, "match"], ["/srv/app.py", 22, "parse"]]
     answers["/v1/blocks"] = d.blocks(
         long_ago(7200, 1, loop=9),
-        long_ago(240, 2, stack=library, cause="c", task=None, duration=3.0),
+        long_ago(240, 2, stack=library, cause="c", task=None, duration=3.0, captured=0.1012),
         long_ago(0, 3, stack=[], stacks=[], ended=False, duration=1.5),
     )
     assert says("blocked").splitlines() == [
@@ -225,6 +225,7 @@ def test_blocked(process, answers, says):
     ]
     assert says("blocked", "--stacks").splitlines()[3:] == [
         "4 min ago: MainThread was blocked for 3.0 s (c) by parse (app.py:22) in match",
+        "  its stack after 101 ms:",
         '  File "/usr/lib/python3.14/re/__init__.py", line 167, in match',
         '  File "/srv/app.py", line 22, in parse',
         "now: MainThread has been blocked for 1.5 s (syscall) by fetch (app.py:12), task 'fetch 3'",

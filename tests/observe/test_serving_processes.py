@@ -88,6 +88,7 @@ def test_it_answers_while_c_code_holds_the_gil():
         assert ended_block["what"] == "block"
         assert ended_block["task"].startswith("Task-")
         assert ended_block["stack"] == block["stack"]
+        assert 0.05 <= ended_block["captured"] == block["captured"] <= ended_block["duration"]
         while loop["blocked_for"] is not None:
             (loop,) = document(server, "/v1/loops")["loops"]
         _, metrics = ask(server, "/metrics")

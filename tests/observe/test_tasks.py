@@ -129,6 +129,32 @@ def test_eager_tasks_are_counted_if_they_have_to_wait(loop):
     assert loop.run_until_complete(main()) == 0
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+def test_eager_tasks_that_end_at_once_are_counted_with_their_ends(loop):
+    async def answers():
+        return 1
+
+    async def fails():
+        raise ValueError("on purpose")
+
+    async def is_cancelled():
+        raise asyncio.CancelledError
+
+    async def main():
+        loop.set_task_factory(asyncio.eager_task_factory)
+        for _ in range(3):
+            ended = [asyncio.create_task(make()) for make in (answers, fails, is_cancelled)]
+            assert all(task.done() for task in ended)
+            await asyncio.wait(ended)
+            assert isinstance(ended[1].exception(), ValueError)
+
+    loop.run_until_complete(main())
+    seen = loop.tasks()
+    ends = [function(seen, name) for name in ("answers", "fails", "is_cancelled")]
+    assert [(end.ok, end.failed, end.cancelled) for end in ends] == [(3, 0, 0), (0, 3, 0), (0, 0, 3)]
+    assert [(end.created, end.live, end.steps) for end in ends] == [(3, 0, 0)] * 3
+
+
 def test_tasks_that_are_destroyed_while_they_wait_are_forgotten(loop):
     async def waits():
         await loop.create_future()
@@ -268,6 +294,36 @@ def test_the_tree_shows_who_awaits_whom(kind):
     at = next(index for index, line in enumerate(lines) if line.startswith("grouped: "))
     assert lines[at + 1].startswith("├─ grouped 0: ")
     assert lines[at + 2].startswith("└─ grouped 1: ")
+
+
+@pytest.mark.parametrize("kind", ["tideloop", "asyncio"])
+def test_a_tree_is_as_deep_as_its_tasks_and_drawn_for_a_hundred_levels(kind):
+    async def main(depth):
+        event = asyncio.Event()
+        task = asyncio.create_task(event.wait(), name="leaf")
+
+        async def awaits(other):
+            await other
+
+        for number in range(depth):
+            task = asyncio.create_task(awaits(task), name=f"{number}")
+        await asyncio.sleep(0)
+        tree = observe.tree(asyncio.get_running_loop())
+        event.set()
+        await task
+        return tree
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if kind == "asyncio" else tideloop.EventLoop) as runner:
+        tree = runner.run(main(3_000))
+    (root,) = [root for root in tree.roots if root.awaits]
+    names = [root.name]
+    while root.awaits:
+        (root,) = root.awaits
+        names.append(root.name)
+    assert names == [*(f"{number}" for number in range(2_999, -1, -1)), "leaf"]
+    lines = [line.strip() for line in str(tree).splitlines()]
+    assert len(lines) == 102, "main, a hundred, and what is left out"
+    assert "└─ … 1 further down" in lines
 
 
 def test_a_cycle_is_drawn_once_and_called_one():

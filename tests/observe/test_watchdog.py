@@ -177,6 +177,37 @@ def test_a_loop_in_another_thread_is_watched():
     assert done.stdout == "syscall True\n", done.stderr
 
 
+RETURNS = """
+import asyncio, tideloop
+
+class Held:
+    pass
+
+blocks = []
+
+async def returns():
+    held = [Held() for _ in range(400_000)]
+    await asyncio.sleep(0)
+
+async def main():
+    tideloop.observe.on_block(blocks.append)
+    await asyncio.create_task(returns())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+    runner.run(main())
+print(any(block.stack and block.stack[0].function != "returns" for block in blocks))
+"""
+
+
+@linux
+def test_a_stack_is_taken_while_what_a_coroutine_leaves_is_destroyed():
+    # Its own frame is gone by then, and the innermost one is of the interpreter's own (python/cpython#123967).
+    done = run(program=("-c", RETURNS), threshold="0.005")
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 EXIT = """
 import asyncio, sys, time, tideloop
 

@@ -16,9 +16,10 @@ pub const PER_OCTAVE: usize = 8;
 /// One bucket for the value 1 (index -1), then eight for each octave of `u64`.
 pub(crate) const SLOTS: usize = 1 + 64 * PER_OCTAVE;
 
-/// `ceil(2^(63 + k/8))` for k in 1..8: where the buckets of an octave part, for a value shifted until
-/// its top bit is bit 63.
-const SPLITS: [u64; PER_OCTAVE - 1] = [
+/// `ceil(2^(63 + k/8))` for k in 0..8: where the buckets of an octave begin, for a value shifted until
+/// its top bit is bit 63. The first one's bound is the value itself, of the bucket below.
+const SPLITS: [u64; PER_OCTAVE] = [
+    (1 << 63) + 1,
     0x8b95_c1e3_ea8b_d6e7,
     0x9837_f051_8db8_a970,
     0xa5fe_d6a9_b151_38eb,
@@ -27,6 +28,28 @@ const SPLITS: [u64; PER_OCTAVE - 1] = [
     0xd744_fcca_d69d_6af5,
     0xeac0_c6e7_dd24_392f,
 ];
+
+/// Sixteenths of an octave, none of which has more than one split in it: how many there are before, and the last value in front of
+/// that one, or the last that there is.
+const CELLS: [(u8, u64); 16] = {
+    let mut cells = [(0, u64::MAX); 16];
+    let mut cell = 0;
+    while cell < cells.len() {
+        let first = (1 << 63) + ((cell as u64) << 59);
+        let (mut before, mut split) = (0, 0);
+        while split < PER_OCTAVE {
+            if SPLITS[split] < first {
+                before += 1;
+            } else if SPLITS[split] - first < 1 << 59 {
+                cells[cell].1 = SPLITS[split] - 1;
+            }
+            split += 1;
+        }
+        cells[cell].0 = before;
+        cell += 1;
+    }
+    cells
+};
 
 /// Counts of `u64` values (any unit; the load client records nanoseconds).
 #[derive(Clone, PartialEq, Eq)]
@@ -193,9 +216,8 @@ impl Histogram {
 pub(crate) fn slot_of(value: u64) -> Option<usize> {
     let octave = value.checked_ilog2()? as usize;
     let top = value << (63 - octave);
-    let split = SPLITS.iter().filter(|bound| top >= **bound).count();
-    let above = usize::from(top > 1 << 63);
-    Some(octave * PER_OCTAVE + split + above)
+    let (before, last) = CELLS[(top >> 59) as usize & 15];
+    Some(octave * PER_OCTAVE + usize::from(before) + usize::from(top > last))
 }
 
 /// The geometric middle of a slot: equally far, as a ratio, from both bounds.
@@ -241,6 +263,15 @@ mod tests {
             }
         }
         assert_eq!(index(u64::MAX), 64 * 8 - 1);
+    }
+
+    #[test]
+    fn an_octave_has_its_buckets_and_no_cell_hides_one() {
+        for (bucket, &split) in (63 * 8..).zip(&SPLITS) {
+            assert_eq!((index(split - 1), index(split)), (bucket - 1, bucket));
+        }
+        let splits = CELLS.iter().filter(|(_, last)| *last != u64::MAX);
+        assert_eq!(splits.count(), PER_OCTAVE);
     }
 
     #[test]

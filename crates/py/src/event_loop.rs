@@ -38,6 +38,7 @@ use crate::observe::tasks::{self, Register};
 use crate::observe::{self, Observed, level};
 use crate::reactor::{Reactor, Side, Slot, Target, source_from};
 use crate::turn;
+use tideloop_core::observe::book::End;
 
 /// Where the loop is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -947,9 +948,9 @@ impl LoopCore {
         self.register.is_some()
     }
 
-    /// Count what a task of asyncio's own does from now on.
-    fn _task_begins(&self, task: &Bound<'_, PyAny>) -> PyResult<()> {
-        tasks::begins_stock(self, task)
+    /// Count what a task of asyncio's own, made of this, does from now on, or has done. Whether it has failed by now.
+    fn _task_begins(&self, task: &Bound<'_, PyAny>, coro: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(tasks::begins_stock(self, task, coro)? == Some(End::Failed))
     }
 
     /// The number of the task that was made last.

@@ -156,6 +156,9 @@ fn turn<'py, const LEVEL: u8>(
             state.reactor().expect(py, next, after);
             deliver::<LEVEL>(core, batch, index, alone, watch)?;
         }
+        if LEVEL != level::OFF {
+            watch.delivered_all(core);
+        }
         batch.clear();
         timers = state.queue(py, |queue| !queue.timers.is_empty());
         now = watch.after_poll(timers);

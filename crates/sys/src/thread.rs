@@ -176,6 +176,39 @@ pub fn handler_of(_number: i32) -> Option<usize> {
     None
 }
 
+/// Puts another handler in the place of this one, with its flags and mask; whether it was there.
+///
+/// # Safety
+///
+/// `handler` is the address of a function that may be called whenever that one may.
+#[cfg(unix)]
+pub unsafe fn replace_handler(number: i32, before: usize, handler: usize) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the old action is written to the place that is given, and given back with another handler, for which the caller
+    // vouches. A zeroed action is a valid one.
+    unsafe {
+        if libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) != 0 {
+            return false;
+        }
+        let mut action = action.assume_init();
+        if action.sa_sigaction != before {
+            return false;
+        }
+        action.sa_sigaction = handler;
+        libc::sigaction(number, &raw const action, std::ptr::null_mut()) == 0
+    }
+}
+
+/// There are no signals.
+///
+/// # Safety
+///
+/// None is needed.
+#[cfg(not(unix))]
+pub unsafe fn replace_handler(_number: i32, _before: usize, _handler: usize) -> bool {
+    false
+}
+
 /// A file of our own for somebody else's descriptor.
 ///
 /// # Errors

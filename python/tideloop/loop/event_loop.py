@@ -310,8 +310,8 @@ class EventLoop(AbsentLoop, SignalLoop, ServingLoop, TlsLoop, DatagramLoop, File
         self._check_closed()
         if self._task_factory is not None or not is_stock(asyncio.tasks.Task) or self.task_kind == "stock":
             made = self._create_stock_task(coro, **kwargs)
-            if self._counts_tasks():
-                self._task_begins(made)
+            if self._counts_tasks() and self._task_begins(made, coro):
+                self._task_failed(made)
             return made
         task = Task(coro, loop=self, **kwargs)
         if task._source_traceback:  # type: ignore[attr-defined]

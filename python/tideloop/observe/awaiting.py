@@ -33,20 +33,30 @@ class TaskNode(NamedTuple):
 
 
 class TaskTree(NamedTuple):
-    """The tasks of a loop below those that nobody awaits, or that only await each other. ``str()`` draws it."""
+    """The tasks of a loop below those that nobody awaits, or that only await each other.
+
+    ``str()`` draws it, a hundred levels at most.
+    """
 
     roots: tuple[TaskNode, ...]
 
     def __str__(self) -> str:
-        return "\n".join(line for root in self.roots for line in _lines(root, "", ""))
+        return "\n".join(line for root in self.roots for line in _lines(root, "", "", 1))
 
 
-def _lines(node: TaskNode, first: str, rest: str) -> Iterator[str]:
+_DEEP = 100
+"""Levels that are drawn."""
+
+
+def _lines(node: TaskNode, first: str, rest: str, level: int) -> Iterator[str]:
     place = f" ({node.stack[0].file}:{node.stack[0].line})" if node.stack else ""
     yield f"{first}{node.name}: {node.coroutine}{place}{' (a cycle)' if node.cycle else ''}"
+    if level == _DEEP and node.awaits:
+        yield f"{rest}└─ … {len(node.awaits)} further down"
+        return
     for index, below in enumerate(node.awaits):
         is_last = index == len(node.awaits) - 1
-        yield from _lines(below, rest + ("└─ " if is_last else "├─ "), rest + ("   " if is_last else "│  "))
+        yield from _lines(below, rest + ("└─ " if is_last else "├─ "), rest + ("   " if is_last else "│  "), level + 1)
 
 
 def _ask(known: object, name: str) -> Any:
@@ -110,7 +120,8 @@ def awaited_tasks(
     for task in tasks:
         go_on()
         waiter = getattr(task, "_fut_waiter", None)
-        if waiter is not None:
+        # Whoever awaits a task does not await what that one does.
+        if waiter is not None and not isinstance(waiter, asyncio.Task):
             by_future[id(waiter)] = task
             waiters.append(waiter)
     here = {id(task) for task in tasks}
@@ -145,21 +156,35 @@ def tree(loop: asyncio.AbstractEventLoop) -> TaskTree:
     drawn: set[asyncio.Task[Any]] = set()
     made = itertools.count()
 
-    def node(task: asyncio.Task[Any], above: tuple[asyncio.Task[Any], ...]) -> TaskNode:
+    def node(task: asyncio.Task[Any], below: Iterable[TaskNode], cycle: bool) -> TaskNode:
+        coroutine = qualified(task.get_coro())
+        return TaskNode(task.get_name(), coroutine, stack_of(task), tuple(below), cycle)
+
+    def enter(task: asyncio.Task[Any]) -> tuple[asyncio.Task[Any], Iterator[asyncio.Task[Any]], list[TaskNode]]:
         drawn.add(task)
-        cycle = task in above
-        ends = cycle or len(above) > 100 or next(made) >= MOST
-        below: Iterable[asyncio.Task[Any]] = () if ends else awaits.get(task, ())
-        return TaskNode(
-            name=task.get_name(),
-            coroutine=qualified(task.get_coro()),
-            stack=stack_of(task),
-            awaits=tuple(node(other, (*above, task)) for other in below),
-            cycle=cycle,
-        )
+        return task, iter(awaits.get(task, ()) if next(made) < MOST else ()), []
+
+    def grown(root: asyncio.Task[Any]) -> TaskNode:
+        # Without a call for each level: there may be as many as there are tasks.
+        path, above = [enter(root)], {root}
+        while True:
+            task, awaited, below = path[-1]
+            for other in awaited:
+                if other not in above:
+                    path.append(enter(other))
+                    above.add(other)
+                    break
+                below.append(node(other, (), True))
+            else:
+                path.pop()
+                above.discard(task)
+                done = node(task, below, False)
+                if not path:
+                    return done
+                path[-1][2].append(done)
 
     awaited = {other for below in awaits.values() for other in below}
-    roots = [node(task, ()) for task in tasks if task not in awaited]
+    roots = [grown(task) for task in tasks if task not in awaited]
     # Those that are left await each other.
-    roots += [node(task, ()) for task in tasks if task not in drawn]
+    roots += [grown(task) for task in tasks if task not in drawn]
     return TaskTree(tuple(roots))

@@ -44,6 +44,7 @@ _BLOCK = {
     "what?": str,
     "file?": str,
     "line?": int,
+    "captured?": float,
     "stack": _STACK,
     "stacks?": [_STACK],
 }

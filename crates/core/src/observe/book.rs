@@ -60,6 +60,15 @@ pub struct Function {
     pub longest: u64,
 }
 
+/// What a task has used of the time, and the longest of its steps.
+#[derive(Debug, Clone, Copy)]
+struct Spent {
+    steps: u32,
+    busy: u64,
+    scheduled: u64,
+    longest: u64,
+}
+
 /// The records of a loop.
 #[derive(Debug, Default)]
 pub struct Book {
@@ -67,7 +76,7 @@ pub struct Book {
     /// The first free place, numbered from 1; 0: none.
     free: u32,
     live: usize,
-    /// Of the tasks that have ended.
+    /// Of the tasks that have ended; how many were created is derived.
     functions: Vec<Function>,
 }
 
@@ -82,23 +91,34 @@ impl Book {
         (function, site): (u16, u16),
         now: u64,
     ) -> Option<Place> {
-        let record = Record {
-            key,
-            id,
-            parent: parent.map_or(0, |place| self.id(place)),
-            created: now,
-            function,
-            site,
-            ..Record::default()
-        };
+        let parent = parent.map_or(0, |place| self.id(place));
         let place = match self.records.get_mut((self.free as usize).wrapping_sub(1)) {
             Some(slot) => {
                 let place = self.free;
                 self.free = slot.id as u32;
-                *slot = record;
+                // Field by field: a record that is made first and then moved is read back in other parts than it was written
+                // in, for which the processor waits.
+                slot.key = key;
+                slot.id = id;
+                slot.parent = parent;
+                slot.created = now;
+                slot.busy = 0;
+                slot.scheduled = 0;
+                slot.longest = 0;
+                slot.steps = 0;
+                slot.function = function;
+                slot.site = site;
                 place
             }
-            None => self.extend(record)?,
+            None => self.extend(Record {
+                key,
+                id,
+                parent,
+                created: now,
+                function,
+                site,
+                ..Record::default()
+            })?,
         };
         self.live += 1;
         Place::new(place)
@@ -154,43 +174,65 @@ impl Book {
         end: Option<End>,
         now: u64,
     ) {
-        if let Some(record) = self.slot(place) {
-            record.steps = record.steps.saturating_add(1);
-            record.busy += took;
-            record.scheduled += waited;
-            record.longest = record.longest.max(took);
-            if let Some(end) = end {
-                self.end(place, end, now);
+        let Some(record) = self.slot(place) else {
+            return;
+        };
+        let spent = Spent {
+            steps: record.steps.saturating_add(1),
+            busy: record.busy + took,
+            scheduled: record.scheduled + waited,
+            longest: record.longest.max(took),
+        };
+        match end {
+            None => {
+                record.steps = spent.steps;
+                record.busy = spent.busy;
+                record.scheduled = spent.scheduled;
+                record.longest = spent.longest;
             }
+            // It is not written what would be read at once.
+            Some(end) => self.leaves(place, spent, end, now),
         }
     }
 
     /// The task has ended `now`, and its place is free.
-    #[inline]
     pub fn end(&mut self, place: Place, end: End, now: u64) {
+        let Some(record) = self.slot(place) else {
+            return;
+        };
+        let spent = Spent {
+            steps: record.steps,
+            busy: record.busy,
+            scheduled: record.scheduled,
+            longest: record.longest,
+        };
+        self.leaves(place, spent, end, now);
+    }
+
+    /// The task at this place, which has spent so much in all, has ended.
+    #[inline(always)]
+    fn leaves(&mut self, place: Place, spent: Spent, end: End, now: u64) {
         let free = self.free;
         let Some(record) = self.slot(place) else {
             return;
         };
         record.key = 0;
         record.id = free.into();
-        let (busy, scheduled, longest) = (record.busy, record.scheduled, record.longest);
-        let (steps, lived) = (record.steps, now.saturating_sub(record.created));
+        let lived = now.saturating_sub(record.created);
         let function = record.function;
         self.free = place.get();
         self.live -= 1;
         if let Some(counts) = self.function_mut(function) {
-            counts.created += 1;
             match end {
                 End::Ok => counts.ok += 1,
                 End::Failed => counts.failed += 1,
                 End::Cancelled | End::Dropped => counts.cancelled += 1,
             }
-            counts.steps += u64::from(steps);
-            counts.busy += busy;
-            counts.scheduled += scheduled;
+            counts.steps += u64::from(spent.steps);
+            counts.busy += spent.busy;
+            counts.scheduled += spent.scheduled;
             counts.lived += lived;
-            counts.longest = counts.longest.max(longest);
+            counts.longest = counts.longest.max(spent.longest);
         }
     }
 
@@ -226,6 +268,9 @@ impl Book {
     #[must_use]
     pub fn functions(&self, now: u64) -> Vec<Function> {
         let mut functions = self.functions.clone();
+        for counts in &mut functions {
+            counts.created = counts.ok + counts.failed + counts.cancelled;
+        }
         for (_, record) in self.records() {
             let index = record.function as usize;
             if index >= functions.len() && record.function < FUNCTIONS {

@@ -11,6 +11,9 @@ const GAP: u32 = 64;
 /// most half of what makes a step long.
 const SPAN: u64 = 48_000;
 
+/// As long as that are deliveries at most whose end is found by a read, of a loop whose steps of the ring are each timed.
+const SPAN_OUTSIDE: u64 = 96_000;
+
 /// Steps that have to be short on average before most are no longer timed.
 const WINDOW: u32 = 32;
 
@@ -43,6 +46,35 @@ enum Pace {
     Sample,
 }
 
+/// Deliveries to protocols of a loop whose steps of the ring are each timed: where they are short they need not be.
+#[derive(Debug, Default)]
+struct Deliveries {
+    /// Whether they are.
+    are_short: bool,
+    /// Those of the window, and what they took.
+    window: (u32, u64),
+    strikes: u32,
+}
+
+/// All that a step or a delivery needs that is not timed, in one line of the processor's cache: what they do leaves little of it.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Next {
+    pace: Pace,
+    /// Steps until the clock is read; never 0 between steps.
+    left: u32,
+    /// The same when it was read last.
+    open: u32,
+    /// Deliveries to protocols since the last read: steps that were not in the ring.
+    outside: u32,
+    /// Of a loop whose steps of the ring are each timed: so many more deliveries go together; the one behind them is timed on its
+    /// own. 0: the next one is.
+    ahead: u32,
+    /// Of these, since the last read, and how many there are at most.
+    loose: u32,
+    span: u32,
+}
+
 /// What a read of the clock has told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use]
@@ -59,19 +91,14 @@ pub enum Timed {
 /// One run's writer. It is told of each step ([`Meter::tick`]), of each read of the clock, and of polls and waits.
 #[derive(Debug)]
 pub struct Meter {
-    /// Steps until the clock is read; never 0 between steps.
-    left: u32,
-    /// The same when it was read last.
-    open: u32,
+    next: Next,
     on: bool,
-    pace: Pace,
     /// The last read.
     last: u64,
     /// Entries that have left the ready ring, but for those since the last read.
     left_ring: u64,
     arrivals: Arrivals,
-    /// Deliveries to protocols since the last read: steps that were not in the ring.
-    outside: u32,
+    deliveries: Deliveries,
     /// Steps of the window, and what they took.
     window: (u32, u64),
     careful: u32,
@@ -95,14 +122,20 @@ impl Meter {
     #[must_use]
     pub fn new(on: bool) -> Self {
         Self {
-            left: 1,
-            open: 1,
+            next: Next {
+                pace: Pace::Each,
+                left: 1,
+                open: 1,
+                outside: 0,
+                ahead: 0,
+                loose: 0,
+                span: 0,
+            },
             on,
-            pace: Pace::Each,
             last: 0,
             left_ring: 0,
             arrivals: Arrivals::default(),
-            outside: 0,
+            deliveries: Deliveries::default(),
             window: (0, 0),
             careful: 0,
             credit: CREDIT,
@@ -127,37 +160,51 @@ impl Meter {
     #[inline(always)]
     #[must_use]
     pub fn begins(&mut self) -> bool {
-        self.left = self.left.wrapping_sub(1);
-        self.left == 0
+        self.next.left = self.next.left.wrapping_sub(1);
+        self.next.left == 0
     }
 
     /// Of a step that [has begun](Meter::begins): what that has said.
     #[inline(always)]
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.left == 0
+        self.next.left == 0
     }
 
     /// What was found for one descriptor was delivered, to a protocol (`called`) or the ring: whether the clock has to be
     /// read, for [`Meter::delivered`].
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn delivers(&mut self, called: bool) -> bool {
-        if self.pace == Pace::Each {
-            return true;
+        if self.next.pace == Pace::Each {
+            let next = &mut self.next;
+            if !called || next.ahead == 0 {
+                return true;
+            }
+            next.loose += 1;
+            next.ahead -= 1;
+            return next.ahead == 0 || next.loose >= next.span;
         }
         if called {
-            self.outside += 1;
+            self.next.outside += 1;
             return self.begins();
         }
         false
+    }
+
+    /// All that a poll has found was delivered: whether the clock has to be read, for [`Meter::delivered`], since what was
+    /// delivered last was not timed and what comes next will be.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.next.loose != 0
     }
 
     /// The end of the last step, if that was timed on its own: as good as the time.
     #[inline]
     #[must_use]
     pub fn fresh(&self) -> Option<u64> {
-        (self.on && self.pace == Pace::Each && self.last != 0).then_some(self.last)
+        (self.on && self.next.pace == Pace::Each && self.last != 0).then_some(self.last)
     }
 
     /// The last read, if the clock is read at all.
@@ -177,7 +224,7 @@ impl Meter {
     /// Books what was timed until `now`; its last step was of the ring or a delivery.
     fn book(&mut self, shared: &Instrument, now: u64, of_ring: bool) -> Timed {
         let (began, took) = self.advance(shared, now);
-        match self.pace {
+        match self.next.pace {
             Pace::Each => self.each(shared, began, took, of_ring),
             Pace::Gap => self.gap(shared, took),
             Pace::Sample => self.sample(shared, began, took, of_ring),
@@ -200,15 +247,18 @@ impl Meter {
 
     #[inline]
     fn each(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
-        shared.steps.add(took, 1);
         shared.add_steps(1, took);
+        self.next.left = 1;
+        self.careful = self.careful.saturating_sub(1);
         if of_ring {
+            shared.steps.add(took, 1);
             self.delay(shared, began, 1);
             self.left_ring += 1;
             self.ringed = true;
+        } else {
+            self.stand(shared, took);
+            self.deliver_together(took);
         }
-        self.left = 1;
-        self.careful = self.careful.saturating_sub(1);
         self.window = (self.window.0 + 1, self.window.1.saturating_add(took));
         if self.window.0 == WINDOW {
             if self.window.1 < self.limit() * u64::from(WINDOW) && self.careful == 0 {
@@ -224,6 +274,55 @@ impl Meter {
             self.earn(granted * IN_VAIN);
         }
         Self::told(took)
+    }
+
+    /// Counts a step for those that were timed together before it, unless it is a long one.
+    fn stand(&mut self, shared: &Instrument, took: u64) {
+        if took < LONG {
+            shared.steps.add(took, 1 + std::mem::take(&mut self.owed));
+        } else {
+            shared.steps.add(took, 1);
+            self.settle(shared);
+        }
+    }
+
+    /// A delivery that was timed on its own took so long: how many of the next ones go together.
+    fn deliver_together(&mut self, took: u64) {
+        let deliveries = &mut self.deliveries;
+        let typical = if deliveries.are_short {
+            self.typical
+        } else {
+            let (count, total) = deliveries.window;
+            deliveries.window = (count + 1, total.saturating_add(took));
+            if deliveries.window.0 < WINDOW {
+                return;
+            }
+            deliveries.window.1 / u64::from(WINDOW)
+        };
+        deliveries.window = (0, 0);
+        deliveries.strikes = match typical < SHORT_OUTSIDE {
+            true => 0,
+            false => deliveries.strikes + 1,
+        };
+        let strikes = if deliveries.are_short { STRIKES } else { 1 };
+        deliveries.are_short = deliveries.strikes < strikes && self.careful == 0;
+        if deliveries.are_short {
+            self.typical = typical;
+            self.next.span = Self::fewest(SPAN_OUTSIDE, typical);
+            self.next.ahead = self.draw(GAP);
+        }
+    }
+
+    /// Books deliveries that were timed together.
+    fn close(&mut self, shared: &Instrument, now: u64) -> Timed {
+        let (_, took) = self.advance(shared, now);
+        let count = std::mem::take(&mut self.next.loose);
+        let timed = self.together(shared, took, count);
+        if self.typical >= SHORT_OUTSIDE {
+            // Not what it was: the next one is timed, so that this is found out.
+            self.next.ahead = 0;
+        }
+        timed
     }
 
     /// Steps to be timed with care after one that took so long.
@@ -247,61 +346,62 @@ impl Meter {
 
     /// Books what was timed together, all of a gap or its part before a poll, and says how to go on.
     fn gap(&mut self, shared: &Instrument, took: u64) -> Timed {
-        let count = self.open - self.left;
+        let count = self.next.open - self.next.left;
         if count == 0 {
             shared.add_internal(took);
             return Timed::Short;
         }
-        let others = u64::from(count);
-        let of_ring = u64::from(count - std::mem::take(&mut self.outside));
+        let of_ring = u64::from(count - std::mem::take(&mut self.next.outside));
         self.left_ring += of_ring;
         self.owed_delays += of_ring;
         self.ringed |= of_ring != 0;
-        self.open = self.left;
-        self.earn(count);
-        shared.add_steps(others, took);
-        if took >= LONG {
-            shared.steps.add(took, 1);
-            self.owed += others - 1;
-            self.settle(shared);
-            // All or nothing: a bit of care each time would never find what comes in longer intervals.
-            let wanted = Self::care(took);
-            self.granted = match self.credit.checked_sub(wanted * IN_VAIN) {
-                Some(credit) => {
-                    self.credit = credit;
-                    wanted
-                }
-                None => 0,
-            };
-            self.careful = self.granted;
-            self.at_each_step();
-            return Timed::Among(took, count);
-        }
-        self.owed += others;
-        self.typical = took / others;
-        if self.left == 0 {
-            self.pace = Pace::Sample;
+        self.next.open = self.next.left;
+        let timed = self.together(shared, took, count);
+        if timed == Timed::Short && self.next.left == 0 {
+            self.next.pace = Pace::Sample;
             self.set(1);
         }
-        Timed::Short
+        timed
+    }
+
+    /// Books so many steps that were timed together.
+    fn together(&mut self, shared: &Instrument, took: u64, count: u32) -> Timed {
+        let others = u64::from(count);
+        self.earn(count);
+        shared.add_steps(others, took);
+        if took < LONG {
+            self.owed += others;
+            self.typical = took / others;
+            return Timed::Short;
+        }
+        shared.steps.add(took, 1);
+        self.owed += others - 1;
+        self.settle(shared);
+        // All or nothing: a bit of care each time would never find what comes in longer intervals.
+        let wanted = Self::care(took);
+        self.granted = match self.credit.checked_sub(wanted * IN_VAIN) {
+            Some(credit) => {
+                self.credit = credit;
+                wanted
+            }
+            None => 0,
+        };
+        self.careful = self.granted;
+        self.at_each_step();
+        Timed::Among(took, count)
     }
 
     /// Books a step that stands for those of the gap before it, unless it is a long one.
     fn sample(&mut self, shared: &Instrument, began: u64, took: u64, of_ring: bool) -> Timed {
         shared.add_steps(1, took);
-        self.outside = 0;
+        self.next.outside = 0;
         if of_ring {
             let weight = 1 + std::mem::take(&mut self.owed_delays);
             self.delay(shared, began, weight);
             self.left_ring += 1;
             self.ringed = true;
         }
-        if took < LONG {
-            shared.steps.add(took, 1 + std::mem::take(&mut self.owed));
-        } else {
-            shared.steps.add(took, 1);
-            self.settle(shared);
-        }
+        self.stand(shared, took);
         self.strikes = match self.typical < self.limit() {
             true => 0,
             false => self.strikes + 1,
@@ -333,26 +433,41 @@ impl Meter {
 
     #[inline]
     fn set(&mut self, left: u32) {
-        self.left = left;
-        self.open = left;
+        self.next.left = left;
+        self.next.open = left;
     }
 
+    /// How many steps of that length take so long. At least one: of none the end would never be found.
     #[inline]
-    fn begin_gap(&mut self) {
+    fn fewest(span: u64, typical: u64) -> u32 {
+        (span / typical.max(1)).clamp(1, GAP.into()) as u32
+    }
+
+    /// So many, and up to 31 parts in 24 more by chance.
+    #[inline]
+    fn draw(&mut self, fewest: u32) -> u32 {
         // Knuth's MMIX generator; its upper bits are good enough for this.
         self.chance = self
             .chance
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        self.pace = Pace::Gap;
-        // At least one: of none the end would never be found.
-        let fewest = (SPAN / self.typical.max(1)).clamp(1, GAP.into()) as u32;
-        self.set(fewest + (self.chance >> 59) as u32 * fewest / 24);
+        fewest + (self.chance >> 59) as u32 * fewest / 24
+    }
+
+    #[inline]
+    fn begin_gap(&mut self) {
+        self.next.pace = Pace::Gap;
+        self.deliveries = Deliveries::default();
+        self.next.ahead = 0;
+        let count = self.draw(Self::fewest(SPAN, self.typical));
+        self.set(count);
     }
 
     fn at_each_step(&mut self) {
         self.ringed = false;
-        self.pace = Pace::Each;
+        self.next.pace = Pace::Each;
+        self.deliveries = Deliveries::default();
+        self.next.ahead = 0;
         self.strikes = 0;
         self.set(1);
         self.window = (0, 0);
@@ -371,9 +486,15 @@ impl Meter {
         if !self.on {
             return Timed::Short;
         }
+        if self.is_open() {
+            // The run is over, as a delivery has ended it.
+            let timed = self.close(shared, now);
+            shared.runs_nothing();
+            return timed;
+        }
         let (_, took) = self.advance(shared, now);
         shared.runs_nothing();
-        if self.pace == Pace::Gap {
+        if self.next.pace == Pace::Gap {
             return self.gap(shared, took);
         }
         shared.add_internal(took);
@@ -416,8 +537,12 @@ impl Meter {
         (took, shared.polled(now))
     }
 
-    /// What was found for one descriptor was delivered by `now`, to a protocol (`called`) or the ring.
+    /// What was found for one descriptor was delivered by `now`, to a protocol (`called`) or the ring; or
+    /// [all](Meter::is_open) was.
     pub fn delivered(&mut self, shared: &Instrument, now: u64, called: bool) -> Timed {
+        if self.is_open() {
+            return self.close(shared, now);
+        }
         if called {
             return self.book(shared, now, false);
         }
@@ -592,6 +717,74 @@ mod tests {
         assert_eq!(steps.count(), bench.shared.counts().0);
         let median = steps.quantile(0.5).unwrap() as f64;
         assert!((median / 5_250.0 - 1.0).abs() < 0.05, "{median}");
+    }
+
+    #[test]
+    fn deliveries_go_together_where_steps_of_the_ring_do_not() {
+        let mut bench = Bench::new();
+        let deliver = |bench: &mut Bench, took: u64| {
+            bench.now += took;
+            if !bench.meter.delivers(true) {
+                return Timed::Short;
+            }
+            bench.reads += 1;
+            bench.meter.delivered(&bench.shared, bench.now, true)
+        };
+        let round = |bench: &mut Bench, took: u64| {
+            for n in 0..10 {
+                assert_eq!(deliver(bench, took + n * 10), Timed::Short);
+            }
+            if bench.meter.is_open() {
+                bench.reads += 1;
+                let timed = bench.meter.delivered(&bench.shared, bench.now, false);
+                assert_eq!(timed, Timed::Short);
+            }
+            // The step is timed by itself: nothing of the deliveries is in it.
+            assert_eq!(bench.step(60_000, 0), Timed::Short);
+            let _ = bench.meter.pauses(&bench.shared, bench.now);
+            bench.now += 1_000;
+            let _ = bench.meter.polled(&bench.shared, bench.now, 0);
+        };
+        for _ in 0..100 {
+            round(&mut bench, 5_000);
+        }
+        bench.reads = 0;
+        for _ in 0..900 {
+            round(&mut bench, 5_000);
+        }
+        // One for the step, one for the deliveries, and two of a hundred of these.
+        assert!((1_900..2_100).contains(&bench.reads), "{}", bench.reads);
+        let steps = bench.shared.steps.read();
+        assert!(steps.count().abs_diff(11_000) < 147, "{}", steps.count());
+        assert_eq!(bench.shared.counts().0, 11_000);
+        let (p50, p95) = (steps.quantile(0.5).unwrap(), steps.quantile(0.95).unwrap());
+        assert!((4_800..=5_300).contains(&p50), "{p50}");
+        assert!((57_400..=62_700).contains(&p95), "{p95}");
+        let spent = bench.shared.spent(bench.now);
+        assert_eq!(spent.internal, 1_000_000);
+        // A long one is found, and by name when it comes again; long ones are each timed.
+        let mut found = deliver(&mut bench, 300_000);
+        while found == Timed::Short {
+            found = deliver(&mut bench, 5_000);
+        }
+        assert!(
+            matches!(found, Timed::Among(300_000..500_000, _)) || found == Timed::Step(300_000),
+            "{found:?}"
+        );
+        let _ = bench.step(60_000, 0);
+        for _ in 0..400 {
+            let _ = deliver(&mut bench, 30_000);
+            let _ = bench.step(60_000, 0);
+        }
+        assert_eq!(deliver(&mut bench, 250_000), Timed::Step(250_000));
+        // What a delivery has ended is booked.
+        for _ in 0..300 {
+            let _ = deliver(&mut bench, 5_000);
+        }
+        let _ = bench.meter.ends(&bench.shared, bench.now);
+        let steps = bench.shared.steps.read();
+        assert_eq!(steps.count(), bench.shared.counts().0);
+        assert_eq!(bench.shared.began(), None);
     }
 
     #[test]

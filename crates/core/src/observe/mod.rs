@@ -17,8 +17,8 @@
 //! them again; so care that is in vain is bounded by a 32nd of all steps, and care that is not goes on for free.
 //! A poll divides a gap, so what is timed together never spans a wait.
 //!
-//! Deliveries to protocols are steps as well. Nobody waits behind them in the ring, so where there is nothing else, a few of
-//! them are timed together up to 12 µs each.
+//! Deliveries to protocols are steps as well. Nobody waits behind them in the ring, so a few of them are timed together up to 12 µs
+//! each, also where the steps of the ring are longer than short: then the clock is read once more behind the last one of a poll.
 //!
 //! **Ready delay without time stamps.** An entry of the ready ring has no room for the time at which it came, and
 //! needs none: entries leave the ring in the order in which they came, so [`Arrivals`] only notes how many had
@@ -36,6 +36,7 @@ mod counts;
 mod instrument;
 mod meter;
 pub mod ring;
+mod rounds;
 
 pub use averages::{Averages, Load};
 pub use block::{Cause, Evidence, Frame, Look, frames};
@@ -44,3 +45,4 @@ pub use instrument::{Instrument, Spent};
 pub use meter::{Meter, Timed};
 
 pub use arrivals::Arrivals;
+pub use rounds::{Round, round};

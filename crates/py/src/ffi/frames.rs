@@ -23,9 +23,18 @@ libpython! {
 
 /// The first fields of `_PyInterpreterFrame`.
 #[repr(C)]
-struct Raw {
+pub(super) struct Raw {
     executable: usize,
-    previous: *mut Raw,
+    pub(super) previous: *mut Raw,
+}
+
+impl Raw {
+    /// Whether it is one of the interpreter's own, between C and Python, which runs no code.
+    pub(super) fn is_between(&self) -> bool {
+        let address = self.executable & !TAGS;
+        // SAFETY: an address that is only compared.
+        address == 0 || address == unsafe { ffi::Py_None() } as usize
+    }
 }
 
 /// The first fields of a frame's object.

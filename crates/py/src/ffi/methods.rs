@@ -619,7 +619,11 @@ unsafe extern "C" fn create_task(
                             ),
                         )?;
                         if state.register().is_some() {
-                            tasks::begins_stock(state, &made)?;
+                            tasks::begins_stock(
+                                state,
+                                &made,
+                                &Bound::from_borrowed_ptr(py, *array),
+                            )?;
                         }
                         return Ok(made);
                     }

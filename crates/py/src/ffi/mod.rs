@@ -22,6 +22,7 @@ pub mod classes;
 pub mod current;
 pub mod depth;
 pub mod direct;
+pub mod dumping;
 pub mod entry;
 pub mod frames;
 pub mod function;

@@ -92,20 +92,79 @@ pub fn code_of_coroutine<'py>(coro: &Bound<'py, PyAny>) -> Option<Origin<'py>> {
         .map(Origin)
 }
 
+/// What tells a method of a builtin apart without its name, which the interpreter makes anew for whoever asks.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Method {
+    definition: usize,
+    name: usize,
+    class: usize,
+}
+
+impl Method {
+    /// For tables: where it may be found.
+    #[inline(always)]
+    pub fn spread(self) -> usize {
+        (self.definition >> 3) ^ (self.class >> 5)
+    }
+}
+
+/// Of a builtin that is bound to an object, with that object's class, which has to be kept for the method to stay the same.
+///
+/// The name of such a builtin is that of the class and its own. That of one bound to a class or a module is made otherwise; so
+/// these, and those of other types, are not told.
+#[inline]
+pub fn method_of_builtin<'py>(
+    callable: &Bound<'py, PyAny>,
+) -> Option<(Method, Bound<'py, PyType>)> {
+    let object = callable.as_ptr();
+    // SAFETY: exactly a builtin, which has a definition for as long as it lives; what it is bound to is borrowed from it, or
+    // null. None of it is read later, but compared.
+    let (method, receiver) = unsafe {
+        if ffi::PyCFunction_CheckExact(object) == 0 {
+            return None;
+        }
+        let definition = (*object.cast::<ffi::PyCFunctionObject>()).m_ml;
+        let receiver = ffi::PyCFunction_GetSelf(object);
+        let receiver = Bound::from_borrowed_ptr_or_opt(callable.py(), receiver)?;
+        if ffi::PyType_Check(receiver.as_ptr()) != 0 || ffi::PyModule_Check(receiver.as_ptr()) != 0
+        {
+            return None;
+        }
+        let method = Method {
+            definition: definition as usize,
+            name: (*definition).ml_name as usize,
+            class: 0,
+        };
+        (method, receiver)
+    };
+    let class = receiver.get_type();
+    let address = class.as_ptr() as usize;
+    Some((
+        Method {
+            class: address,
+            ..method
+        },
+        class,
+    ))
+}
+
+/// What a `functools.partial` calls; None: it is none.
+#[inline]
+pub fn in_partial<'py>(callable: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = callable.py();
+    let partial = PARTIAL.import(py, "functools", "partial").ok()?;
+    match callable.get_type_ptr() == partial.as_type_ptr() {
+        true => callable.getattr(intern!(py, "func")).ok(),
+        false => None,
+    }
+}
+
 /// The code of a function or a bound method, or else the name or type of the callable.
 #[inline]
 pub fn of_callable<'py>(callable: &Bound<'py, PyAny>) -> Origin<'py> {
-    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let py = callable.py();
-    let mut callable = callable.clone();
-    if PARTIAL
-        .import(py, "functools", "partial")
-        .is_ok_and(|partial| callable.get_type().is(partial))
-        && let Ok(function) = callable.getattr(intern!(py, "func"))
-    {
-        callable = function;
-    }
     let method = METHOD
         .import(py, "types", "MethodType")
         .map_or(std::ptr::null_mut(), |method| method.as_ptr());
@@ -122,5 +181,5 @@ pub fn of_callable<'py>(callable: &Bound<'py, PyAny>) -> Origin<'py> {
             }
         }
     }
-    by_name(&callable)
+    by_name(callable)
 }

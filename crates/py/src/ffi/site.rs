@@ -92,13 +92,15 @@ fn is_wrapper(class: &ffi::PyTypeObject) -> bool {
 
 /// Whether frames are found without objects in this interpreter (`frames`). Where they are not, places are the same and cost
 /// more.
+#[cfg(Py_3_13)]
 #[pyfunction]
 pub fn frames_are_found(py: Python<'_>) -> bool {
-    #[cfg(Py_3_13)]
-    return super::frames::field(py).is_some();
-    #[cfg(not(Py_3_13))]
-    {
-        let _ = py;
-        false
-    }
+    super::frames::field(py).is_some()
+}
+
+/// As of 3.13 they may be.
+#[cfg(not(Py_3_13))]
+#[pyfunction]
+pub fn frames_are_found() -> bool {
+    false
 }

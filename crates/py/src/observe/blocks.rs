@@ -32,6 +32,8 @@ pub struct Told {
     /// Empty while it lasts.
     pub who: Described,
     pub stacks: Vec<Vec<Frame>>,
+    /// How long it had lasted when the first of them was there, in nanoseconds.
+    pub captured: Option<u64>,
 }
 
 #[derive(Default)]
@@ -73,6 +75,7 @@ pub fn keep(observed: &Observed, took: u64, who: Described, block: Block) {
         ended: true,
         who,
         stacks: block.stacks,
+        captured: block.captured,
     });
     let mut ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
     ended.count += 1;
@@ -106,6 +109,7 @@ pub fn lasting() -> Vec<Told> {
             ended: false,
             who: Described::default(),
             stacks: block.stacks,
+            captured: block.captured,
         })
     });
     blocks.collect()

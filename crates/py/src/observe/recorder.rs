@@ -5,7 +5,8 @@
 //! while the loop is blocked gets it, with the step that blocks at its end. Its labels have a lock, which the loop takes only
 //! when code runs that it has not met in this run, and never while it calls Python: the text is made before.
 //! The [`Scribe`] is a run's part, on the stack of the loop's thread. It owns a reference to each code object that has a
-//! label, since it knows it by its address; when the run ends they are let go of, with the GIL held.
+//! label, and to the class of each builtin method, since it knows them by their addresses; when the run ends they are let go of,
+//! with the GIL held.
 //!
 //! **What an event costs.** A look at a table for the label, and two stores. An event says what runs from its time on; that is over
 //! when the next one begins, so a step needs one event, whose time is that of the last step's end, which level 1 has read, and another
@@ -26,13 +27,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 use tideloop_core::observe::chrome::{Chrome, Label};
 use tideloop_core::observe::ring::{ENDED, Event, Kind, LABELS, Ring};
 use tideloop_sys::clock;
 
 use super::Observed;
 use super::who::Who;
-use crate::ffi::origin::{self, Origin};
+use crate::ffi::origin::{self, Method, Origin};
 
 /// Events kept: 1 MiB.
 const EVENTS: usize = 1 << 16;
@@ -41,8 +43,9 @@ const EVENTS: usize = 1 << 16;
 const MOST: usize = 4_096;
 const _: () = assert!(MOST < LABELS as usize);
 
-/// Entries of the table of labels that were used last.
+/// Entries of the tables of labels that were used last.
 const RECENT: usize = 256;
+const RECENT_METHODS: usize = 32;
 
 /// What a loop that is traced has recorded.
 pub struct Recorder {
@@ -113,6 +116,9 @@ pub struct Scribe {
     observed: Arc<Observed>,
     recent: Box<[(usize, u32); RECENT]>,
     numbers: HashMap<usize, (u32, Py<PyAny>)>,
+    /// Of builtins that are bound to objects, with the classes of these: their names would be made for each call.
+    recent_methods: Box<[(Method, u32); RECENT_METHODS]>,
+    methods: HashMap<Method, (u32, Py<PyType>)>,
     /// Of the functions of tasks, by the number that these have in the loop; 0: not known.
     of_functions: Vec<u32>,
     /// Which task has taken the last step; 0: none that has a record.
@@ -179,6 +185,8 @@ impl Scribe {
             observed: Arc::clone(observed),
             recent: Box::new([(0, 0); RECENT]),
             numbers: HashMap::new(),
+            recent_methods: Box::new([(Method::default(), 0); RECENT_METHODS]),
+            methods: HashMap::new(),
             of_functions: Vec::new(),
             current: 0,
             before: set_current(Some(Arc::clone(observed))),
@@ -223,14 +231,65 @@ impl Scribe {
     /// A callback is called from now on.
     #[inline]
     pub fn call(&mut self, at: u64, callback: Option<&Bound<'_, PyAny>>) {
-        let label = match callback {
-            Some(callable) => {
-                let origin = origin::of_callable(callable);
-                self.label(origin, &Who::Callback(callback))
-            }
-            None => 0,
-        };
+        let label = callback.map_or(0, |callback| match origin::in_partial(callback) {
+            Some(called) => self.label_of_callable(&called),
+            None => self.label_of_callable(callback),
+        });
         self.note(at, Kind::Call, 0, label);
+    }
+
+    #[inline]
+    fn label_of_callable(&mut self, callable: &Bound<'_, PyAny>) -> u32 {
+        match origin::method_of_builtin(callable) {
+            Some((method, class)) => self.label_of_method(method, class, callable),
+            None => self.label_of_origin(callable),
+        }
+    }
+
+    #[inline]
+    fn label_of_origin(&mut self, callable: &Bound<'_, PyAny>) -> u32 {
+        let origin = origin::of_callable(callable);
+        self.label(origin, &Who::Callback(Some(callable)))
+    }
+
+    #[inline]
+    fn label_of_method(
+        &mut self,
+        method: Method,
+        class: Bound<'_, PyType>,
+        callable: &Bound<'_, PyAny>,
+    ) -> u32 {
+        match self.recent_methods.get(method.spread() % RECENT_METHODS) {
+            Some(&(found, label)) if found == method => label,
+            _ => self.look_up_method(method, class, callable),
+        }
+    }
+
+    #[cold]
+    fn look_up_method(
+        &mut self,
+        method: Method,
+        class: Bound<'_, PyType>,
+        callable: &Bound<'_, PyAny>,
+    ) -> u32 {
+        let label = match self.methods.get(&method) {
+            Some(&(label, _)) => label,
+            None => {
+                let label = self.label_of_origin(callable);
+                if self.methods.len() >= MOST {
+                    return label;
+                }
+                self.methods.insert(method, (label, class.unbind()));
+                label
+            }
+        };
+        if let Some(place) = self
+            .recent_methods
+            .get_mut(method.spread() % RECENT_METHODS)
+        {
+            *place = (method, label);
+        }
+        label
     }
 
     /// The task that has taken a step had been ready since then; whether it has ended with that.

@@ -32,7 +32,7 @@ use crate::ffi::cell::LoopCell;
 use crate::ffi::classes::classes;
 #[cfg(Py_3_13)]
 use crate::ffi::frames;
-use crate::ffi::{call, origin, park, site, task};
+use crate::ffi::{call, native, origin, park, site, task};
 
 /// Places in the program that are told apart.
 const SITES: u16 = 4096;
@@ -438,27 +438,53 @@ fn begins_somewhere(
     })
 }
 
-/// As [`begins`], of a task of asyncio's own, unless it has ended in the meantime.
-pub fn begins_stock(core: &LoopCore, task: &Bound<'_, PyAny>) -> PyResult<()> {
+/// As [`begins`], of a task of asyncio's own that was made of this. If it has ended by now, in a first step that was eager, that is
+/// counted as well: how.
+pub fn begins_stock(
+    core: &LoopCore,
+    task: &Bound<'_, PyAny>,
+    coro: &Bound<'_, PyAny>,
+) -> PyResult<Option<End>> {
     let py = task.py();
     // What a factory makes need not be a task, and not one whose steps can be told from other callbacks.
     if !task.is_instance(classes(py)?.stock_task.bind(py))?
-        || park::is_done(task)?
-        || task::place_of(task).is_some()
+        || native::ready(py).is_some_and(|native| native.is_task(task.as_ptr()))
     {
-        return Ok(());
+        return Ok(None);
     }
-    let coro = task.call_method0(intern!(py, "get_coro"))?;
-    if let (Some(place), Some(register)) = (begins(core, task, &coro), core.register()) {
-        let (address, now) = (task.as_ptr() as usize, register.time());
-        register.kept.with(py, |kept| {
-            // One that was destroyed before its end has left the address to this one.
-            if let Some(before) = kept.stock.insert(address, place) {
-                kept.book.end(before, End::Dropped, now);
-            }
-        });
+    let is_done = park::is_done(task)?;
+    // Of those that have ended before, which a factory may have kept, nothing is counted.
+    if is_done && !task.call_method0(intern!(py, "get_coro"))?.is_none() {
+        return Ok(None);
     }
-    Ok(())
+    let (Some(place), Some(register)) = (begins(core, task, coro), core.register()) else {
+        return Ok(None);
+    };
+    if is_done {
+        let end = end_of(task)?;
+        register.ended(py, place, end);
+        return Ok(Some(end));
+    }
+    let (address, now) = (task.as_ptr() as usize, register.time());
+    register.kept.with(py, |kept| {
+        // One that was destroyed before its end has left the address to this one.
+        if let Some(before) = kept.stock.insert(address, place) {
+            kept.book.end(before, End::Dropped, now);
+        }
+    });
+    Ok(None)
+}
+
+/// How a task has ended.
+fn end_of(task: &Bound<'_, PyAny>) -> PyResult<End> {
+    let py = task.py();
+    if task.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
+        return Ok(End::Cancelled);
+    }
+    Ok(match task.getattr(intern!(py, "_exception"))?.is_none() {
+        true => End::Ok,
+        false => End::Failed,
+    })
 }
 
 /// A step that a handle has called has ended: how the task has, if it has, and its record with it.
@@ -471,13 +497,7 @@ pub fn handle_stepped(
     if !park::is_done(task)? {
         return Ok(None);
     }
-    let end = if task.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-        End::Cancelled
-    } else if task.getattr(intern!(py, "_exception"))?.is_none() {
-        End::Ok
-    } else {
-        End::Failed
-    };
+    let end = end_of(task)?;
     if let Some(register) = core.register() {
         let (address, now) = (task.as_ptr() as usize, register.time());
         register.kept.with(py, |kept| {

@@ -136,11 +136,14 @@ impl Watch {
     pub fn stepped_each(&mut self, core: &Bound<'_, LoopCore>, who: &Who<'_, '_>) -> PyResult<()> {
         let now = self.coarse.now();
         let waiting = core.get().queue(core.py(), |queue| queue.ready.len());
-        let told = self.book(core, now, waiting, who);
+        let to_tell = self.book(core, now, waiting, who);
         if self.meter.is_due() {
             self.read(core, now, waiting, who);
         }
-        told
+        match to_tell {
+            None => Ok(()),
+            Some((place, end)) => tell(core, place, end, who),
+        }
     }
 
     /// Level 1: the step of this task ends the run; what has ended with it is booked all the same.
@@ -168,19 +171,16 @@ impl Watch {
         Ok(())
     }
 
-    /// Books the step that has ended for its task.
-    #[inline]
+    /// Books the step that has ended for its task; what is left to [`tell`] of it.
+    #[inline(always)]
     fn book(
         &mut self,
         core: &Bound<'_, LoopCore>,
         now: u64,
         waiting: usize,
         who: &Who<'_, '_>,
-    ) -> PyResult<()> {
-        let py = core.py();
-        let Some(register) = core.get().register() else {
-            return Ok(());
-        };
+    ) -> Option<(Place, Option<End>)> {
+        let register = core.get().register()?;
         let (took, waited) = self.pace.steps(now, waiting);
         let place = self.place.take();
         let end = match (place, who) {
@@ -191,15 +191,11 @@ impl Watch {
             scribe.ready(now.saturating_sub(took + waited), end.is_some());
         }
         register.passes(now);
-        let Some(place) = place else {
-            return Ok(());
-        };
+        let place = place?;
         register.runs(None);
-        register.stepped(py, place, took, waited, end);
-        if end == Some(End::Failed) || matches!(who, Who::Callback(_)) {
-            return tell(core, place, end, who);
-        }
-        Ok(())
+        register.stepped(core.py(), place, took, waited, end);
+        let is_told = end == Some(End::Failed) || matches!(who, Who::Callback(_));
+        is_told.then_some((place, end))
     }
 
     /// Level 2: a task of ours, which [has begun](Watch::begins), is about to take a step.
@@ -363,16 +359,27 @@ impl Watch {
     }
 
     /// What was found for one descriptor was delivered, to the protocol of a transport or to the ring.
-    #[inline]
+    #[inline(always)]
     pub fn delivered(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
         if self.meter.delivers(to.is_some()) {
-            let now = self.coarse.now();
-            let timed =
-                self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
-            if let Some(transport) = to {
-                self.report(core, timed, now, &Who::Transport(transport));
-            }
+            self.delivered_timed(core, to);
         }
+    }
+
+    /// What a poll has found was delivered.
+    #[inline(always)]
+    pub fn delivered_all(&mut self, core: &Bound<'_, LoopCore>) {
+        if self.meter.is_open() {
+            self.delivered_timed(core, None);
+        }
+    }
+
+    #[inline(never)]
+    fn delivered_timed(&mut self, core: &Bound<'_, LoopCore>, to: Option<&Bound<'_, PyAny>>) {
+        let now = self.coarse.now();
+        let timed = self.note_shared(|meter, shared| meter.delivered(shared, now, to.is_some()));
+        let who = to.map_or(Who::OneOf, Who::Transport);
+        self.report(core, timed, now, &who);
     }
 
     /// The time after a poll: the real one if it matters, or once in a while.

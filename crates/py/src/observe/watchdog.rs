@@ -5,9 +5,10 @@
 //! joined by whoever holds the GIL: before a fork, and before the interpreter ends. Nothing of it outlives either.
 //!
 //! **When it looks.** A loop publishes when what it runs began. The watchdog sleeps for a threshold at most; it
-//! finds a step that has begun, and sleeps until that will have run for half of the threshold (a first look at what
-//! the kernel says of the thread) and for all of it (a second look, and the stack), then again every 50 ms. So the
-//! first stack is taken at the threshold whatever the phase of its sleep, and an idle process is woken ten times a second.
+//! finds a step that has begun, and sleeps until that will have run for the threshold: a look at what the kernel says of the thread,
+//! and the stack; then again every 50 ms. So the first stack is taken at the threshold whatever the phase of its sleep, and a process
+//! is woken ten times a second. Of loops that have had long steps of late there is a look before, at half of the threshold, so that
+//! more of a step is known when it has just become a block ([`round`]).
 //! In a look it waits for nothing: what it has asked a thread is looked for every half a millisecond at first, and then with
 //! the next look, so that a thread without a processor keeps it from no other loop. The last look is the loop's
 //! own, when the step has ended.
@@ -42,12 +43,14 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use tideloop_core::observe::{Cause, Evidence, Frame, Look, frames};
+use tideloop_core::observe::{Cause, Evidence, Frame, Look, Round, frames, round};
 use tideloop_sys::clock;
 use tideloop_sys::thread::{self, Thread};
 
 use super::{Observed, blocks, dumps, recorder};
 use crate::errors::os_error;
+#[cfg(Py_3_13)]
+use crate::ffi::dumping;
 use crate::ffi::probe;
 
 /// Between two looks at a step that goes on blocking, in nanoseconds.
@@ -75,6 +78,8 @@ pub struct Watched {
     thread: Thread,
     /// Whether something was seen, so that the loop need not take the lock to know that nothing was.
     seen: AtomicBool,
+    /// Until when a step of this loop may well be long; written by the watchdog alone.
+    wary: AtomicU64,
     block: Mutex<Block>,
 }
 
@@ -148,6 +153,8 @@ struct Registry {
     asking: Option<Arc<Asking>>,
     thread: Option<JoinHandle<()>>,
     stopping: bool,
+    /// The thread waits until there is something to watch.
+    resting: bool,
     /// A fork is under way: nobody starts the thread until it is over.
     forking: bool,
     /// The interpreter ends.
@@ -160,6 +167,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     asking: None,
     thread: None,
     stopping: false,
+    resting: false,
     forking: false,
     over: false,
 });
@@ -187,12 +195,16 @@ pub fn enters(observed: &Arc<Observed>) -> Option<Arc<Watched>> {
         observed: Arc::clone(observed),
         thread: Thread::current(),
         seen: AtomicBool::new(false),
+        wary: AtomicU64::new(0),
         block: Mutex::new(Block::default()),
     });
     let mut registry = locked(&REGISTRY);
     registry.watched.push(Arc::clone(&watched));
     start(&mut registry);
-    CHANGED.notify_one();
+    // Otherwise it looks within a threshold anyway.
+    if std::mem::take(&mut registry.resting) {
+        CHANGED.notify_one();
+    }
     Some(watched)
 }
 
@@ -265,9 +277,11 @@ fn watch() {
     let mut registry = locked(&REGISTRY);
     while !registry.stopping {
         if registry.watched.is_empty() || registry.threshold == 0 {
+            registry.resting = true;
             registry = CHANGED
                 .wait(registry)
                 .unwrap_or_else(PoisonError::into_inner);
+            registry.resting = false;
             continue;
         }
         let (threshold, asking) = (registry.threshold, registry.asking.clone());
@@ -293,12 +307,14 @@ fn watch() {
 /// Looks at one loop, and says when to look again.
 fn look(watched: &Arc<Watched>, threshold: u64, asking: Option<&Asking>) -> u64 {
     let now = clock::monotonic_ns();
-    let Some(began) = watched.observed.instrument.began() else {
-        return now + threshold;
+    let mut wary = watched.wary.load(Ordering::Relaxed);
+    let began = watched.observed.instrument.began();
+    let round = round(began, now, threshold, &mut wary);
+    watched.wary.store(wary, Ordering::Relaxed);
+    let began = match round {
+        Round::Look(began) => began,
+        Round::Until(until) => return until,
     };
-    if now.saturating_sub(began) < threshold / 2 {
-        return began + threshold / 2;
-    }
     let due = {
         let mut block = locked(&watched.block);
         if block.began != began {
@@ -509,7 +525,11 @@ pub fn watchdog_threshold(nanoseconds: u64) {
 ///
 /// Raises ValueError if the signal has no handler, and OSError if the descriptor cannot be duplicated.
 #[pyfunction]
-pub fn watchdog_asks(signal: i32, descriptor: i32) -> PyResult<()> {
+pub fn watchdog_asks(py: Python<'_>, signal: i32, descriptor: i32) -> PyResult<()> {
+    #[cfg(Py_3_13)]
+    if !dumping::is_safe(py, signal) {
+        return Ok(());
+    }
     let handler = thread::handler_of(signal)
         .filter(|&handler| handler > 1)
         .ok_or_else(|| PyValueError::new_err(format!("signal {signal} has no handler")))?;

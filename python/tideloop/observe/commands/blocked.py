@@ -36,7 +36,7 @@ def _blocked(argv: list[str]) -> int:
     if asked.stacks:
         for block in blocks["blocks"]:
             print(_sentence(block, names, style))
-            print("\n".join(map(printable, frames(inside(block["stack"]), "  "))) or "  its stack is not known")
+            print(_stack(block))
     else:
         lines = [_row(block, names) for block in blocks["blocks"]]
         print("\n".join(table(_HEAD, lines, style, "<><<<<")))
@@ -77,6 +77,16 @@ def where(block: Mapping[str, Any]) -> str:
 
 def _when(block: Mapping[str, Any]) -> str:
     return ago(time.time() - block["at"] - block["duration"]) if block["ended"] else "now"
+
+
+def _stack(block: Mapping[str, Any]) -> str:
+    """The first one that was captured, and when."""
+    lines = [*map(printable, frames(inside(block["stack"]), "  "))]
+    if not lines:
+        return "  its stack is not known"
+    if block.get("captured") is not None:
+        lines.insert(0, f"  its stack after {seconds(block['captured'])}:")
+    return "\n".join(lines)
 
 
 def _sentence(block: Mapping[str, Any], names: Mapping[int, str], style: Style) -> str:

@@ -40,10 +40,7 @@ fn one_loop(json: &mut Json, observed: &Observed, now: u64) {
         .integer(level::depth(observed.level).into());
     json.key("running").bool(known.is_running());
     json.key("blocked_for");
-    match watchdog::blocked_for(observed, now) {
-        Some(blocked) => json.seconds(blocked),
-        None => json.null(),
-    }
+    seconds_or_null(json, watchdog::blocked_for(observed, now));
     json.key("attached").bool(known.attached);
     if known.attached {
         json.key("metrics").null();
@@ -153,6 +150,8 @@ fn one_block(json: &mut Json, block: &Told) {
     json.key("what").string(&block.who.what);
     json.key("file").string(&block.who.file);
     json.key("line").integer(block.who.line.into());
+    json.key("captured");
+    seconds_or_null(json, block.captured);
     let first = block.stacks.first().map_or(&[][..], Vec::as_slice);
     json.key("stack").array(|json| frames(json, first));
     json.key("stacks").array(|json| {
@@ -160,6 +159,13 @@ fn one_block(json: &mut Json, block: &Told) {
             json.array(|json| frames(json, stack));
         }
     });
+}
+
+fn seconds_or_null(json: &mut Json, nanoseconds: Option<u64>) {
+    match nanoseconds {
+        Some(nanoseconds) => json.seconds(nanoseconds),
+        None => json.null(),
+    }
 }
 
 fn frames(json: &mut Json, frames: &[Frame]) {
