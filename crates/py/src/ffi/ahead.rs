@@ -17,6 +17,7 @@ use pyo3::types::PyList;
 
 use super::entry::Entry;
 use super::layout::{FutureObject, TaskObject};
+use super::prefetch;
 use tideloop_core::ready::Ready;
 use tideloop_core::timers::Timers;
 
@@ -55,22 +56,10 @@ pub fn timers(timers: &Timers<Entry>) {
 /// What the collector keeps in front of an object.
 const HEADER: isize = -16;
 
-/// Asks for the line of memory around an address.
+/// Asks for the line of memory at a place of an object.
 #[inline(always)]
 fn line(object: *const PyObject, offset: isize) {
-    let address = object.wrapping_byte_offset(offset);
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: this is a hint to the processor, which does not mind what the address is.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = address;
+    prefetch::line(object.cast::<u8>().wrapping_offset(offset));
 }
 
 /// A future, or a handle, which is as long.

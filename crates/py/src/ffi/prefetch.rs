@@ -10,19 +10,20 @@ use pyo3::ffi::PyObject;
 /// Bytes that caches fetch at once, on what is asked here.
 const LINE: usize = 64;
 
-/// Has the processor fetch what is at an address, if anything is; a hint.
+/// Has the processor fetch the line of memory around an address, if anything is there; a hint.
 #[inline(always)]
-fn line(address: *const u8) {
+pub fn line(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program could notice, and no address is wrong for it.
-        #[allow(unused_unsafe)]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(address.cast())
-        };
+    // SAFETY: this is a hint to the processor, which does not mind what the address is.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
 
