@@ -525,6 +525,7 @@ pub fn watchdog_threshold(nanoseconds: u64) {
 ///
 /// Raises ValueError if the signal has no handler, and OSError if the descriptor cannot be duplicated.
 #[pyfunction]
+#[cfg_attr(not(Py_3_13), allow(unused_variables))]
 pub fn watchdog_asks(py: Python<'_>, signal: i32, descriptor: i32) -> PyResult<()> {
     #[cfg(Py_3_13)]
     if !dumping::is_safe(py, signal) {
