@@ -48,6 +48,16 @@ class TestOrder:
             whole = b"".join(pieces)
             assert await server.received(len(whole)) == whole
 
+    @pytest.mark.parametrize("size", [2048, 2049])
+    async def test_two_that_are_joined_or_listed(self, loop, size):
+        async with connected(loop) as (client, server):
+            for first in (b"a", b"c"):
+                client.transport.write(first * size)
+                client.transport.write(b"b" * 2048)
+                await turns()
+            whole = b"".join(first * size + b"b" * 2048 for first in (b"a", b"c"))
+            assert await server.received(len(whole)) == whole
+
     async def test_small_ones_around_a_large_one(self, loop):
         large = bytes(range(256)) * 4096
         async with connected(loop) as (client, server):

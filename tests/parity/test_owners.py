@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from tests.peers import LOOPBACK, Recorder, dropped, listening_socket, settled, socket_pair, turns
+from tests.peers import LOOPBACK, Recorder, connected, dropped, listening_socket, settled, socket_pair, turns
 from tests.tls import NAME, authority
 
 
@@ -183,3 +183,25 @@ async def test_a_watched_descriptor_that_is_closed_and_opened_again(loop):
         await settled(loop)
         assert seen == []
         loop.remove_reader(number)
+
+
+async def test_an_accepted_connection_whose_shown_socket_is_closed(loop, backend, handled):
+    """It has told its descriptor before, once for each write."""
+    if backend.name == "uvloop":
+        pytest.skip("it shows another descriptor")
+    async with connected(loop) as (client, server):
+        shown = server.transport.get_extra_info("socket")
+        for length in range(1, 4):
+            server.transport.write(b"x")
+            assert await client.received(length) == b"x" * length
+        number = shown.fileno()
+        # Closed by the loop itself, as far as it knows.
+        shown._sock.close()
+        with the_next_owner(number):
+            server.transport.write(b"not for ")
+            server.transport.write(b"the next owner")
+            await settled(loop)
+            server.transport.abort()
+            await server.lost
+            await settled(loop)
+        client.transport.abort()

@@ -39,6 +39,16 @@ class Echo(asyncio.Protocol):
 class Twice(Echo):
     pieces = 2
 
+class Many(Echo):
+    pieces = 100
+
+class Shown(Twice):
+    # As web servers do it.
+
+    def connection_made(self, transport):
+        transport.get_extra_info("socket")
+        super().connection_made(transport)
+
 class Buffered(Echo, asyncio.BufferedProtocol):
     room = (ctypes.c_char * 1000)()
 
@@ -58,7 +68,7 @@ async def echoes(loop, kind):
             while len(answer) < 3 * kind.pieces:
                 await asyncio.sleep(0)
                 try:
-                    answer += os.read(peer.fileno(), 100)
+                    answer += os.read(peer.fileno(), 1000)
                 except BlockingIOError:
                     pass
             assert answer == b"%03d" % number * kind.pieces
@@ -87,9 +97,10 @@ def test_an_echo_is_one_receive_and_one_send(backend, kind):
     assert asked(backend, f"run(lambda loop: echoes(loop, {kind}))") == 2 * ROUNDS
 
 
-def test_an_answer_of_two_writes_is_one_send(backend):
-    sends = 1 if backend.name == "tideloop" else 2
-    assert asked(backend, "run(lambda loop: echoes(loop, Twice))") == (1 + sends) * ROUNDS
+@pytest.mark.parametrize(("kind", "writes"), [("Twice", 2), ("Many", 100), ("Shown", 2)])
+def test_an_answer_of_several_writes_is_one_send(backend, kind, writes):
+    sends = 1 if backend.name == "tideloop" else writes
+    assert asked(backend, f"run(lambda loop: echoes(loop, {kind}))") == (1 + sends) * ROUNDS
 
 
 def test_a_client_receives_and_sends_once_as_well(backend):

@@ -36,7 +36,7 @@ use crate::event_loop::LoopCore;
 use crate::ffi::buffer::{self, Bytes};
 use crate::ffi::call;
 use crate::ffi::cell::LoopCell;
-use crate::ffi::owner::{self, Owner, Owns, is_still};
+use crate::ffi::owner::{self, Owner, Owns, View, is_still};
 use crate::held;
 use crate::reactor::Target;
 use crate::streams::{self, FlowCore};
@@ -44,6 +44,10 @@ use crate::tls::TlsCore;
 
 /// Queued pieces sent by one system call.
 const MAX_SLICES: usize = 64;
+
+/// Pieces of so many bytes together are joined, not listed: up to a few KiB the system needs longer to take a list in than
+/// the copy takes.
+const MAX_JOINED: usize = 4 * 1024;
 
 /// The largest snapshot that is made only to hold bytes back.
 const MAX_COPIED: usize = 16 * 1024;
@@ -76,7 +80,7 @@ struct Connection {
     /// Whether the socket was asked for.
     shown: bool,
     /// The view that get_extra_info("socket") shows, once somebody has asked.
-    view: Option<Py<PyAny>>,
+    view: Option<View>,
     local: Option<Address>,
     peer: Option<Address>,
 }
@@ -101,6 +105,16 @@ impl Connection {
             }
             start = start.saturating_sub(len);
         }
+    }
+
+    /// Whether the descriptor is seen to be ours still; if not, it is to be asked who has it.
+    #[inline]
+    fn is_certain(&self) -> bool {
+        self.socket.as_ref().is_some_and(|owner| {
+            let shown = self.view.as_ref();
+            owner.is_certain(self.shown)
+                && shown.is_none_or(|view| view.is_certain(owner.socket().raw()))
+        })
     }
 }
 
@@ -161,6 +175,7 @@ enum Quick {
     /// It was not: it takes more than that.
     No,
     Sent(Chunk),
+    SentAll(VecDeque<Chunk>),
     /// So much of it was taken.
     Short(usize),
     Failed(io::Error),
@@ -452,29 +467,40 @@ impl StreamTransport {
 
     /// The callback is over: sends what it has written, as [`StreamTransport::release_held`] does.
     ///
-    /// The rule is one piece, which the socket takes at once.
+    /// The rule is one piece or a few small ones, which the socket takes at once.
     pub fn send_held(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let state = slf.get();
         let quick = state.with(py, |connection| {
-            let (Some(owner), [only], None) = (
-                &connection.socket,
-                connection.queue.make_contiguous(),
-                &connection.view,
-            ) else {
-                return Quick::No;
-            };
-            let machine = &mut connection.machine;
-            if !owner.is_certain(connection.shown) || machine.awaits_drain() || !machine.release() {
+            // What is held is all that is queued.
+            let len = connection.machine.queued_bytes();
+            let count = connection.queue.len();
+            if (count > 1 && len > MAX_JOINED) || !connection.is_certain() {
                 return Quick::No;
             }
-            let bytes = &only.bytes.as_bytes(py)[only.start..];
-            let len = bytes.len();
-            match owner.socket().send(bytes) {
+            let (machine, queue) = (&mut connection.machine, &mut connection.queue);
+            let Some(owner) = &connection.socket else {
+                return Quick::No;
+            };
+            if machine.awaits_drain() || !machine.release() {
+                return Quick::No;
+            }
+            let sent = match queue.make_contiguous() {
+                [only] => owner.socket().send(&only.bytes.as_bytes(py)[only.start..]),
+                // The room for what is received is free now, and in the processor's cache.
+                pieces => state.core.get().received(py, |room| {
+                    let len = join(py, pieces, room);
+                    owner.socket().send(&room[..len])
+                }),
+            };
+            match sent {
                 Ok(sent) if sent == len => {
-                    // What is held is all that is queued, and could not have paused the protocol.
+                    // What was held could not have paused the protocol.
                     let _nobody_waits = machine.sent(len);
-                    connection.queue.pop_front().map_or(Quick::No, Quick::Sent)
+                    match count {
+                        1 => queue.pop_front().map_or(Quick::No, Quick::Sent),
+                        _ => Quick::SentAll(std::mem::take(queue)),
+                    }
                 }
                 Ok(sent) => Quick::Short(sent),
                 Err(error) if would_block(&error) => Quick::Short(0),
@@ -484,6 +510,10 @@ impl StreamTransport {
         match quick {
             Quick::Sent(chunk) => {
                 drop(chunk.bytes.into_bound(py));
+                Ok(())
+            }
+            Quick::SentAll(done) => {
+                state.drop_sent(py, done);
                 Ok(())
             }
             Quick::No => Self::release_held(slf),
@@ -621,7 +651,7 @@ impl StreamTransport {
 
     /// Drops what was sent from the head of the queue.
     fn consume(&self, py: Python<'_>, sent: usize) -> Signal {
-        let (mut done, signal) = self.with(py, |connection| {
+        let (done, signal) = self.with(py, |connection| {
             let signal = connection.machine.sent(sent);
             let queue = &mut connection.queue;
             if connection.machine.queued_bytes() == 0 {
@@ -639,16 +669,20 @@ impl StreamTransport {
             }
             (queue.drain(..gone).collect(), signal)
         });
+        self.drop_sent(py, done);
+        signal
+    }
+
+    /// Drops what is sent, and keeps the room for what comes next.
+    fn drop_sent(&self, py: Python<'_>, mut done: VecDeque<Chunk>) {
         done.clear();
         if done.capacity() <= MAX_SLICES {
-            // The room is used again.
             self.with(py, |connection| {
                 if connection.queue.capacity() == 0 {
                     connection.queue = done;
                 }
             });
         }
-        signal
     }
 
     /// Tells the protocol to pause or go on; it cannot fail the connection.
@@ -795,7 +829,7 @@ impl StreamTransport {
                 _protocol: connection.protocol.take().map(|p| p.into_bound(py)),
                 _flow: connection.flow.take().map(|f| f.into_bound(py)),
                 server: connection.server.take().map(|s| s.into_bound(py)),
-                view: connection.view.take().map(|v| v.into_bound(py)),
+                view: connection.view.take().map(|v| v.into_socket(py)),
                 writable: connection.writable.take().map(|w| w.into_bound(py)),
                 _queue: std::mem::take(&mut connection.queue),
             };
@@ -843,8 +877,9 @@ impl StreamTransport {
     /// Fails if somebody has closed our descriptor by way of the socket that we have shown.
     fn check_view(&self, py: Python<'_>) -> io::Result<()> {
         let shown = self.with(py, |connection| {
-            let view = connection.view.as_ref()?.clone_ref(py);
-            Some((view, connection.socket.as_ref()?.socket().raw()))
+            let view = connection.view.as_ref()?;
+            let source = connection.socket.as_ref()?.socket().raw();
+            (!view.is_certain(source)).then(|| (view.socket().clone_ref(py), source))
         });
         match shown {
             Some((view, source)) if !is_still(view.bind(py), source) => {
@@ -862,7 +897,8 @@ impl StreamTransport {
     /// A Python socket on our descriptor, which it does not own.
     fn view<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         if let Some(view) = self.with(py, |connection| {
-            connection.view.as_ref().map(|view| view.clone_ref(py))
+            let view = connection.view.as_ref()?;
+            Some(view.socket().clone_ref(py))
         }) {
             return Ok(Some(view.into_bound(py)));
         }
@@ -880,8 +916,9 @@ impl StreamTransport {
             .import(intern!(py, "socket"))?
             .getattr(intern!(py, "socket"))?
             .call((), Some(&arguments))?;
+        let shown = View::new(view.clone(), source);
         self.with(py, |connection| {
-            connection.view = Some(view.clone().unbind())
+            connection.view = Some(shown);
         });
         Ok(Some(view))
     }
@@ -1000,6 +1037,17 @@ impl StreamTransport {
             )),
         }
     }
+}
+
+/// Puts what is left of these side by side; how much that is.
+fn join(py: Python<'_>, pieces: &[Chunk], room: &mut [u8]) -> usize {
+    let mut end = 0;
+    for piece in pieces {
+        let bytes = &piece.bytes.as_bytes(py)[piece.start..];
+        room[end..end + bytes.len()].copy_from_slice(bytes);
+        end += bytes.len();
+    }
+    end
 }
 
 fn total(pieces: &[Payload<'_, '_>]) -> usize {
@@ -1513,7 +1561,7 @@ impl StreamTransport {
             for chunk in &connection.queue {
                 visit.call(&chunk.bytes)?;
             }
-            visit.call(&connection.view)
+            visit.call(connection.view.as_ref().map(View::socket))
         });
         visited.unwrap_or(Ok(()))
     }

@@ -181,11 +181,45 @@ impl Drop for Owner {
     }
 }
 
+/// A Python socket that shows a descriptor which it does not own.
+pub struct View {
+    sock: Py<PyAny>,
+    /// Its field tells the descriptor, as was seen.
+    tells: bool,
+}
+
+impl View {
+    /// A Python socket that was made for this descriptor.
+    pub fn new(sock: Bound<'_, PyAny>, source: RawSource) -> Self {
+        let plain = is_plain(&sock);
+        let sock = sock.unbind();
+        Self {
+            tells: plain && told(&sock) == source,
+            sock,
+        }
+    }
+
+    #[inline]
+    pub fn socket(&self) -> &Py<PyAny> {
+        &self.sock
+    }
+
+    pub fn into_socket(self, py: Python<'_>) -> Bound<'_, PyAny> {
+        self.sock.into_bound(py)
+    }
+
+    /// Whether it is seen to have this descriptor still; if not, it is to be [asked](is_still).
+    #[inline]
+    pub fn is_certain(&self, source: RawSource) -> bool {
+        self.tells && told(&self.sock) == source
+    }
+}
+
 /// The descriptor in a socket of exactly the class `socket.socket`: its first field, which is no descriptor any more once it
 /// is closed or detached.
 #[inline]
 fn told(sock: &Py<PyAny>) -> RawSource {
-    // SAFETY: `is_known` has seen its class, whose instances have more than a descriptor behind their head; the object
+    // SAFETY: `is_plain` has seen its class, whose instances have more than a descriptor behind their head; the object
     // is alive, and the GIL is held by whoever has the transport.
     unsafe { sock.as_ptr().add(1).cast::<RawSource>().read() }
 }
@@ -203,20 +237,23 @@ pub fn is_still(sock: &Bound<'_, PyAny>, source: RawSource) -> bool {
 /// Whether somebody may do something with a Python socket who has got it elsewhere than from us. `references`: how many
 /// there are that we know of, the caller's among them.
 pub fn is_known(sock: &Bound<'_, PyAny>, references: isize) -> bool {
+    // SAFETY: a live object, and the GIL is held.
+    let count = unsafe { ffi::Py_REFCNT(sock.as_ptr()) };
+    // The methods of a class of the program's own may know other ways.
+    !is_plain(sock) || count > references || is_known_weakly(sock)
+}
+
+/// Whether a Python socket is of the class `socket.socket` itself.
+fn is_plain(sock: &Bound<'_, PyAny>) -> bool {
     static CLASS: PyOnceLock<Option<Py<PyAny>>> = PyOnceLock::new();
     let py = sock.py();
     let class = CLASS.get_or_init(py, || {
         let module = py.import(intern!(py, "socket")).ok()?;
         Some(module.getattr(intern!(py, "socket")).ok()?.unbind())
     });
-    let Some(class) = class else {
-        return true;
-    };
-    // The methods of a class of the program's own may know other ways.
-    let plain = sock.get_type().is(class.bind(py));
-    // SAFETY: a live object, and the GIL is held.
-    let count = unsafe { ffi::Py_REFCNT(sock.as_ptr()) };
-    !plain || count > references || is_known_weakly(sock)
+    class
+        .as_ref()
+        .is_some_and(|class| sock.get_type().is(class.bind(py)))
 }
 
 /// Whether there are weak references to an object.
