@@ -105,7 +105,7 @@ profile: check-python check-cargo $(VENV)/.lab $(VENV)/.load ## counts anew what
 	@$(PROFDATA) merge -sparse -o $(PROFILED)/tideloop.profdata $(PROFILED)/raw/*.profraw
 	@$(PROFDATA) merge -sparse -o pgo/tideloop.profdata target/profile/*/tideloop.profdata
 	@rustc -V > pgo/rustc
-	@echo "make: pgo/tideloop.profdata has the counts of: $(notdir $(patsubst %/tideloop.profdata,%,$(wildcard target/profile/*/tideloop.profdata)))"
+	@echo "make: pgo/tideloop.profdata has the counts of $$(cd target/profile && ls -d */tideloop.profdata | xargs dirname | xargs)"
 
 # --- for people ---------------------------------------------------------------------------------
 
