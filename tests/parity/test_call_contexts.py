@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import random
 import weakref
 
 import pytest
+
+from tests.backends import deviates
 
 color = contextvars.ContextVar("color", default="none")
 number = contextvars.ContextVar("number", default=0)
@@ -223,3 +226,52 @@ async def test_any_order_of_setting_and_scheduling(loop, schedule, seed):
     await turns(40)
     assert not wrong
     assert count > 20
+
+
+class Value:
+    pass
+
+
+def among_many(loop, callback):
+    """Handles of calls that share a context with a value, and a weak reference to that value."""
+
+    def schedule():
+        value = Value()
+        color.set(value)
+        return weakref.ref(value), [loop.call_later(1000, callback) for _ in range(300)]
+
+    return contextvars.Context().run(schedule)
+
+
+@deviates("uvloop", "keeps what is scheduled when it is closed")
+def test_values_die_with_a_closed_loop_whose_handles_somebody_has_run(backend):
+    loop = backend.new_event_loop()
+    value, handles = among_many(loop, int)
+    for handle in handles:
+        handle._run()
+        handle.cancel()
+    del handle, handles
+    loop.close()
+    gc.collect()
+    assert value() is None
+
+
+@deviates("uvloop", "a handle that runs lets go of its loop")
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+def test_a_handle_that_was_all_that_kept_its_loop_and_cancels_itself(backend):
+    def callback():
+        handles.pop().cancel()
+        gc.collect()
+        alive.append(known() is not None)
+
+    loop = backend.new_event_loop()
+    known, alive = weakref.ref(loop), []
+    _, handles = among_many(loop, callback)
+    run = handles[-1]._run
+    del loop, handles[:-1]
+    gc.collect()
+    run()
+    del run
+    gc.collect()
+    assert alive == [True]
+    assert known() is None

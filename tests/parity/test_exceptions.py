@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import socket
 import sys
 
 import pytest
@@ -46,6 +47,49 @@ class TestCallback:
         loop.run_forever()
         assert handled[0]["handle"] is handle
         assert isinstance(handled[0]["exception"], Expected)
+
+    @pytest.mark.parametrize("among", [0, 300])
+    @pytest.mark.parametrize("way", ["call_soon", "call_later", "call_soon_threadsafe"])
+    def test_of_one_that_has_cancelled_its_own_handle(self, loop, handled, way, among):
+        def callback():
+            handle.cancel()
+            fail()
+
+        others = [loop.call_later(1000, int) for _ in range(among)]
+        schedule = getattr(loop, way)
+        handle = schedule(0, callback) if way == "call_later" else schedule(callback)
+        loop.call_later(0.002, loop.stop)
+        loop.run_forever()
+        assert [(type(context["exception"]), context["handle"]) for context in handled] == [(Expected, handle)]
+        for other in others:
+            other.cancel()
+
+    @pytest.mark.parametrize("side", ["reader", "writer"])
+    def test_of_a_watched_socket_that_the_callback_lets_go_of(self, loop, handled, side):
+        self.watch(loop, side, lambda add, remove, watched: remove(watched))
+        assert [type(context["exception"]) for context in handled] == [Expected]
+
+    @pytest.mark.parametrize("side", ["reader", "writer"])
+    def test_of_a_watched_socket_that_gets_another_callback(self, loop, handled, side):
+        self.watch(loop, side, lambda add, remove, watched: add(watched, int))
+        assert [type(context["exception"]) for context in handled] == [Expected]
+
+    def watch(self, loop, side, change):
+        """Runs until a callback of a socket has made a change, and failed."""
+        add, remove = getattr(loop, f"add_{side}"), getattr(loop, f"remove_{side}")
+        first, second = socket.socketpair()
+        with first, second:
+            first.setblocking(False)
+            second.send(b"x")
+
+            def callback():
+                loop.stop()
+                change(add, remove, first)
+                fail()
+
+            add(first, callback)
+            loop.run_forever()
+            remove(first)
 
     def test_the_others_of_the_turn_still_run(self, loop, handled):
         seen = []

@@ -311,6 +311,29 @@ def test_kept_and_dropped_handles_run_in_one_order(loop):
     assert seen == expected
 
 
+@pytest.mark.parametrize("method", ["cancel", "cancelled"])
+def test_a_thread_that_asks_while_the_call_cancels_itself(loop, method):
+    handles, begun = [], threading.Event()
+
+    def callback():
+        begun.set()
+        # As long as the other thread needs to come and wait for us, if it is to.
+        other.join(0.02)
+        handles[0].cancel()
+        loop.stop()
+
+    def ask():
+        begun.wait()
+        getattr(handles[0], method)()
+
+    other = threading.Thread(target=ask, daemon=True)
+    other.start()
+    loop.call_soon(lambda: handles.append(loop.call_soon_threadsafe(callback)))
+    loop.run_forever()
+    other.join(10)
+    assert not other.is_alive()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 9])
 def test_any_number_of_arguments(loop, count):
     seen = []

@@ -450,7 +450,7 @@ impl Stored {
             ..self
         };
         match stored.into_handle(core) {
-            Ok(handle) => handle::report(&handle, error),
+            Ok(handle) => handle::report(&handle, Some(core.as_any()), error),
             Err(failed) => Err(failed),
         }
     }

@@ -508,6 +508,9 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             // Run by somebody else than its loop, which has nothing left to run then.
             handed::forget(object);
         }
+        // Kept: a callback that cancels its own handle makes that let go of the loop, which is still to be told of an
+        // exception and of the end, and gets its context back.
+        let owner = Bound::from_borrowed_ptr_or_opt(py, (*object).owner);
         let mut loan = None;
         if (*object).flags & (CANCELLED | SHARED) == SHARED {
             // Not a Bound: whether anybody else has a reference is looked at.
@@ -517,7 +520,7 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
                 None => own_context(py, object),
             };
             if let Err(error) = lent {
-                return report(handle, error);
+                return report(handle, owner.as_ref(), error);
             }
         }
         let flags = (*object).flags;
@@ -555,26 +558,29 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
             spilled: flags & SPILLED != 0,
         };
         let outcome = if let Err(error) = invoke(py, &call, &mut stack) {
-            if flags & PERSISTENT == 0 && (*object).flags & CANCELLED == 0 {
-                // For the report, and for whoever keeps it: the handle shows what it ran.
-                (*object).callback = ffi::Py_NewRef(callback);
+            if (*object).context.is_null() {
+                // For the report, and for whoever keeps it: the handle shows what it ran, and if it was cancelled
+                // meanwhile, where.
                 (*object).context = ffi::Py_NewRef(entered);
+            }
+            if flags & PERSISTENT == 0 && (*object).flags & CANCELLED == 0 {
+                (*object).callback = ffi::Py_NewRef(callback);
                 for (slot, &argument) in (*object).args.iter_mut().zip(&stack[1..]) {
                     *slot = ffi::Py_XNewRef(argument);
                 }
                 // An interrupt may have come before the callback did anything.
                 show_sleeper(py, object);
-                if ffi::PyObject_GC_IsTracked(object.cast()) == 0 {
-                    ffi::PyObject_GC_Track(object.cast());
-                }
             }
-            report(handle, error)
+            if ffi::PyObject_GC_IsTracked(object.cast()) == 0 {
+                ffi::PyObject_GC_Track(object.cast());
+            }
+            report(handle, owner.as_ref(), error)
         } else {
             Ok(())
         };
         if flags & THREAD_SAFE != 0 {
             (*object).flags &= !RUNNING;
-            if let Some(core) = owner_of(py, object) {
+            if let Some(core) = owner.as_ref().and_then(|owner| owner.cast::<LoopCore>().ok()) {
                 core.get().handoff().finished();
             }
         }
@@ -647,14 +653,15 @@ pub(super) unsafe fn invoke(
 
 /// Tells the loop of a handle that its callback has failed.
 #[cold]
-pub(super) fn report(handle: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
+pub(super) fn report(
+    handle: &Bound<'_, PyAny>,
+    owner: Option<&Bound<'_, PyAny>>,
+    error: PyErr,
+) -> PyResult<()> {
     let py = handle.py();
     if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
         return Err(error);
     }
-    let object = handle.as_ptr().cast::<HandleObject>();
-    // SAFETY: a live handle; the owner is null only once it has run.
-    let owner = unsafe { Bound::from_borrowed_ptr_or_opt(py, (*object).owner) };
     match owner {
         Some(owner) => owner
             .call_method1(

@@ -267,7 +267,8 @@ pub fn take_back<'py>(core: &LoopCore, snapshot: Bound<'py, PyAny>, loan: Loan<'
         ffi::Py_REFCNT(context.as_ptr()) == 1
             && variables.is_some_and(|before| before.as_ptr() == variables_of(context.as_ptr()))
     };
-    if unchanged {
+    // A loop that does not run lets go of what it keeps when it runs next, which may be never.
+    if unchanged && core.is_running() {
         let context = context.unbind();
         let surplus = core.queue(py, |queue| queue.snapshots.entered.replace(context));
         drop(surplus.map(|surplus| surplus.into_bound(py)));
