@@ -243,7 +243,7 @@ def among_many(loop, callback):
     return contextvars.Context().run(schedule)
 
 
-@deviates("uvloop", "keeps what is scheduled when it is closed")
+@deviates("uvloop", "its handles have no _run()")
 def test_values_die_with_a_closed_loop_whose_handles_somebody_has_run(backend):
     loop = backend.new_event_loop()
     value, handles = among_many(loop, int)
@@ -256,7 +256,7 @@ def test_values_die_with_a_closed_loop_whose_handles_somebody_has_run(backend):
     assert value() is None
 
 
-@deviates("uvloop", "a handle that runs lets go of its loop")
+@deviates("uvloop", "its handles have no _run()")
 @pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
 def test_a_handle_that_was_all_that_kept_its_loop_and_cancels_itself(backend):
     def callback():
