@@ -295,6 +295,29 @@ def test_a_second_stream_reader_is_not_forgotten(runner):
     runner.run(main())
 
 
+def test_a_method_in_a_dictionary_is_not_looked_for(runner):
+    async def main():
+        served = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda reader, writer: served.set_result((reader, writer)), "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        reader, theirs = await served
+        passed = []
+        vars(reader)["feed_data"] = passed.append
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
+        reader.feed_data = lambda data: (passed.append(data), type(reader).feed_data(reader, data))
+        writer.write(b"two")
+        assert await reader.readexactly(3) == b"two"
+        assert passed == [b"two"]
+        for stream in (writer, theirs):
+            stream.close()
+            await stream.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+    runner.run(main())
+
+
 def test_a_separator_that_is_not_bytes_is_refused_at_once(runner):
     async def main():
         reader = streams.StreamReader(loop=asyncio.get_running_loop())

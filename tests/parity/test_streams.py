@@ -166,6 +166,50 @@ class TestReplaced:
             assert await reader.readexactly(6) == b"second"
             assert received.call_count == 1
 
+    async def test_of_a_class_that_overrides_it(self, loop):
+        async with streams() as ((_, writer), (reader, theirs)):
+
+            class Reader(type(reader)):
+                def feed_data(self, data):
+                    super().feed_data(data + b"!")
+
+            protocol = theirs.transport.get_protocol()
+            other = Reader(loop=loop)
+            protocol._stream_reader_wr = weakref.ref(other)
+            original, fed = other.feed_data, []
+            other.feed_data = lambda data: (fed.append(data), original(data))
+            writer.write(b"first")
+            assert await other.readexactly(6) == b"first!"
+            assert fed == [b"first"]
+
+    async def test_before_the_object_is_ready(self, loop):
+        async with streams() as ((_, writer), (reader, theirs)):
+            kind = type(reader)
+
+            class Reader(kind):
+                def __init__(self, **options):
+                    self.feed_data = lambda data: kind.feed_data(self, data.upper())
+                    super().__init__(**options)
+
+            protocol = theirs.transport.get_protocol()
+            other = Reader(loop=loop)
+            protocol._stream_reader_wr = weakref.ref(other)
+            writer.write(b"first")
+            assert await other.readexactly(5) == b"FIRST"
+
+    @deviates("uvloop", "keeps the method that the protocol had in the beginning")
+    async def test_by_a_class_that_is_given_later(self, loop):
+        async with streams() as ((_, writer), (reader, theirs)):
+            protocol = theirs.transport.get_protocol()
+
+            class Protocol(type(protocol)):
+                def data_received(self, data):
+                    super().data_received(data.upper())
+
+            protocol.__class__ = Protocol
+            writer.write(b"first")
+            assert await reader.readexactly(5) == b"FIRST"
+
     async def test_a_reader_that_is_dropped_is_fed_no_more(self, loop):
         async with streams() as ((_, writer), (reader, theirs)):
             protocol = theirs.transport.get_protocol()

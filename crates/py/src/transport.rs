@@ -291,8 +291,11 @@ impl StreamTransport {
                     connection.room.received(len);
                     match (len, &connection.flow) {
                         (0, _) => Received::Eof(protocol.clone_ref(py)),
-                        (_, Some(flow)) => Received::Fed(flow.clone_ref(py), bytes),
-                        (_, None) => Received::Data(protocol.clone_ref(py), bytes),
+                        // A program may have given it another class meanwhile.
+                        (_, Some(flow)) if streams::is_ours(protocol.bind(py)) => {
+                            Received::Fed(flow.clone_ref(py), bytes)
+                        }
+                        _ => Received::Data(protocol.clone_ref(py), bytes),
                     }
                 }
                 Err(error) if would_block(&error) => Received::Nothing,

@@ -53,14 +53,18 @@ else:
         def __get__(self, owned, owner=None):
             if owned is None:
                 return self._function
-            try:
-                return vars(owned)[self._name]
-            except KeyError:
-                return MethodType(self._function, owned)
+            name = self._name
+            # A class that overrides the method asks for this one, by super().
+            if name in vars(owned) and getattr(type(owned), name) is self._function:
+                return vars(owned)[name]
+            return MethodType(self._function, owned)
 
         def __set__(self, owned, value):
             vars(owned)[self._name] = value
-            getattr(owned, self._core).replaced()
+            core = getattr(owned, self._core, None)
+            # None: before __init__(), which looks itself.
+            if core is not None:
+                core.replaced()
 
         def __delete__(self, owned):
             if vars(owned).pop(self._name, self) is self:
@@ -88,6 +92,8 @@ else:
             if limit <= 0:
                 raise ValueError("Limit cannot be <= 0")
             self._core = ReaderCore(loop, limit)
+            if "feed_data" in vars(self):
+                self._core.replaced()
             super().__init__(limit, loop)
             cls = type(self)
             if cls is not StreamReader and any(
@@ -158,6 +164,8 @@ else:
 
         def __init__(self, *args, **kwargs):
             self._flow = FlowCore()
+            if "data_received" in vars(self):
+                self._flow.replaced()
             super().__init__(*args, **kwargs)
 
         _connection_lost = _shown("lost", "_flow")

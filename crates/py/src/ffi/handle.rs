@@ -580,7 +580,10 @@ pub fn run(handle: &Bound<'_, PyAny>) -> PyResult<()> {
         };
         if flags & THREAD_SAFE != 0 {
             (*object).flags &= !RUNNING;
-            if let Some(core) = owner.as_ref().and_then(|owner| owner.cast::<LoopCore>().ok()) {
+            if let Some(core) = owner
+                .as_ref()
+                .and_then(|owner| owner.cast::<LoopCore>().ok())
+            {
                 core.get().handoff().finished();
             }
         }

@@ -30,7 +30,7 @@ pub mod messages;
 pub mod reading;
 pub mod writing;
 
-pub use self::writing::{FlowCore, flow_of};
+pub use self::writing::{FlowCore, flow_of, is_ours};
 
 use pyo3::exceptions::{PyAttributeError, PyTypeError};
 use pyo3::intern;

@@ -318,7 +318,8 @@ const PAUSED: u64 = 1;
 pub struct Drain;
 
 /// Whether a protocol is a stream protocol of ours, and not of a class with its own `_drain_helper`.
-fn is_ours(protocol: &Bound<'_, PyAny>) -> bool {
+#[inline]
+pub fn is_ours(protocol: &Bound<'_, PyAny>) -> bool {
     CLASSES
         .get(protocol.py())
         .is_some_and(|classes| protocol.get_type_ptr() == classes.protocol.as_ptr().cast())
