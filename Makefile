@@ -72,7 +72,14 @@ PROFILE ?= $(shell [ "$$(rustc -V 2>/dev/null)" = "$$(cat pgo/rustc 2>/dev/null)
 # Code that is newer than the profile is no news, least of all between the errors of a build.
 PROFILE_USE := $(if $(PROFILE),RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(abspath $(PROFILE)) -Cllvm-args=-no-pgo-warn-mismatch")
 
-$(VENV)/.built: $(RUST) $(PROFILE) $(VENV_STAMP) | check-cargo
+# Named for both: with another profile, or compiler, the extension is another one.
+PROFILE_STAMP := $(VENV)/.profile-$(shell echo "$(PROFILE) $$(rustc -V 2>/dev/null)" | cksum | cut -d ' ' -f 1)
+
+$(PROFILE_STAMP): | $(VENV_STAMP)
+	@rm -f $(VENV)/.profile-*
+	@touch $@
+
+$(VENV)/.built: $(RUST) $(PROFILE) $(PROFILE_STAMP) $(VENV_STAMP) | check-cargo
 	@echo "make: building the extension for Python $(VENV_TAG) (release; a minute the first time)"
 	@[ -n "$(PROFILE)" ] || echo "make: without a profile: pgo/tideloop.profdata is for $$(cat pgo/rustc)"
 	@CARGO_TARGET_DIR=$(BUILD_DIR) VIRTUAL_ENV=$(abspath $(VENV)) $(PROFILE_USE) $(PY) -m maturin develop --release --quiet > $(VENV)/build.log 2>&1 \

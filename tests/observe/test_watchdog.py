@@ -208,6 +208,63 @@ def test_a_stack_is_taken_while_what_a_coroutine_leaves_is_destroyed():
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+STORM = """
+import asyncio, os, subprocess, sys, tideloop
+from tideloop import watchdog
+
+async def main():
+    number = watchdog._asked_by[0]
+    code = "import os, sys, time\\nto, number = map(int, sys.argv[1:])\\nfor _ in range(2000): os.kill(to, number); time.sleep(0.0001)"
+    sender = subprocess.Popen([sys.executable, "-I", "-c", code, str(os.getpid()), str(number)])
+    numbers = list(range(2_000))
+    while sender.poll() is None:
+        numbers.sort(key=lambda number: number)
+    print(sender.returncode)
+
+with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+    runner.run(main())
+"""
+
+
+@linux
+def test_stacks_are_taken_while_c_code_calls_python():
+    # CPython 3.11 and 3.12 show frames in the beginning of such a call before these are there.
+    done = run(program=("-c", STORM), threshold="60")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+TOGETHER = """
+import asyncio, threading, time, tideloop
+
+blocks, begin = [], threading.Barrier(2)
+
+async def main():
+    for _ in range(3):
+        begin.wait()
+        await asyncio.sleep(0)
+        time.sleep(0.09)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+def work():
+    with asyncio.Runner(loop_factory=tideloop.EventLoop) as runner:
+        runner.run(main())
+
+tideloop.observe.on_block(blocks.append)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+slept = [block for block in blocks if block.duration >= 0.09]
+print(len(slept), sum(bool(block.stack) for block in slept))
+"""
+
+
+@linux
+def test_loops_that_block_together_each_have_a_stack():
+    done = run(program=("-c", TOGETHER), threshold="0.04")
+    assert done.stdout == "6 6\n", done.stderr
+
+
 EXIT = """
 import asyncio, sys, time, tideloop
 

@@ -176,7 +176,65 @@ pub fn handler_of(_number: i32) -> Option<usize> {
     None
 }
 
-/// Puts another handler in the place of this one, with its flags and mask; whether it was there.
+/// Whether [`interrupted_at`] knows.
+pub const TELLS_WHERE: bool = cfg!(all(
+    any(target_os = "linux", target_os = "macos"),
+    any(target_arch = "x86_64", target_arch = "aarch64")
+));
+
+/// The instruction at which a signal met this thread.
+///
+/// # Safety
+///
+/// In a handler that was set by [`replace_handler`]; `context` is its third argument.
+#[must_use]
+pub unsafe fn interrupted_at(context: *mut std::ffi::c_void) -> Option<usize> {
+    // SAFETY: the kernel has given a context of this type.
+    #[allow(unused_unsafe)]
+    unsafe {
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        return Some(
+            (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize]
+                as usize,
+        );
+        #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+        return Some((*context.cast::<libc::ucontext_t>()).uc_mcontext.pc as usize);
+        #[cfg(all(target_os = "macos", target_arch = "x86_64"))]
+        return Some(
+            (*(*context.cast::<libc::ucontext_t>()).uc_mcontext)
+                .__ss
+                .__rip as usize,
+        );
+        #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+        return Some(
+            (*(*context.cast::<libc::ucontext_t>()).uc_mcontext)
+                .__ss
+                .__pc as usize,
+        );
+        #[allow(unreachable_code)]
+        {
+            let _ = context;
+            None
+        }
+    }
+}
+
+/// The address of what this process has under a name.
+#[cfg(unix)]
+#[must_use]
+pub fn symbol(name: &std::ffi::CStr) -> Option<usize> {
+    // SAFETY: a name that ends; nothing is opened.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    Some(found as usize).filter(|&address| address != 0)
+}
+
+#[cfg(not(unix))]
+#[must_use]
+pub fn symbol(_name: &std::ffi::CStr) -> Option<usize> {
+    None
+}
+
+/// Puts another handler in the place of this one, with its mask and its flags, `SA_SIGINFO` added; whether it was there.
 ///
 /// # Safety
 ///
@@ -195,6 +253,7 @@ pub unsafe fn replace_handler(number: i32, before: usize, handler: usize) -> boo
             return false;
         }
         action.sa_sigaction = handler;
+        action.sa_flags |= libc::SA_SIGINFO;
         libc::sigaction(number, &raw const action, std::ptr::null_mut()) == 0
     }
 }

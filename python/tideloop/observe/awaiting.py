@@ -31,6 +31,10 @@ class TaskNode(NamedTuple):
     cycle: bool
     """It is among those that await it, and so shown without what it awaits: none of them will ever end."""
 
+    def __repr__(self) -> str:
+        # Without those below, of which there may be thousands, each in the one before.
+        return f"<tideloop.observe.TaskNode {self.name}: {self.coroutine}, awaits {len(self.awaits)}>"
+
 
 class TaskTree(NamedTuple):
     """The tasks of a loop below those that nobody awaits, or that only await each other.
@@ -39,6 +43,9 @@ class TaskTree(NamedTuple):
     """
 
     roots: tuple[TaskNode, ...]
+
+    def __repr__(self) -> str:
+        return f"<tideloop.observe.TaskTree of {len(self.roots)} roots>"
 
     def __str__(self) -> str:
         return "\n".join(line for root in self.roots for line in _lines(root, "", "", 1))
@@ -147,7 +154,7 @@ def awaited_tasks(
 def tree(loop: asyncio.AbstractEventLoop) -> TaskTree:
     """The tasks of a loop that are not done, each below the one that awaits it. From any thread, of any loop.
 
-    A task that is awaited by several is below each of them, in a tree of up to 10,000.
+    A task that is awaited by several is below each of them, in a tree of up to about 10,000.
     """
     from tideloop.observe.tasks import MOST, all_tasks, qualified, stack_of
 

@@ -308,7 +308,8 @@ impl Meter {
         deliveries.are_short = deliveries.strikes < strikes && self.careful == 0;
         if deliveries.are_short {
             self.typical = typical;
-            self.next.span = Self::fewest(SPAN_OUTSIDE, typical);
+            // Until a group is closed the watchdog takes it for one step.
+            self.next.span = Self::fewest(SPAN_OUTSIDE, typical).min(16);
             self.next.ahead = self.draw(GAP);
         }
     }

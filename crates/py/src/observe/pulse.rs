@@ -103,7 +103,7 @@ impl Pulse {
         if !watchdog::is_block(late) {
             return None;
         }
-        let block = watched?.take(due).unwrap_or_default();
+        let block = watched?.take(due, late).unwrap_or_default();
         let cause = block.cause(late).name();
         let stacks = block.stacks.iter().map(|frames| {
             let rows = frames.iter();

@@ -282,7 +282,9 @@ impl Watch {
             if let Some(scribe) = &self.scribe {
                 scribe.note(now, Kind::Block, took.min(ID_MAX), 0);
             }
-            let block = watched.take(now.saturating_sub(took)).unwrap_or_default();
+            let block = watched
+                .take(now.saturating_sub(took), took)
+                .unwrap_or_default();
             let told = blocked(core, took, who, &found, &block);
             blocks::keep(observed, took, found.clone(), block);
             if let Err(error) = told {

@@ -49,9 +49,7 @@ use tideloop_sys::thread::{self, Thread};
 
 use super::{Observed, blocks, dumps, recorder};
 use crate::errors::os_error;
-#[cfg(Py_3_13)]
-use crate::ffi::dumping;
-use crate::ffi::probe;
+use crate::ffi::{dumping, probe};
 
 /// Between two looks at a step that goes on blocking, in nanoseconds.
 const AGAIN: u64 = 50_000_000;
@@ -94,6 +92,8 @@ pub struct Block {
     /// When the next look is due; 0: now.
     due: u64,
     pub stacks: Vec<Vec<Frame>>,
+    /// Its stack is wanted, and could not be asked for or written: somebody else was being asked, or the thread was met at a bad moment.
+    unasked: bool,
     /// How long it had lasted when the first of them was there, in nanoseconds.
     pub captured: Option<u64>,
     /// What the interpreter's loop was asked: the number of that, and how long the thread had run.
@@ -241,8 +241,8 @@ pub fn keeps_watch() {
 }
 
 impl Watched {
-    /// What was seen of the step that began at `began`, or after it, and has just ended. By the loop's thread.
-    pub fn take(&self, began: u64) -> Option<Block> {
+    /// What was seen of the step that began at `began`, or after it, took so long, and has just ended. By the loop's thread.
+    pub fn take(&self, began: u64, took: u64) -> Option<Block> {
         if !self.seen.swap(false, Ordering::Relaxed) {
             return None;
         }
@@ -253,6 +253,8 @@ impl Watched {
         if let Some(stack) = stack {
             block.add(stack);
         }
+        // The last one was written before the step has ended, and is read now.
+        block.captured = block.captured.map(|after| after.min(took));
         block.end = looks_like(self.thread, clock::monotonic_ns());
         Some(block).filter(|block| block.began + NEAR >= began)
     }
@@ -295,6 +297,10 @@ fn watch() {
         registry = locked(&REGISTRY);
         if registry.stopping {
             break;
+        }
+        if registry.threshold != threshold {
+            // It was told of while nobody listened.
+            continue;
         }
         let wait = wake.saturating_sub(clock::monotonic_ns()).max(100_000);
         registry = CHANGED
@@ -358,8 +364,12 @@ fn look_closely(
         return false;
     }
     let is_asked = blocks && asking.is_some_and(|asking| asking.ask(watched, began));
+    let unasked = blocks && !is_asked && asking.is_some_and(Asking::is_busy);
     let look = looks_like(watched.thread, now);
-    note(watched, began, |block| block.looks.extend(look));
+    note(watched, began, |block| {
+        block.looks.extend(look);
+        block.unasked = unasked;
+    });
     if !blocks {
         return false;
     }
@@ -379,7 +389,7 @@ fn look_closely(
         });
         return true;
     }
-    is_asked
+    is_asked || unasked
 }
 
 /// Takes what the thread has answered meanwhile. Whether something is still to come.
@@ -388,7 +398,13 @@ fn listen(watched: &Arc<Watched>, began: u64, asking: Option<&Asking>) -> bool {
     if let Some(stack) = stack {
         note(watched, began, |block| block.add(stack));
     }
-    let is_asked = asking.is_some_and(|asking| asking.waits_for(watched, began));
+    let has_missed = asking.is_some_and(|asking| asking.has_missed(watched, began));
+    let mut unasked = has_missed || locked(&watched.block).unasked;
+    if unasked && asking.is_some_and(|asking| asking.ask(watched, began)) {
+        unasked = false;
+    }
+    note(watched, began, |block| block.unasked = unasked);
+    let is_asked = unasked || asking.is_some_and(|asking| asking.waits_for(watched, began));
     let question = locked(&watched.block).question;
     let Some((number, had_run)) = question else {
         return is_asked;
@@ -467,6 +483,8 @@ impl Asking {
         if !runs || registry.stopping || thread::handler_of(self.signal) != Some(self.handler) {
             return false;
         }
+        // Of somebody who was asked before.
+        dumping::has_missed();
         if probe::signal(&registry, watched.thread, self.signal).is_err() {
             return false;
         }
@@ -476,6 +494,26 @@ impl Asking {
             size: 0,
         });
         true
+    }
+
+    /// Whether somebody is being asked.
+    fn is_busy(&self) -> bool {
+        locked(&self.request)
+            .as_ref()
+            .is_some_and(|request| !request.is_over())
+    }
+
+    /// Whether the thread was asked where it could not answer; it may be asked again.
+    fn has_missed(&self, watched: &Watched, began: u64) -> bool {
+        let mut request = locked(&self.request);
+        let missed = request
+            .as_ref()
+            .is_some_and(|request| request.is_of(watched, began))
+            && dumping::has_missed();
+        if missed {
+            *request = None;
+        }
+        missed
     }
 
     /// Whether the thread was asked, and has not answered yet.
@@ -525,9 +563,7 @@ pub fn watchdog_threshold(nanoseconds: u64) {
 ///
 /// Raises ValueError if the signal has no handler, and OSError if the descriptor cannot be duplicated.
 #[pyfunction]
-#[cfg_attr(not(Py_3_13), allow(unused_variables))]
 pub fn watchdog_asks(py: Python<'_>, signal: i32, descriptor: i32) -> PyResult<()> {
-    #[cfg(Py_3_13)]
     if !dumping::is_safe(py, signal) {
         return Ok(());
     }
