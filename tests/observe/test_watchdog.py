@@ -214,7 +214,8 @@ from tideloop import watchdog
 
 async def main():
     number = watchdog._asked_by[0]
-    code = "import os, sys, time\\nto, number = map(int, sys.argv[1:])\\nfor _ in range(2000): os.kill(to, number); time.sleep(0.0001)"
+    sends = "for _ in range(2000): os.kill(to, number); time.sleep(0.0001)"
+    code = "import os, sys, time; to, number = map(int, sys.argv[1:])\\n" + sends
     sender = subprocess.Popen([sys.executable, "-I", "-c", code, str(os.getpid()), str(number)])
     numbers = list(range(2_000))
     while sender.poll() is None:
