@@ -66,7 +66,7 @@ $(VENV)/.docs: requirements/docs.txt $(VENV_STAMP)
 # The load client speaks TLS where its library builds with any C compiler.
 LOAD_FEATURES := $(if $(filter Windows_NT,$(OS)),,--features tls)
 
-# What a run of pgo/train.py has counted tells the compiler what is hot: a tenth less CPU time and more (docs/tasks.md).
+# What a run of pgo/train.py has counted tells the compiler what is hot (ARCHITECTURE.md, "The release build").
 # Names in a profile are one compiler's, so that another one builds without; so does PROFILE=.
 PROFILE ?= $(shell [ "$$(rustc -V 2>/dev/null)" = "$$(cat pgo/rustc 2>/dev/null)" ] && echo pgo/tideloop.profdata)
 # Code that is newer than the profile is no news, least of all between the errors of a build.
